@@ -1,0 +1,1 @@
+"""YAML files installed with the package."""

@@ -1,0 +1,22 @@
+"""Layers, routers, residuals and heads of the project."""
+
+from tryplicity import hookimpl
+
+
+@hookimpl
+def tryplicity_layers():
+    from tryplicity_plugins.layers.activations import GELU, ReLU2, SiLU
+    from tryplicity_plugins.layers.attention import GroupedQueryAttention
+    from tryplicity_plugins.layers.bitlinear import BitLinear
+    from tryplicity_plugins.layers.gated_mlp import GatedMLP
+    from tryplicity_plugins.layers.hyper_connections import HyperConnections
+    from tryplicity_plugins.layers.linear import PlainLinear
+    from tryplicity_plugins.layers.mamba2 import Mamba2
+    from tryplicity_plugins.layers.moe import MixtureOfExperts
+    from tryplicity_plugins.layers.multi_token import MultiTokenPrediction
+    from tryplicity_plugins.layers.norms import LayerNorm, RMSNorm
+    from tryplicity_plugins.layers.residual import Add
+    from tryplicity_plugins.layers.router import TopKRouter
+
+    return [PlainLinear, BitLinear, RMSNorm, LayerNorm, SiLU, GELU, ReLU2, GatedMLP, MixtureOfExperts, TopKRouter,
+            Mamba2, GroupedQueryAttention, Add, HyperConnections, MultiTokenPrediction]

@@ -1,0 +1,12 @@
+"""Sources of training text of the project."""
+
+from tryplicity import hookimpl
+
+
+@hookimpl
+def tryplicity_components():
+    from tryplicity_plugins.sources.files import Files
+    from tryplicity_plugins.sources.huggingface import HuggingFace
+    from tryplicity_plugins.sources.python_docs import PythonDocs
+
+    return [Files, HuggingFace, PythonDocs]

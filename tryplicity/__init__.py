@@ -1,0 +1,37 @@
+"""Tryplicity: invent, budget, train and talk to hybrid language models declared in YAML.
+
+Everything a plugin may import is exported here, each name loaded when first used, so that
+`import tryplicity` is instant and loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "tryplicity.hookspecs": ["hookimpl"],
+    "tryplicity.parts": ["Component", "Part", "uses"],
+    "tryplicity.components": ["IGNORE", "Activation", "Brain", "Document", "FeedForward", "Head", "Judge", "Layer",
+                              "Linear", "Mean", "Mixer", "Norm", "Objective", "Optimizer", "Parallelism", "Report",
+                              "Residual", "Retriever", "Router", "Routing", "Schedule", "Site", "Source", "State",
+                              "output_and_report"],
+    "tryplicity.functional": ["chunked_cross_entropy", "grouped_linear"],
+    "tryplicity.errors": ["UserError"],
+    "tryplicity.plugins": ["load_plugins"],
+    "tryplicity.planner.memory": ["MemoryPlan"],
+}
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tryplicity' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,401 @@
+"""The base classes a plugin author subclasses, one per family.
+
+A component is a class with a `family`, a `name`, a frozen dataclass `Config` and a constructor that takes the
+config first. The smallest layer:
+
+    class Shift(Mixer):
+        '''Each token sees the one before it.'''
+        name = "shift"
+
+        @dataclass(frozen=True)
+        class Config:
+            gain: float = 1.0       #: how much of the previous token is kept
+
+        def __init__(self, config, site):
+            super().__init__()
+            self.gain = config.gain
+
+        def forward(self, x_BTD, *, state=None, doc_ids=None): ...
+
+Shapes: B batch, T time, D hidden, E experts, K chosen experts, N tokens (B*T), S rows sorted by expert,
+V vocabulary, F inner.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tryplicity.functional import grouped_linear
+from tryplicity.parts import Component, Part
+
+IGNORE = -100  # the target of a position that has none
+
+
+class Mean(NamedTuple):
+    """A mean kept as its total and its count, so that parts of a batch (and ranks) add up exactly."""
+
+    total: Tensor
+    count: Tensor | float
+
+    def __add__(self, other: Mean) -> Mean:  # type: ignore[override]
+        return Mean(self.total + other.total, self.count + other.count)
+
+    @property
+    def value(self) -> Tensor:
+        return self.total / (self.count if isinstance(self.count, Tensor) else max(self.count, 1e-9))
+
+
+@dataclass
+class Report:
+    """What a layer says beside its output.
+
+    losses: auxiliary losses by name, already weighted; each a mean over the rows (sequences) of this
+        micro-batch of something computed per row, so that a batch cut into parts gives the same sum.
+    stats: statistics by name, as totals and counts, detached.
+    """
+
+    losses: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    stats: dict[str, Mean] = dataclasses.field(default_factory=dict)
+
+    def include(self, attribute: str, child: Report) -> None:
+        """Add what the submodule held as `attribute` reported, under that name."""
+        for name, loss in child.losses.items():
+            self.losses[f"{attribute}.{name}"] = loss
+        for name, stat in child.stats.items():
+            self.stats[f"{attribute}.{name}"] = stat
+
+
+def output_and_report(result: Tensor | tuple[Tensor, Report]) -> tuple[Tensor, Report]:
+    """A component may return its output alone or with a Report; this gives both."""
+    return result if isinstance(result, tuple) else (result, Report())
+
+
+class State(dict):
+    """The decoding state of one layer: named tensors, batch first, and plain ints. Updated in place."""
+
+    def clone(self) -> State:
+        return State({k: v.clone() if isinstance(v, Tensor) else v for k, v in self.items()})
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where in the model a component stands, and the linear and norm components it should build with."""
+
+    hidden_size: int
+    vocab_size: int
+    context_length: int
+    layers: int
+    layer: int | None = None
+    sublayer: int = 0  # sub-layers before this one in its block
+    linear_part: Part | None = None
+    norm_part: Part | None = None
+
+    def linear(self, in_features: int, out_features: int, *, experts: int | None = None,
+               active_experts: float | None = None, bias: bool = False, writes_residual: bool = False) -> Linear:
+        """The spec's linear component. `writes_residual`: initialised smaller, by 1/sqrt(2 * layers)."""
+        std = 0.02 / (2 * self.layers) ** 0.5 if writes_residual else 0.02
+        return self.linear_part.build(in_features, out_features, experts=experts, active_experts=active_experts,
+                                      bias=bias, init_std=std)
+
+    def norm(self, size: int) -> Norm:
+        """The spec's norm component over the last axis of `size`."""
+        return self.norm_part.build(size)
+
+
+class _Module(nn.Module, Component):
+    """A component that is a torch module."""
+
+    #: names of parameters of this module that weight decay must leave alone, beside all vectors and scalars
+    undecayed: ClassVar[tuple[str, ...]] = ()
+    #: share of this module's own parameters that work on one token (routed experts: chosen / all)
+    active_fraction: float = 1.0
+
+    def reset_parameters(self) -> None:
+        """Initialise the parameters and buffers that this module itself holds (not its children's).
+
+        Called once after the model, assembled on the meta device, got its memory. Whatever is left
+        uninitialised raises.
+        """
+
+    def after_step(self, step: int, stats: Mapping[str, Mean]) -> None:
+        """Adapt buffers once per optimizer step, from this module's own statistics summed over the batch."""
+
+    def metrics(self, stats: Mapping[str, Mean]) -> dict[str, float | list[float]]:
+        """What to log of this module's summed statistics; by default the mean of each."""
+        return {name: stat.value.tolist() for name, stat in stats.items()}
+
+
+class Layer(_Module):
+    """A mixer or feed-forward: `Class(config, site)`, maps [B, T, D] to [B, T, D]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, x_BTD: Tensor, *, state: State | None = None, doc_ids: Tensor | None = None):
+        """x_BTD: any length. Returns the output, or (output, Report).
+
+        state: what `new_state` gave; the tokens continue those the state has seen, and it is updated in place.
+        doc_ids: [B, T] integers; tokens with different ids never reach one another. None: one document a row.
+        No host synchronisation (no .item(), no shape that depends on data) while gradients are on.
+        """
+        raise NotImplementedError
+
+    def new_state(self, batch: int, *, device=None, dtype=None) -> State | None:
+        """An empty decoding state; None for a layer that looks at each token alone."""
+        return None
+
+    def extra_flops(self, tokens: int) -> int:
+        """FLOPs of a custom kernel that torch's counter cannot see, forward only, for `tokens` tokens."""
+        return 0
+
+
+class Mixer(Layer):
+    """Moves information between tokens."""
+
+    family = "mixer"
+
+
+class FeedForward(Layer):
+    """Works on each token alone."""
+
+    family = "feed_forward"
+
+
+class Linear(_Module):
+    """`Class(config, in, out, experts=...)`: x @ W.T, dense [out, in] or a stack [experts, out, in].
+
+    A new linear overrides `effective_weight` and `effective_input`; dense, stacked and single-expert products
+    then follow.
+    """
+
+    family = "linear"
+    #: bits a weight takes in the exported model
+    packed_bits: ClassVar[float] = 16.0
+
+    def __init__(self, config, in_features: int, out_features: int, *, experts: int | None = None,
+                 active_experts: float | None = None, bias: bool = False, init_std: float = 0.02) -> None:
+        super().__init__()
+        self.config, self.in_features, self.out_features, self.experts = config, in_features, out_features, experts
+        self.init_std = init_std
+        stack = () if experts is None else (experts,)
+        self.weight = nn.Parameter(torch.empty(*stack, out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(*stack, out_features)) if bias else None
+        if experts is not None and active_experts is not None:
+            self.active_fraction = active_experts / experts
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.init_std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def effective_weight(self, weight: Tensor) -> Tensor:
+        """The weight as it enters the product; any leading stack, then [out, in]."""
+        return weight
+
+    def effective_input(self, x: Tensor) -> Tensor:
+        """The input as it enters the product, [..., in]."""
+        return x
+
+    def forward(self, x: Tensor, offsets_E: Tensor | None = None) -> Tensor:
+        """Dense: [..., in] -> [..., out]. Stacked: rows x_SI sorted by expert, offsets_E int32 their ends."""
+        weight, x = self.effective_weight(self.weight), self.effective_input(x)
+        if self.experts is None:
+            return F.linear(x, weight, self.bias)
+        return grouped_linear(x, weight, offsets_E)
+
+    def expert(self, x: Tensor, expert: int) -> Tensor:
+        """One expert of a stack on [..., in]; for decoding, where only the chosen weights should be read."""
+        return F.linear(self.effective_input(x), self.effective_weight(self.weight[expert]))
+
+    def extra_repr(self) -> str:
+        stack = "" if self.experts is None else f"experts={self.experts}, "
+        return f"{stack}in={self.in_features}, out={self.out_features}"
+
+
+class Norm(_Module):
+    """`Class(config, size)`: normalises the last axis."""
+
+    family = "norm"
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Activation(_Module):
+    """`Class(config, features, groups=None)`: elementwise on [..., features].
+
+    groups: several sets of neurons in one (the experts of a stack); then `forward(x_SF, group_S)` gets the
+    group of each row, `groups` itself meaning an unused row that must not count in any statistic.
+    Returns the output, or (output, Report).
+    """
+
+    family = "activation"
+
+    def forward(self, x: Tensor, group: Tensor | None = None):
+        raise NotImplementedError
+
+
+class Routing(NamedTuple):
+    """A router's choice for N tokens."""
+
+    experts_NK: Tensor  # int64; the number of experts itself stands for "none"
+    weights_NK: Tensor  # the dtype of the tokens; zero where there is none
+    report: Report
+
+
+class Router(_Module):
+    """`Class(config, site, experts, top_k)`: chooses experts for each token.
+
+    `max_k` is the widest choice (the K of Routing), `mean_k` what a budget is planned with.
+    """
+
+    family = "router"
+    max_k: int
+    mean_k: float
+    #: True in the steps in which the router wants `sketch_EM` (see forward); host-side, set in after_step
+    wants_sketch: bool = False
+
+    def forward(self, x_BTD: Tensor, sketch_EM: Tensor | None = None) -> Routing:
+        """x_BTD: the tokens, N = B*T. sketch_EM: a random projection of each expert's weights whose inner
+        products estimate those of the weights, given in the steps that `wants_sketch` asks for."""
+        raise NotImplementedError
+
+
+class Residual(_Module):
+    """`Class(config, site)`: how a sub-layer's output joins the stream(s). One instance per sub-layer."""
+
+    family = "residual"
+
+    def expand(self, x_BTD: Tensor) -> Tensor:
+        """From the embedding to the stream(s) the first layer reads."""
+        return x_BTD
+
+    def reduce(self, streams: Tensor) -> Tensor:
+        """From the last layer's stream(s) to [B, T, D]."""
+        return streams
+
+    def forward(self, streams: Tensor, sublayer) -> tuple[Tensor, Report]:
+        """`sublayer(x_BTD) -> (y_BTD, Report)`. Returns the new stream(s) and the sub-layer's report."""
+        raise NotImplementedError
+
+
+class Head(_Module):
+    """`Class(config, site)`: an objective on the last hidden state beside the next token's."""
+
+    family = "head"
+    #: factor of this head's mean loss in the total
+    weight: float = 1.0
+
+    def targets(self, ids_BT: Tensor, targets_BT: Tensor, doc_ids_BT: Tensor | None) -> Tensor:
+        """What this head must predict, IGNORE where nothing; from data alone, so that the number of valid
+        targets in the whole batch is known before the first backward pass. Any shape [B, T, ...]."""
+        raise NotImplementedError
+
+    def forward(self, h_BTD: Tensor, targets: Tensor, unembedding_VD: Tensor) -> Mean:
+        """The summed loss over valid targets and their number. h_BTD: the hidden state after the last norm."""
+        raise NotImplementedError
+
+
+class Objective(_Module):
+    """A training signal of the brain family's kind that weights or adds to the losses."""
+
+    family = "objective"
+
+
+class Brain(Component):
+    """A module of the `brain:` list: wires objectives, phases, schedules and data mixes into a run."""
+
+    family = "brain"
+
+
+class Optimizer(Component):
+    """`Class(config)`: makes a torch optimizer."""
+
+    family = "optimizer"
+    #: bytes of optimizer state per parameter, and of temporaries in its step (for the memory plan)
+    state_bytes: ClassVar[int] = 8
+    step_bytes: ClassVar[int] = 0
+
+    def build(self, decayed: list[nn.Parameter], undecayed: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The learning rate of each group is its base; the schedule multiplies it."""
+        raise NotImplementedError
+
+
+class Schedule(Component):
+    """`Class(config)`: the learning rate's factor over a run."""
+
+    family = "schedule"
+
+    def factor(self, progress: float, step: int) -> float:
+        """progress: the share of the budget spent, 0 to 1. step: optimizer steps done."""
+        raise NotImplementedError
+
+
+class Document(NamedTuple):
+    """A text with an identity that does not change between harvests and a URL a reader can check."""
+
+    id: str
+    text: str
+    domain: str  # text, code or math
+    url: str
+
+
+class Source(Component):
+    """`Class(config)`: where training text comes from."""
+
+    family = "source"
+
+    def fingerprint(self) -> str:
+        """Changes when the documents do; names the prepared data in the cache."""
+        raise NotImplementedError
+
+    def documents(self) -> Iterator[Document]:
+        raise NotImplementedError
+
+
+class Judge(Component):
+    """Scores a document's quality."""
+
+    family = "judge"
+
+
+class Retriever(Component):
+    """Finds passages for a question."""
+
+    family = "retriever"
+
+
+class Parallelism(Component):
+    """A strategy: how a model is laid over devices."""
+
+    family = "parallelism"
+
+    def memory(self, facts, hardware):
+        """The peak memory of one device, part by part: `planner.memory.MemoryPlan`."""
+        raise NotImplementedError
+
+    def refuses(self, hardware) -> str | None:
+        """Why this strategy cannot be used on this hardware at all, or None."""
+        return None
+
+    #: one line saying why `train` cannot use it yet, or None
+    cannot_train: str | None = None
+
+
+FAMILIES: dict[str, type[Component]] = {
+    cls.family: cls
+    for cls in (Mixer, FeedForward, Linear, Norm, Activation, Router, Residual, Head, Objective, Brain,
+                Parallelism, Optimizer, Schedule, Source, Judge, Retriever)
+}
+
+__all__ = ["FAMILIES", "IGNORE", "Activation", "Brain", "Component", "Document", "FeedForward", "Head", "Judge",
+           "Layer", "Linear", "Mean", "Mixer", "Norm", "Objective", "Optimizer", "Parallelism", "Part", "Report",
+           "Residual", "Retriever", "Router", "Routing", "Schedule", "Site", "Source", "State", "Iterable",
+           "output_and_report"]

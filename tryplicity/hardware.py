@@ -1,0 +1,118 @@
+"""Hardware profiles: what a machine has, costs, and is asked to carry. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from tryplicity.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tryplicity.registry import Registry
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One machine and how a model is to be trained on it. Every figure is per device unless it says otherwise."""
+
+    name: str
+    """What the profile is called on pages and in run folders."""
+    device: Literal["cuda", "rocm", "cpu"]
+    """Whose kernels run. rocm is AMD's, which torch reaches under the name cuda."""
+    accelerator: str
+    """The device's market name, for people."""
+    memory_gb: Positive
+    """Memory in GB of 10^9 bytes, as datasheets count."""
+    tflops: Positive
+    """Peak dense matrix TFLOP/s at `precision`, without sparsity."""
+    memory_bandwidth_gbs: Positive
+    """Memory bandwidth in GB/s."""
+    count: Count = 1
+    """Number of devices."""
+    link_bandwidth_gbs: Annotated[float, Field(ge=0)] = 0.0
+    """GB/s between devices, one direction, as one device sees it; 0 where there is only one."""
+    price_per_hour: Annotated[float, Field(ge=0)] = 0.0
+    """US dollars for one device for one hour; the machine costs this times `count`."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16: products in bfloat16 under autocast, weights kept in fp32. fp32: everything in fp32."""
+    batch: Count = 1
+    """Sequences of the spec's context length in one micro-batch of one device."""
+    accumulation: Count = 1
+    """Micro-batches in one optimizer step."""
+    activation_checkpointing: bool = True
+    """Keep only what enters each block and compute the rest again in the backward pass."""
+    expandable_segments: bool = True
+    """Let torch's CUDA allocator grow its segments, which wastes less; ignored on a CPU."""
+    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of the peak that training is expected to reach: a guess to edit once you have measured your own."""
+    strategy: str = "auto"
+    """A parallelism strategy by name, or auto: the first that fits."""
+
+    @property
+    def torch_device(self) -> str:
+        return "cpu" if self.device == "cpu" else "cuda"
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.memory_gb * 1e9)
+
+    @property
+    def machine_price_per_hour(self) -> float:
+        return self.price_per_hour * self.count
+
+    def sequences_per_step(self) -> int:
+        return self.batch * self.accumulation * self.count
+
+
+def installed_profiles() -> dict[str, Path]:
+    """The profiles that come with the package, by name."""
+    import tryplicity_hardware
+
+    return {path.stem: path for folder in tryplicity_hardware.__path__ for path in sorted(Path(folder).glob("*.yaml"))}
+
+
+def find_profile(path_or_name: str | Path) -> Path:
+    """A file that exists, or else an installed profile of that name. Raises UserError."""
+    path = Path(path_or_name)
+    if path.exists() or path.suffix or path.name != str(path_or_name):
+        return path  # a path that is missing is reported by whoever reads it
+    profiles = installed_profiles()
+    if path.name not in profiles:
+        raise UserError(f"no hardware profile is called {path.name!r}{did_you_mean(path.name, profiles)}")
+    return profiles[path.name]
+
+
+def load_hardware(path_or_name: str | Path, registry: Registry, settings: Sequence[str] = ()) -> Hardware:
+    """Read a profile. Raises UserError with every problem of the file, each `file:line:column: path: message`.
+
+    settings: `path=value` texts that replace values of the file.
+    """
+    from tryplicity.registry import Problem
+    from tryplicity.spec.loader import apply_settings, read_yaml
+
+    source = read_yaml(find_profile(path_or_name))
+    apply_settings(source, list(settings))
+    problems: list[Problem] = []
+    hardware = registry.resolve(Hardware, source.data, (), problems)
+    strategy, strategies = source.data.get("strategy", "auto"), registry.names("parallelism")
+    if isinstance(strategy, str) and strategy != "auto" and strategy not in strategies:
+        problems.append(Problem(("strategy",), f"no parallelism is called {strategy!r}"
+                                               f"{did_you_mean(strategy, ['auto', *strategies])}"))
+    if hardware is not None:
+        if hardware.device == "cpu" and hardware.precision == "bf16":
+            problems.append(Problem(("precision",), "bf16 is not trained with on a CPU; use fp32"))
+        if hardware.count > 1 and not hardware.link_bandwidth_gbs:
+            problems.append(Problem(("link_bandwidth_gbs",) if "link_bandwidth_gbs" in source.data else ("count",),
+                                    f"{hardware.count} devices need a link_bandwidth_gbs greater than 0"))
+    if problems:
+        raise source.error(problems)
+    assert hardware is not None
+    return hardware

@@ -1,0 +1,143 @@
+"""The hooks of a Tryplicity plugin: the whole contract. Loads no torch.
+
+A plugin is a module with functions of these names, each marked `@tryplicity.hookimpl`. It is found through an
+entry point of the group `tryplicity`, or given as `--plugin file.py`. Every argument is optional: take the ones
+you need, by these names. Import torch inside the functions, so that `tryplicity --help` stays fast.
+
+    from tryplicity import hookimpl
+
+    @hookimpl
+    def tryplicity_layers():
+        from my_package.shift import Shift
+        return [Shift]
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import click
+
+    from tryplicity.parts import Component
+
+hookspec = pluggy.HookspecMarker("tryplicity")
+hookimpl = pluggy.HookimplMarker("tryplicity")
+
+
+# --- what a plugin brings: asked once, when plugins are loaded ---
+
+@hookspec
+def tryplicity_layers() -> list[type[Component]]:
+    """Classes of the families a model is built of: mixer, feed_forward, linear, norm, activation, router,
+    residual, head.
+
+        @hookimpl
+        def tryplicity_layers():
+            return [Shift]
+    """
+
+
+@hookspec
+def tryplicity_brain_modules() -> list[type[Component]]:
+    """Brain-inspired classes, of the family of the site they act at: activation, router, objective, brain.
+
+        @hookimpl
+        def tryplicity_brain_modules():
+            return [SpikeActivation]
+    """
+
+
+@hookspec
+def tryplicity_parallelism() -> list[type[Component]]:
+    """Strategies that lay a model over devices.
+
+        @hookimpl
+        def tryplicity_parallelism():
+            return [PipelineParallel]
+    """
+
+
+@hookspec
+def tryplicity_components() -> list[type[Component]]:
+    """Classes of every other family: optimizer, schedule, source, judge, retriever.
+
+        @hookimpl
+        def tryplicity_components():
+            return [Lion, GutenbergSource]
+    """
+
+
+@hookspec
+def tryplicity_commands() -> list[click.Command]:
+    """Further commands of the `tryplicity` command line.
+
+        @hookimpl
+        def tryplicity_commands():
+            return [my_click_command]
+    """
+
+
+@hookspec
+def tryplicity_server_routes(app: object) -> None:
+    """Add routes to the Sanic application before it starts.
+
+        @hookimpl
+        def tryplicity_server_routes(app):
+            app.add_route(my_handler, "/my/page")
+    """
+
+
+# --- the life of a run: called by the training loop; a hook that raises is reported and training goes on ---
+
+@hookspec
+def tryplicity_run_started(run: Path, spec: object, model: object) -> None:
+    """Training begins or goes on, in the folder `run`.
+
+        @hookimpl
+        def tryplicity_run_started(run):
+            print("training in", run)
+    """
+
+
+@hookspec
+def tryplicity_step_finished(run: Path, step: int, metrics: dict) -> None:
+    """An optimizer step is done and logged; `metrics` is the object written to metrics.jsonl.
+
+        @hookimpl
+        def tryplicity_step_finished(step, metrics):
+            my_dashboard.log(step, metrics["loss"])
+    """
+
+
+@hookspec
+def tryplicity_checkpoint_saved(run: Path, step: int, checkpoint: Path) -> None:
+    """A checkpoint is complete on disk.
+
+        @hookimpl
+        def tryplicity_checkpoint_saved(checkpoint):
+            upload(checkpoint)
+    """
+
+
+@hookspec
+def tryplicity_run_finished(run: Path, step: int, reason: str) -> None:
+    """Training ended: reason is "budget", "interrupted" or "failed".
+
+        @hookimpl
+        def tryplicity_run_finished(reason):
+            notify(reason)
+    """
+
+
+#: hooks that return component classes, and the families each may bring
+COMPONENT_HOOKS: dict[str, tuple[str, ...]] = {
+    "tryplicity_layers": ("mixer", "feed_forward", "linear", "norm", "activation", "router", "residual", "head"),
+    "tryplicity_brain_modules": ("activation", "router", "objective", "brain"),
+    "tryplicity_parallelism": ("parallelism",),
+    "tryplicity_components": ("optimizer", "schedule", "source", "judge", "retriever"),
+}

@@ -1,0 +1,197 @@
+"""The model: embed -> blocks -> norm -> heads. Nothing here names a concrete layer.
+
+Shapes: B batch, T time, D hidden, V vocabulary; `streams` is whatever the residual component keeps, [B, T, D] or
+[B, T, S, D].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from tryplicity.components import IGNORE, Mean, Report, State, output_and_report
+from tryplicity.functional import chunked_cross_entropy
+from tryplicity.spec import Spec
+
+NEXT_TOKEN = "next_token"
+
+
+class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
+
+
+class Unembedding(nn.Module):
+    """The output matrix of a model whose embeddings are not tied."""
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
+
+
+class SubLayer(nn.Module):
+    """norm -> layer, joined to the residual stream(s) by the residual component."""
+
+    def __init__(self, spec: Spec, part: Any, layer: int, sublayer: int) -> None:
+        super().__init__()
+        site = spec.site(layer, sublayer)
+        self.norm = site.norm(spec.hidden_size)
+        self.layer = part.build(site)
+        self.residual = spec.residual.build(site)
+
+    def forward(self, streams: Tensor, state: State | None, doc_ids_BT: Tensor | None) -> tuple[Tensor, Report]:
+        def run(x_BTD: Tensor) -> tuple[Tensor, Report]:
+            return output_and_report(self.layer(self.norm(x_BTD), state=state, doc_ids=doc_ids_BT))
+
+        return self.residual(streams, run)
+
+
+class Block(nn.Module):
+    """One layer of the stack: a mixer, then a feed-forward where the spec has one."""
+
+    def __init__(self, spec: Spec, layer: int) -> None:
+        super().__init__()
+        block = spec.layers[layer]
+        self.mixer = SubLayer(spec, block.mixer, layer, 0)
+        self.feed_forward = SubLayer(spec, block.feed_forward, layer, 1) if block.feed_forward else None
+
+    def new_state(self, batch: int, **options: Any) -> list[State | None]:
+        parts = [self.mixer] if self.feed_forward is None else [self.mixer, self.feed_forward]
+        return [part.layer.new_state(batch, **options) for part in parts]
+
+    def forward(self, streams: Tensor, state: list[State | None] | None = None,
+                doc_ids_BT: Tensor | None = None) -> tuple[Tensor, Report]:
+        report = Report()
+        streams, said = self.mixer(streams, state and state[0], doc_ids_BT)
+        report.include("mixer.layer", said)
+        if self.feed_forward is not None:
+            streams, said = self.feed_forward(streams, state and state[1], doc_ids_BT)
+            report.include("feed_forward.layer", said)
+        return streams, report
+
+
+class Losses(NamedTuple):
+    """What a training forward gives."""
+
+    objectives: dict[str, Mean]  # the next token's and each head's: summed nats and their number
+    report: Report  # auxiliary losses and statistics of the layers
+
+
+class Model(nn.Module):
+    """A language model as its spec declares it. Assemble under `torch.device("meta")`, then `initialise`."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embedding = Embedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(Block(spec, i) for i in range(len(spec.layers)))
+        self.norm = spec.site().norm(spec.hidden_size)
+        self.unembedding = None if spec.tied_embeddings else Unembedding(spec.vocab_size, spec.hidden_size)
+        self.heads = nn.ModuleDict({part.name: part.build(spec.site()) for part in spec.heads})
+        self.activation_checkpointing = False
+
+    @property
+    def unembedding_VD(self) -> Tensor:
+        return (self.embedding if self.unembedding is None else self.unembedding).weight
+
+    def hidden(self, ids_BT: Tensor, *, state: list | None = None, doc_ids_BT: Tensor | None = None,
+               ) -> tuple[Tensor, Report]:
+        """The hidden state after the last norm, [B, T, D], and what the layers reported."""
+        residual = self.layers[0].mixer.residual
+        streams, report = residual.expand(self.embedding(ids_BT)), Report()
+        for i, block in enumerate(self.layers):
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                streams, said = checkpoint(block, streams, None, doc_ids_BT, use_reentrant=False,
+                                           preserve_rng_state=False)
+            else:
+                streams, said = block(streams, state and state[i], doc_ids_BT)
+            report.include(f"layers.{i}", said)
+        return self.norm(residual.reduce(streams)), report
+
+    def forward(self, ids_BT: Tensor, *, targets: Mapping[str, Tensor] | None = None, state: list | None = None,
+                doc_ids_BT: Tensor | None = None, last_only: bool = False) -> Losses | Tensor:
+        """With `targets` (from `targets()`): the losses. Without: logits [B, T, V], or [B, 1, V] if last_only.
+
+        state: what `new_state` gave, updated in place; the tokens continue those it has seen.
+        """
+        h_BTD, report = self.hidden(ids_BT, state=state, doc_ids_BT=doc_ids_BT)
+        if targets is None:
+            return F.linear(h_BTD[:, -1:] if last_only else h_BTD, self.unembedding_VD.to(h_BTD.dtype))
+        next_BT = targets[NEXT_TOKEN]
+        total = chunked_cross_entropy(h_BTD.flatten(0, 1), self.unembedding_VD, next_BT.flatten())
+        objectives = {NEXT_TOKEN: Mean(total, (next_BT != IGNORE).sum())}
+        if self.training:
+            for name, head in self.heads.items():
+                objectives[name] = head(h_BTD, targets[name], self.unembedding_VD)
+        return Losses(objectives, report)
+
+    def targets(self, ids_BT: Tensor, next_BT: Tensor, doc_ids_BT: Tensor | None) -> dict[str, Tensor]:
+        """What each objective must predict, from data alone; IGNORE where nothing."""
+        return {NEXT_TOKEN: next_BT, **{name: head.targets(ids_BT, next_BT, doc_ids_BT)
+                                        for name, head in self.heads.items()}}
+
+    def weights(self) -> dict[str, float]:
+        """The factor of each objective's mean in the total loss."""
+        return {NEXT_TOKEN: 1.0, **{name: head.weight for name, head in self.heads.items()}}
+
+    def new_state(self, batch: int) -> list:
+        """An empty decoding state for `batch` sequences."""
+        weight = self.embedding.weight
+        return [block.new_state(batch, device=weight.device, dtype=weight.dtype) for block in self.layers]
+
+    def after_step(self, step: int, stats: Mapping[str, Mean]) -> None:
+        """Let every module adapt its buffers from its statistics, summed over the whole batch."""
+        for name, own in self._by_module(stats).items():
+            self.get_submodule(name).after_step(step, own)
+
+    def metrics(self, stats: Mapping[str, Mean]) -> dict[str, float | list[float]]:
+        """Summed statistics as numbers to log, under their module's name."""
+        return {f"{_short(name)}.{key}": value for name, own in self._by_module(stats).items()
+                for key, value in self.get_submodule(name).metrics(own).items()}
+
+    def _by_module(self, stats: Mapping[str, Mean]) -> dict[str, dict[str, Mean]]:
+        found: dict[str, dict[str, Mean]] = {}
+        for path, stat in stats.items():
+            module, _, name = path.rpartition(".")
+            found.setdefault(module, {})[name] = stat
+        return found
+
+
+def _short(module: str) -> str:
+    """'layers.3.feed_forward.layer.router' -> 'layers.3.feed_forward.router': the wrapper's name tells nothing."""
+    return ".".join(step for step in module.split(".") if step != "layer")
+
+
+def assemble(spec: Spec) -> Model:
+    """The model on the meta device: every shape, no memory."""
+    with torch.device("meta"):
+        return Model(spec)
+
+
+def initialise(model: Model, device: torch.device | str, seed: int) -> Model:
+    """Give a model on the meta device memory and its initial values, the same for the same seed.
+
+    Raises AssertionError naming a parameter or buffer that its module's reset_parameters left uninitialised.
+    """
+    model.to_empty(device=device)
+    with torch.no_grad():
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        for tensor in tensors.values():
+            if tensor.is_floating_point():
+                tensor.fill_(torch.nan)
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        for name, tensor in tensors.items():
+            assert not (tensor.is_floating_point() and tensor.isnan().any()), (
+                f"{name} is uninitialised: its module's reset_parameters must fill it")
+    return model

@@ -1,0 +1,74 @@
+"""A component's class, and a component as a spec names it. Loads no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+class Component:
+    """What every plugin component is: a family, a name, a typed Config and a constructor taking it first."""
+
+    family: ClassVar[str]
+    name: ClassVar[str]
+
+    @dataclass(frozen=True)
+    class Config:
+        pass
+
+    @classmethod
+    def check(cls, config: Any, site: Any) -> Iterator[tuple[str, str]]:
+        """Yield (option, what is wrong and what would be right) for options that are impossible together or
+        at this `Site`; types and ranges are checked before, from Config."""
+        return iter(())
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component chosen by a spec: its class and its resolved options."""
+
+    component: type[Component]
+    config: Any
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        # resolved by the registry before Config is built; to the schema library it is opaque
+        from pydantic_core import core_schema
+
+        return core_schema.any_schema()
+
+    @property
+    def name(self) -> str:
+        return self.component.name
+
+    def build(self, *args: Any, **kwargs: Any) -> Any:
+        return self.component(self.config, *args, **kwargs)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The part as YAML would say it, defaults included."""
+        return {"type": self.name, **config_as_dict(self.config)}
+
+
+def config_as_dict(config: Any) -> dict[str, Any]:
+    """A resolved Config as plain YAML values."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Part):
+            return value.as_dict()
+        if dataclasses.is_dataclass(value):
+            return config_as_dict(value)
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def uses(family: str, default: str | dict | None = None, *, optional: bool = False, many: bool = False) -> Any:
+    """A Config field that holds a component: `router: Part = uses("router", default="top_k")`.
+
+    default: a name, or a mapping with `type` and options, as YAML would say it. Without a default the option is
+    required, unless `optional` (then None). many: a list of components, by default empty.
+    """
+    metadata = {"family": family, "default": default, "optional": optional, "many": many}
+    return dataclasses.field(default=() if many else None, metadata=metadata)

@@ -1,0 +1,7 @@
+"""From YAML to a resolved, validated spec. Loads no torch by itself."""
+
+from tryplicity.spec.loader import Source, apply_settings, parse_yaml, read_yaml
+from tryplicity.spec.model import BlockSpec, Expect, Spec, Training, load_spec, spec_schema
+
+__all__ = ["BlockSpec", "Expect", "Source", "Spec", "Training", "apply_settings", "load_spec", "parse_yaml",
+           "read_yaml", "spec_schema"]
