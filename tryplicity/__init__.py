@@ -21,7 +21,7 @@ _EXPORTS = {
     "tryplicity.functional": ["chunked_cross_entropy", "grouped_linear"],
     "tryplicity.errors": ["UserError"],
     "tryplicity.plugins": ["load_plugins"],
-    "tryplicity.planner.memory": ["MemoryPlan"],
+    "tryplicity.planner.memory": ["Facts", "MemoryPlan", "finish_plan", "moments"],
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = [*_HOME, "__version__"]  # noqa: PLE0604

@@ -124,6 +124,10 @@ class _Module(nn.Module, Component):
         uninitialised raises.
         """
 
+    def before_step(self, step: int) -> None:
+        """Called before each optimizer step with the number of steps done; decide here, on the host, what the
+        step's forward passes will do beside the usual."""
+
     def after_step(self, step: int, stats: Mapping[str, Mean]) -> None:
         """Adapt buffers once per optimizer step, from this module's own statistics summed over the batch."""
 
@@ -259,7 +263,7 @@ class Router(_Module):
     family = "router"
     max_k: int
     mean_k: float
-    #: True in the steps in which the router wants `sketch_EM` (see forward); host-side, set in after_step
+    #: True in the steps in which the router wants `sketch_EM` (see forward); host-side, set in before_step
     wants_sketch: bool = False
 
     def forward(self, x_BTD: Tensor, sketch_EM: Tensor | None = None) -> Routing:
@@ -373,9 +377,17 @@ class Retriever(Component):
 
 
 class Parallelism(Component):
-    """A strategy: how a model is laid over devices."""
+    """A strategy: how a model is laid over devices. `Class(config)`."""
 
     family = "parallelism"
+
+    def place(self, model: nn.Module, device: torch.device, seed: int) -> nn.Module:
+        """Lay out a model assembled on the meta device, give it memory and its initial values."""
+        raise NotImplementedError
+
+    def clip_gradients(self, model: nn.Module, max_norm: float) -> Tensor:
+        """Scale the gradients so that their global norm is at most `max_norm`; returns the norm before."""
+        raise NotImplementedError
 
     def memory(self, facts, hardware):
         """The peak memory of one device, part by part: `planner.memory.MemoryPlan`."""

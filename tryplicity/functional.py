@@ -10,52 +10,122 @@ from functools import cache
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 
-def _grouped_loop(x_SI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
-    """One product per expert. Reads the offsets on the host: for builds without a grouped product."""
-    ends = offsets_E.tolist()
-    # unbind, not indexing: each weight[e] would make autograd build a full-size zero gradient
-    weights, outputs, start = weight_EOI.unbind(), [], 0
-    for weight_OI, end in zip(weights, ends, strict=True):
-        outputs.append(F.linear(x_SI[start:end], weight_OI))
+def _group_loop(x_SI: Tensor, weight_EIO: Tensor, ends: list[int], out_SO: Tensor) -> None:
+    start = 0
+    for weight_IO, end in zip(weight_EIO.unbind(), ends, strict=True):
+        torch.mm(x_SI[start:end], weight_IO, out=out_SO[start:end])
         start = end
-    outputs.append(x_SI.new_zeros(x_SI.shape[0] - start, weight_EOI.shape[1]))
-    return torch.cat(outputs)
 
 
 @cache
 def grouped_product_works(device_type: str, dtype: torch.dtype) -> bool:
-    """Whether torch's grouped product runs, forward and backward, here; found by trying it."""
-    grouped = getattr(F, "grouped_mm", None)
-    if grouped is None:
+    """Whether torch's grouped product runs here, in the three forms training needs; found by trying it."""
+    if not hasattr(F, "grouped_mm"):
         return False
     try:
-        x = torch.randn(16, 16, device=device_type, dtype=dtype, requires_grad=True)
-        w = torch.randn(2, 16, 16, device=device_type, dtype=dtype, requires_grad=True)
+        x = torch.randn(16, 16, device=device_type).to(dtype)
+        w = torch.randn(2, 16, 16, device=device_type).to(dtype)
         ends = torch.tensor([8, 16], device=device_type, dtype=torch.int32)
-        y = grouped(x, w.transpose(-2, -1), offs=ends)
-        y.backward(torch.ones_like(y))
-        expected = torch.cat([x[:8] @ w[0].T, x[8:] @ w[1].T])
-        return torch.allclose(y, expected, rtol=2e-2, atol=2e-2)
+        wanted = [torch.cat([x[:8] @ w[0].T, x[8:] @ w[1].T]), torch.cat([x[:8] @ w[0], x[8:] @ w[1]]),
+                  torch.stack([x[:8].T @ x[:8], x[8:].T @ x[8:]])]
+        got = [F.grouped_mm(x, w.mT, offs=ends), F.grouped_mm(x, w, offs=ends),
+               F.grouped_mm(x.T, x, offs=ends)]
+        return all(torch.allclose(a, b, rtol=2e-2, atol=2e-2) for a, b in zip(got, wanted, strict=True))
     except (RuntimeError, NotImplementedError):
         return False
 
 
-def grouped_linear(x_SI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
-    """x[rows of expert e] @ weight[e].T for every e; rows from offsets_E[-1] on come out undefined.
+def _can_group(*tensors: Tensor) -> bool:
+    """torch's grouped product wants every row to begin at a multiple of 16 bytes."""
+    per_16_bytes = 16 // tensors[0].element_size()
+    aligned = all(size % per_16_bytes == 0 for tensor in tensors for size in tensor.shape[1:])
+    return aligned and grouped_product_works(tensors[0].device.type, tensors[0].dtype)
 
-    offsets_E: int32, the end of each expert's rows. Under autocast both sides are cast to its dtype, since
-    torch's grouped product is in no autocast list.
+
+# Operators of their own, so that shapes can be worked out without data for every dtype (torch's own grouped
+# product refuses fp32 there) and torch's FLOP counter knows them.
+@torch.library.custom_op("tryplicity::grouped_rows", mutates_args=())
+def _grouped_rows(x_SI: Tensor, weight_EIO: Tensor, offsets_E: Tensor) -> Tensor:
+    """x[rows of e] @ weight[e]; zero from offsets_E[-1] on."""
+    on_cpu = x_SI.device.type == "cpu"
+    if _can_group(x_SI, weight_EIO):
+        out_SO = F.grouped_mm(x_SI, weight_EIO, offs=offsets_E)
+    else:
+        out_SO = x_SI.new_empty(x_SI.shape[0], weight_EIO.shape[2])
+        _group_loop(x_SI, weight_EIO, offsets_E.tolist(), out_SO)
+    # the product leaves the rows after the last group uninitialised
+    if on_cpu:
+        out_SO[int(offsets_E[-1]):].zero_()
+    else:
+        rows_S = torch.arange(x_SI.shape[0], device=x_SI.device, dtype=torch.int32)
+        out_SO.masked_fill_((rows_S >= offsets_E[-1])[:, None], 0)
+    return out_SO
+
+
+@torch.library.custom_op("tryplicity::grouped_outer", mutates_args=())
+def _grouped_outer(y_SO: Tensor, x_SI: Tensor, offsets_E: Tensor) -> Tensor:
+    """y[rows of e].T @ x[rows of e], zero for an empty group: the gradient of a stack of weights."""
+    if _can_group(y_SO, x_SI):
+        return F.grouped_mm(y_SO.T, x_SI, offs=offsets_E)
+    out_EOI, start = x_SI.new_empty(offsets_E.shape[0], y_SO.shape[1], x_SI.shape[1]), 0
+    for out_OI, end in zip(out_EOI.unbind(), offsets_E.tolist(), strict=True):
+        torch.mm(y_SO[start:end].T, x_SI[start:end], out=out_OI)
+        start = end
+    return out_EOI
+
+
+@_grouped_rows.register_fake
+def _(x_SI, weight_EIO, offsets_E):
+    return x_SI.new_empty(x_SI.shape[0], weight_EIO.shape[2])
+
+
+@_grouped_outer.register_fake
+def _(y_SO, x_SI, offsets_E):
+    return x_SI.new_empty(offsets_E.shape[0], y_SO.shape[1], x_SI.shape[1])
+
+
+@register_flop_formula(torch.ops.tryplicity.grouped_rows)
+def _grouped_rows_flops(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+    return 2 * x_shape[0] * weight_shape[1] * weight_shape[2]
+
+
+@register_flop_formula(torch.ops.tryplicity.grouped_outer)
+def _grouped_outer_flops(y_shape, x_shape, *args, out_shape=None, **kwargs) -> int:
+    return 2 * y_shape[0] * y_shape[1] * x_shape[1]
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _grouped_backward(ctx, grad_SO):
+    x_SI, weight_EIO, offsets_E = ctx.saved_tensors
+    grad_SO, grad_x, grad_w = grad_SO.contiguous(), None, None
+    if ctx.needs_input_grad[0]:
+        grad_x = _grouped_rows(grad_SO, weight_EIO.mT, offsets_E)
+    if ctx.needs_input_grad[1]:  # as [E, O, I], the layout the weight itself has
+        grad_w = _grouped_outer(grad_SO, x_SI, offsets_E).mT
+    return grad_x, grad_w, None
+
+
+_grouped_rows.register_autograd(_grouped_backward, setup_context=_save_for_backward)
+
+
+def grouped_linear(x_SI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
+    """x[rows of expert e] @ weight[e].T for every e; rows from offsets_E[-1] on come out zero, and get and give
+    no gradient, whatever they hold.
+
+    offsets_E: int32, the end of each expert's rows. On CUDA every group must hold a multiple of 8 rows. Under
+    autocast both sides are cast to its dtype, since torch's grouped product is in no autocast list.
     """
-    if torch.is_autocast_enabled(x_SI.device.type):
-        dtype = torch.get_autocast_dtype(x_SI.device.type)
+    device_type = x_SI.device.type
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
         x_SI, weight_EOI = x_SI.to(dtype), weight_EOI.to(dtype)
-    alignment = 16 // x_SI.element_size()
-    aligned = x_SI.shape[-1] % alignment == 0 and weight_EOI.shape[1] % alignment == 0
-    if aligned and grouped_product_works(x_SI.device.type, x_SI.dtype):
-        return F.grouped_mm(x_SI, weight_EOI.transpose(-2, -1), offs=offsets_E)
-    return _grouped_loop(x_SI, weight_EOI, offsets_E)
+    return _grouped_rows(x_SI.contiguous(), weight_EOI.mT, offsets_E)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -1,0 +1,1 @@
+"""Generating text: loading a run, sampling, streaming."""

@@ -1,0 +1,59 @@
+"""spec + hardware -> Build: validate, assemble on meta, plan, choose a strategy. Nothing is bought or trained yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tryplicity.hardware import Hardware, load_hardware
+from tryplicity.model import Model, assemble
+from tryplicity.planner import Plan, plan
+from tryplicity.registry import Problem, Registry
+from tryplicity.spec import Spec, find_spec, load_spec
+
+
+@dataclass(frozen=True)
+class Build:
+    """A spec on a machine, checked and planned."""
+
+    spec: Spec
+    hardware: Hardware
+    model: Model  # on the meta device
+    plan: Plan
+    registry: Registry
+
+    @property
+    def strategy(self) -> Any:
+        """The chosen strategy, ready to place a model; only when the plan fits."""
+        return self.registry.part("parallelism", self.plan.chosen.name).build()
+
+
+def build(spec: str, hardware: str, registry: Registry, settings: Sequence[str] = ()) -> Build:
+    """Read and check both files, assemble the model without memory, and plan it.
+
+    spec, hardware: paths, or names of the installed ones. settings: `path=value` for the spec, or
+    `hardware.path=value` for the profile. Raises UserError with every problem found.
+    """
+    own = [s for s in settings if not s.startswith("hardware.")]
+    profile = load_hardware(hardware, registry, [s.removeprefix("hardware.") for s in settings if s not in own])
+    loaded = load_spec(str(find_spec(spec)), registry, own)
+    model = assemble(loaded)
+    planned = plan(model, profile, registry)
+    check_expectations(loaded, planned)
+    return Build(loaded, profile, model, planned, registry)
+
+
+def check_expectations(spec: Spec, planned: Plan) -> None:
+    """Raises UserError when the model did not come out as the spec's `expect` says."""
+    if spec.expect is None:
+        return
+    problems = []
+    for key, actual in (("total_parameters", planned.counts.total), ("active_parameters", planned.counts.active)):
+        wanted = getattr(spec.expect, key)
+        if wanted is not None and abs(actual - wanted) > spec.expect.within * wanted:
+            problems.append(Problem(("expect", key), (
+                f"the model has {actual:,.0f} {key.replace('_', ' ')}, {actual / wanted - 1:+.1%} from the expected "
+                f"{wanted:,.0f} and more than the allowed {spec.expect.within:.0%}; mend the layers, or the expectation")))
+    if problems:
+        raise spec.source.error(problems)

@@ -1,0 +1,309 @@
+"""The `tryplicity` command. Each command imports what it needs when it runs, so that --help is instant."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tryplicity import __version__
+from tryplicity.errors import Refused, UserError
+
+
+class _Group(click.Group):
+    """Turns errors that are a user's to mend into one line and an exit code; adds plugins' commands."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except UserError as error:
+            sys.exit(_say(error, 2))
+        except Refused as error:
+            sys.exit(_say(error, 1))
+        except KeyboardInterrupt:
+            sys.exit(_say("interrupted", 130))
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except OSError as error:
+            sys.exit(_say(f"{error.filename or 'file'}: {error.strerror or error}", 1))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.exceptions.Abort:
+            raise KeyboardInterrupt from None
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *self._foreign()})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return super().get_command(ctx, name) or self._foreign().get(name)
+
+    @functools.cached_property
+    def _commands_of_plugins(self) -> dict[str, click.Command]:
+        from tryplicity.plugins import load_commands
+
+        return {command.name: command for command in load_commands() if isinstance(command, click.Command)}
+
+    def _foreign(self) -> dict[str, click.Command]:
+        return {n: c for n, c in self._commands_of_plugins.items() if n not in self.commands}
+
+
+def _say(error: object, code: int) -> int:
+    for line in str(error).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def plugin_options(command: Callable) -> Callable:
+    """--plugin and --strict; the command gets the loaded `plugins`."""
+
+    @click.option("--plugin", "plugin_files", multiple=True, metavar="FILE.py",
+                  help="Load a plugin from a file, beside the installed ones. May be repeated.")
+    @click.option("--strict", is_flag=True, help="Fail when any plugin cannot be loaded.")
+    @functools.wraps(command)
+    def with_plugins(*args: Any, plugin_files: tuple[str, ...], strict: bool, **kwargs: Any) -> Any:
+        from tryplicity.plugins import load_plugins
+
+        return command(*args, plugins=load_plugins(plugin_files, strict), **kwargs)
+
+    return with_plugins
+
+
+def build_options(command: Callable) -> Callable:
+    """SPEC, --hw and --set."""
+    command = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE",
+                           help="Change a value of the spec (hidden_size=512, blocks.attention.mixer.heads=8) or of "
+                                "the profile (hardware.batch=2).")(command)
+    command = click.option("--hw", "hardware", required=True, metavar="HW",
+                           help="A hardware profile: a YAML file, or the name of an installed one (cpu, 5090, b200, "
+                                "mi300x, h200, h100).")(command)
+    return click.argument("spec")(command)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="tryplicity")
+def main() -> None:
+    """Invent, budget, train and talk to hybrid language models declared in YAML.
+
+    \b
+    tryplicity build full --hw h200                       will it fit, how fast, what does it cost
+    tryplicity train tiny --hw cpu --run runs/first --minutes 2
+    tryplicity generate runs/first "The list type"
+    """
+
+
+@main.command()
+@build_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@plugin_options
+def build(spec: str, hardware: str, settings: tuple[str, ...], as_json: bool, plugins: Any) -> None:
+    """Check SPEC on a machine before renting it: parameters, memory, strategy, speed, money.
+
+    SPEC is a YAML file or the name of an installed spec (tiny, 5090, full). Exits with 1 if it does not fit.
+
+    Example: tryplicity build specs/full.yaml --hw hardware/h200.yaml
+    """
+    from tryplicity.builder import build as assemble
+    from tryplicity.pages import build_page
+
+    built = assemble(spec, hardware, plugins.registry, settings)
+    if as_json:
+        click.echo(json.dumps(built.plan.as_dict(), indent=1))
+    else:
+        build_page(built)
+    if not built.plan.fits:
+        sys.exit(1)
+
+
+@main.command()
+@build_options
+@click.option("--data", default="python-docs", show_default=True, metavar="SOURCE",
+              help="python-docs, a folder or file of text, huggingface:NAME, or {type: ..., ...} as YAML.")
+@click.option("--run", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The run folder.")
+@click.option("--steps", type=click.IntRange(1), help="End after so many optimizer steps.")
+@click.option("--tokens", type=click.FloatRange(1), help="End after so many tokens (2e6 will do).")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="End after so many minutes of training.")
+@click.option("--resume", is_flag=True, help="Go on exactly where the newest complete checkpoint stands.")
+@plugin_options
+def train(spec: str, hardware: str, settings: tuple[str, ...], data: str, folder: Path, steps: int | None,
+          tokens: float | None, minutes: float | None, resume: bool, plugins: Any) -> None:
+    """Train SPEC from scratch into a run folder. Ctrl-C and SIGTERM save first.
+
+    Example: tryplicity train tiny --hw cpu --data python-docs --run runs/first --minutes 2
+    """
+    if sum(x is not None for x in (steps, tokens, minutes)) != 1:
+        raise UserError("say when to end: exactly one of --steps, --tokens and --minutes")
+    _train(spec, hardware, settings, data, folder, resume, plugins,
+           steps=steps, tokens=int(tokens) if tokens else None, minutes=minutes)
+
+
+def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str, folder: Path, resume: bool, plugins: Any,
+           **budget: Any) -> Any:
+    """What `train` and `quickstart` share: check, prepare the data, train with a live line, sum up."""
+    from tryplicity.training.process import polite_threads, tune_malloc
+
+    polite_threads()
+    from tryplicity import pages
+    from tryplicity.run import Run
+
+    run = Run(folder)
+    if run.exists() and not resume:
+        raise UserError(f"{folder}: a run is there already; add --resume to go on with it, or give another --run")
+    from tryplicity.builder import build as assemble
+    from tryplicity.data import parse_source, prepare
+
+    built = assemble(spec, hardware, plugins.registry, settings)
+    if not built.plan.fits:
+        pages.build_page(built)
+        raise Refused(f"{built.spec.name} does not fit on {built.hardware.name}")
+    if built.strategy.cannot_train:
+        raise Refused(built.strategy.cannot_train)
+    tune_malloc()
+    source = parse_source(plugins.registry, data)
+    with pages.preparation() as progress:
+        prepared = prepare(source, built.spec.vocab_size, progress=progress,
+                           tokenizer=run.tokenizer if resume and run.exists() else None)
+    if not run.exists():
+        from dataclasses import asdict
+
+        import yaml
+
+        run.create(spec=built.spec.as_yaml(), hardware=yaml.safe_dump(asdict(built.hardware), sort_keys=False),
+                   build=built.plan.as_dict(), tokenizer=prepared.tokenizer_path.read_text(encoding="utf-8"),
+                   data={"source": data, "fingerprint": prepared.fingerprint})
+    from tryplicity.training.loop import Budget, train
+
+    with pages.training(built) as watch:
+        outcome = train(built, prepared, run, Budget(**budget), plugins, resume=resume, watch=watch)
+    pages.training_summary(run, outcome, prepared)
+    if outcome.signal is not None:
+        sys.exit(128 + outcome.signal)
+    return outcome
+
+
+def sampling_options(command: Callable) -> Callable:
+    for option in reversed([
+        click.option("--max-tokens", default=200, show_default=True, type=click.IntRange(1)),
+        click.option("--temperature", default=0.8, show_default=True, help="0: always the likeliest token."),
+        click.option("--top-k", default=0, show_default=True, help="Choose among the k likeliest; 0: all."),
+        click.option("--top-p", default=0.95, show_default=True, help="Choose among the likeliest of this mass."),
+        click.option("--repetition-penalty", default=1.1, show_default=True, help="1: none."),
+        click.option("--seed", type=int, help="The same seed writes the same text."),
+    ]):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("prompt")
+@sampling_options
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. May be repeated.")
+@plugin_options
+def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], plugins: Any, **sampling: Any) -> None:
+    """Write on from PROMPT with the model of a run folder, as it comes.
+
+    Example: tryplicity generate runs/first "A list is" --temperature 0.7 --seed 1
+    """
+    from tryplicity.inference.sampler import Sampling
+
+    chosen = Sampling(**sampling)
+    from tryplicity.inference.engine import Engine
+
+    engine = Engine.load(run, plugins.registry)
+    click.secho(prompt, bold=True, nl=False)
+    for piece in engine.stream(prompt, chosen, max_tokens, stop):
+        click.echo(piece, nl=False)
+        sys.stdout.flush()
+    click.echo()
+
+
+@main.group()
+def plugins() -> None:
+    """Who provides what, and what failed and why."""
+
+
+@plugins.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@plugin_options
+def list_plugins(as_json: bool, plugins: Any) -> None:
+    """Every plugin found: where it comes from, what it provides, why it was left out.
+
+    Example: tryplicity plugins list --plugin my_layer.py
+    """
+    from dataclasses import asdict
+
+    from tryplicity.pages import plugin_table
+
+    if as_json:
+        click.echo(json.dumps({"plugins": [asdict(p) for p in plugins.found]}, indent=1))
+    else:
+        plugin_table(plugins)
+    if plugins.registry.failures:
+        sys.exit(1)
+
+
+@main.command()
+@plugin_options
+def schema(plugins: Any) -> None:
+    """Print the JSON Schema of a spec, composed from the installed plugins, for your editor.
+
+    Example: tryplicity schema > spec.schema.json
+    """
+    from tryplicity.spec import spec_schema
+
+    click.echo(json.dumps(spec_schema(plugins.registry), indent=1))
+
+
+@main.command()
+@click.option("--minutes", default=2.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Of training.")
+@click.option("--run", "folder", default="runs/quickstart", show_default=True, type=click.Path(path_type=Path))
+@plugin_options
+def quickstart(minutes: float, folder: Path, plugins: Any) -> None:
+    """The whole way on this machine: plan, prepare, train a tiny model, and let it write.
+
+    Example: tryplicity quickstart --minutes 2
+    """
+    from tryplicity import pages
+    from tryplicity.builder import build as assemble
+
+    pages.heading("1  Plan", "tryplicity build tiny --hw cpu")
+    pages.build_page(assemble("tiny", "cpu", plugins.registry))
+    folder = _free(folder)
+    pages.heading("2  Train", f"tryplicity train tiny --hw cpu --data python-docs --run {folder} --minutes {minutes:g}")
+    _train("tiny", "cpu", (), "python-docs", folder, False, plugins, minutes=minutes)
+    from tryplicity.inference.engine import Engine
+    from tryplicity.inference.sampler import Sampling
+
+    prompts = ("The function returns", "A list is", "import ")
+    pages.heading("3  Write", f'tryplicity generate {folder} "{prompts[0]}"')
+    engine = Engine.load(folder, plugins.registry)
+    for seed, prompt in enumerate(prompts):
+        click.secho(prompt, bold=True, nl=False)
+        for piece in engine.stream(prompt, Sampling(temperature=0.7, top_p=0.95, repetition_penalty=1.1, seed=seed), 60):
+            click.echo(piece, nl=False)
+            sys.stdout.flush()
+        click.echo("\n")
+    pages.next_steps(folder)
+
+
+def _free(folder: Path) -> Path:
+    """The folder, or with a number behind its name if a run is there already."""
+    from tryplicity.run import Run
+
+    number, free = 2, folder
+    while Run(free).exists():
+        free, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return free
+
+
+if __name__ == "__main__":
+    main()

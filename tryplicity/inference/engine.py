@@ -1,0 +1,74 @@
+"""Text from a trained model, token by token from caches. Shapes: T prompt tokens, V vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tryplicity.data.tokenizer import load_tokenizer, token_bytes
+from tryplicity.errors import UserError
+from tryplicity.inference.sampler import Sampler, Sampling
+from tryplicity.inference.text import TextStream
+from tryplicity.model import Model, assemble
+from tryplicity.run import Run
+from tryplicity.spec import load_spec
+from tryplicity.training import checkpoint
+
+
+@dataclass
+class Engine:
+    """A model with its tokenizer, ready to write."""
+
+    model: Model
+    tokenizer: object
+
+    @classmethod
+    def load(cls, folder: str | Path, registry, device: str = "cpu") -> Engine:
+        """From a run folder: its model.safetensors, or while it trains its newest checkpoint."""
+        run = Run.open(folder)
+        spec = load_spec(str(run.spec), registry)
+        weights = run.weights
+        if not weights.is_file():
+            newest = checkpoint.newest(run.checkpoints)
+            if newest is None:
+                raise UserError(f"{folder}: no weights yet; train it first, or wait for its first checkpoint")
+            weights = newest / "model.safetensors"
+        model = assemble(spec).to_empty(device=device)
+        for module in model.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # fills the buffers that are computed rather than saved
+        checkpoint.load_weights(model, weights)
+        return cls(model.eval(), load_tokenizer(run.tokenizer, spec.vocab_size))
+
+    def tokens(self, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> Iterator[int]:
+        """Tokens after `prompt`, up to and without the end-of-text token. The prompt is read in one pass."""
+        device = self.model.embedding.weight.device
+        end = self.tokenizer.token_to_id("<|eos|>")
+        sampler = Sampler(sampling, list(prompt), device)
+        state = self.model.new_state(1)
+        ids_BT = torch.tensor([list(prompt)], device=device)
+        for _ in range(max_tokens):
+            with torch.inference_mode():
+                logits_V = self.model(ids_BT, state=state, last_only=True)[0, -1]
+            token = sampler(logits_V)
+            if token == end:
+                return
+            yield token
+            ids_BT = torch.tensor([[token]], device=device)
+
+    def stream(self, prompt: str, sampling: Sampling, max_tokens: int, stop: Sequence[str] = ()) -> Iterator[str]:
+        """Text after `prompt`, in whole characters, until the text ends, a stop string or `max_tokens`."""
+        ids = [self.tokenizer.token_to_id("<|bos|>"), *self.tokenizer.encode(prompt, add_special_tokens=False).ids]
+        text = TextStream(token_bytes(self.tokenizer), stop)
+        for token in self.tokens(ids, sampling, max_tokens):
+            piece = text.feed(token)
+            if piece:
+                yield piece
+            if text.stopped:
+                return
+        rest = text.finish()
+        if rest:
+            yield rest

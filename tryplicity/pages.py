@@ -1,0 +1,215 @@
+"""What a person sees in the terminal: the build page, live training, tables. Loads no torch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+console = Console(highlight=False, soft_wrap=True)
+status = Console(stderr=True, highlight=False, soft_wrap=True)
+
+ACCENT = "#8b5cf6"
+
+
+def heading(text: str, command: str) -> None:
+    console.print()
+    console.print(Text.assemble((text, f"bold {ACCENT}"), "   ", (command, "dim")))
+
+
+def _count(number: float) -> str:
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if abs(number) >= size:
+            return f"{number / size:.2f}{unit}"
+    return f"{number:.0f}"
+
+
+def duration(seconds: float) -> str:
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes}m{seconds:02}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours < 48 else f"{hours / 24:.1f}d"
+
+
+def _plain_table(*columns: str, right: tuple[int, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i in right else "left")
+    return table
+
+
+def build_page(built: Any) -> None:
+    """The answer to: will it fit, how fast, what does it cost."""
+    plan = built.plan.as_dict()
+    hardware, memory, strategy = built.hardware, plan["memory"], plan["strategy"]
+    console.print(Text.assemble((plan["name"], "bold"), f" on {hardware.count} x {hardware.accelerator} "
+                                f"({hardware.memory_gb:g} GB each, {hardware.precision})"))
+    console.print()
+    _print_layers(plan["layers"])
+    console.print()
+    parameters = plan["parameters"]
+    facts = _plain_table("", "", right=(1,))
+    facts.show_header = False
+    facts.add_row("parameters", f"{parameters['total']:,}")
+    facts.add_row("active on a token", f"{parameters['active']:,}")
+    facts.add_row("packed bytes read per token", f"{plan['packed_bytes_per_token']:,}")
+    console.print(facts)
+    console.print()
+    table = _plain_table("memory per device", "GB", right=(1,))
+    for name, size in memory["parts"].items():
+        if size >= 0.005:
+            table.add_row(f"  {name}", f"{size:.2f}")
+    table.add_row(Text("  peak", style="bold"), Text(f"{memory['total_gb']:.2f}", style="bold"),)
+    table.add_row(f"  at the {memory['moment']}", "")
+    console.print(table)
+    console.print()
+    if plan["fits"]:
+        console.print(Text.assemble(("fits", "bold green"), f": {strategy['chosen']}, {memory['total_gb']:.1f} of "
+                                    f"{memory['budget_gb']:g} GB, {memory['headroom_gb']:.1f} GB to spare"))
+    else:
+        console.print(Text.assemble(("does not fit", "bold red"), f": the nearest plan needs {memory['total_gb']:.1f} "
+                                    f"of {memory['budget_gb']:g} GB"))
+    for other in strategy["rejected"]:
+        console.print(f"  not {other['name']}: {other['reason']} (it would take {other['total_gb']:.1f} GB)", style="dim")
+    if strategy.get("cannot_train"):
+        console.print(f"  {strategy['cannot_train']}", style="yellow")
+    speed, cost = plan["throughput"], plan["cost"]
+    console.print(f"speed: about {speed['tokens_per_second']:,.0f} tokens/s, {_count(speed['flops_per_token'])}FLOP a token")
+    console.print(f"  {speed['basis']}", style="dim")
+    if cost["per_hour"]:
+        console.print(f"money: ${cost['per_hour']:,.2f} an hour, ${cost['per_billion_tokens']:,.0f} per billion tokens")
+
+
+def _print_layers(layers: list[dict[str, Any]]) -> None:
+    """Runs of equal layers as one row each."""
+    table = _plain_table("layers", "mixer", "feed-forward", "parameters each", right=(3,))
+    start = 0
+    for i in range(1, len(layers) + 1):
+        same = i < len(layers) and all(layers[i][k] == layers[start][k] for k in ("mixer", "feed_forward", "parameters"))
+        if not same:
+            label = f"{start}" if i - start == 1 else f"{start}-{i - 1}"
+            first = layers[start]
+            table.add_row(label, first["mixer"], first["feed_forward"] or "-", f"{first['parameters']:,}")
+            start = i
+    console.print(table)
+
+
+@contextmanager
+def preparation() -> Iterator[Any]:
+    """A progress callback `(what, done, total)` for preparing data; total None where unknown."""
+    columns = (SpinnerColumn(style=ACCENT), TextColumn("{task.description}"), BarColumn(complete_style=ACCENT),
+               TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    with Progress(*columns, console=status, transient=False, disable=not status.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: float, total: float | None = None) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+                if not status.is_terminal:
+                    status.print(what)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield progress
+
+
+@contextmanager
+def training(built: Any) -> Iterator[Any]:
+    """A watcher for the training loop: a live line on a terminal, a line every ten seconds elsewhere."""
+    if not status.is_terminal:
+        yield _line_watcher()
+        return
+    columns = (TextColumn("step {task.fields[step]}"), BarColumn(complete_style=ACCENT),
+               TextColumn("{task.percentage:>3.0f}%"), TextColumn("loss {task.fields[loss]}"),
+               TextColumn("{task.fields[speed]} tokens/s"), TextColumn("{task.fields[left]} left"),
+               TextColumn("{task.fields[extra]}", style="dim"))
+    with Progress(*columns, console=status) as bar:
+        task = bar.add_task("", total=1.0, step=0, loss="-", speed="-", left="-", extra="")
+        smooth = _Smooth()
+
+        def watch(progress: Any, metrics: dict[str, Any], spent: float, left: float) -> None:
+            loss, speed = smooth(metrics)
+            extra = {}
+            if "validation_bits_per_byte" in metrics:
+                extra["extra"] = f"held-out {metrics['validation_bits_per_byte']:.3f} bits/byte"
+            bar.update(task, completed=spent, step=progress.step, loss=f"{loss:.3f}", speed=f"{speed:,.0f}",
+                       left=duration(left), **extra)
+
+        yield watch
+
+
+class _Smooth:
+    """Running means of loss and speed, so that the live line can be read."""
+
+    def __init__(self) -> None:
+        self.loss = self.speed = None
+
+    def __call__(self, metrics: dict[str, Any]) -> tuple[float, float]:
+        loss, speed = metrics["loss"], metrics["tokens_per_second"]
+        self.loss = loss if self.loss is None or loss != loss else 0.9 * self.loss + 0.1 * loss
+        self.speed = speed if self.speed is None else 0.9 * self.speed + 0.1 * speed
+        return self.loss, self.speed
+
+
+def _line_watcher() -> Any:
+    smooth, last = _Smooth(), [0.0]
+
+    def watch(progress: Any, metrics: dict[str, Any], spent: float, left: float) -> None:
+        loss, speed = smooth(metrics)
+        validated = "validation_bits_per_byte" in metrics
+        if validated or time.monotonic() - last[0] > 10:
+            last[0] = time.monotonic()
+            text = (f"step {progress.step}  {spent:4.0%}  loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left")
+            if validated:
+                text += f"  held-out {metrics['validation_bits_per_byte']:.3f} bits/byte"
+            print(text, file=sys.stderr, flush=True)
+
+    return watch
+
+
+def training_summary(run: Any, outcome: Any, prepared: Any) -> None:
+    """The loss curve, the held-out figure beside the byte bigram's, and where things are."""
+    from tryplicity.training.metrics import curve, read_lines
+
+    lines = read_lines(run.metrics)
+    drawn = curve([line["loss"] for line in lines if line.get("loss") is not None])
+    if drawn:
+        console.print(Text("training loss (nats a token)", style="dim"))
+        console.print(Text(drawn, style=ACCENT))
+    progress = outcome.progress
+    console.print(f"{progress.step:,} steps, {_count(progress.tokens)} tokens, {duration(progress.seconds)}")
+    if outcome.reason == "interrupted":
+        console.print(f"interrupted; everything is saved at step {progress.step}. Go on with the same command and --resume")
+    else:
+        console.print(f"held-out bits per byte: {outcome.bits_per_byte:.3f}, and a byte bigram model of the same text: "
+                      f"{prepared.bigram_bits_per_byte():.3f}")
+        console.print(f"weights: {run.weights}   every step: {run.metrics}", style="dim")
+
+
+def plugin_table(plugins: Any) -> None:
+    table = _plain_table("plugin", "from", "provides")
+    for plugin in plugins.found:
+        what = Text(f"left out: {plugin.cause}", style="red") if plugin.cause else Text(", ".join(plugin.provides))
+        table.add_row(plugin.name, plugin.origin, what)
+    Console(highlight=False).print(table)
+
+
+def next_steps(folder: Path) -> None:
+    heading("Next", "")
+    for command, what in ((f'tryplicity generate {folder} "A dictionary is"', "let it write more"),
+                          ("tryplicity build full --hw h200", "plan the 9-billion model on eight H200"),
+                          ("cp specs/tiny.yaml my.yaml", "make it yours, then: tryplicity build my.yaml --hw cpu"),
+                          ("tryplicity train my.yaml --hw cpu --data path/to/texts --run runs/mine --minutes 10",
+                           "train on your own text")):
+        console.print(Text.assemble("  ", (command, "bold"), "   ", (what, "dim")))

@@ -1,0 +1,125 @@
+"""Checkpoints: `checkpoints/step-N/`, renamed into place when complete, verified before they are resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tryplicity.errors import UserError
+from tryplicity.files import whole_file, whole_folder
+from tryplicity.model import Model
+
+#: what a full or failing disk raises from Python, safetensors and torch
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
+
+
+@dataclass
+class Progress:
+    """How far a run is; with the weights, the optimizer and the random state, all that resuming needs."""
+
+    step: int = 0
+    tokens: int = 0
+    position: int = 0  # sequences delivered, in the loader's fixed order
+    seconds: float = 0.0  # spent training
+    identity: str = ""  # of the spec's architecture
+    data: str = ""  # of the prepared data
+    seed: int = 0
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_weights(model: Model, path: Path) -> None:
+    """The weights and buffers as safetensors, whole or not at all."""
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", "identity": model.spec.identity()})
+
+
+def load_weights(model: Model, path: Path) -> None:
+    """Raises UserError when the file is damaged or holds other tensors than the model."""
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors: {error}") from None
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: these weights belong to another spec: {detail}") from None
+
+
+def save(folder: Path, model: Model, optimizer: torch.optim.Optimizer, progress: Progress, keep: int) -> Path:
+    """Write `folder/step-N`, then drop the oldest beyond `keep`. Raises one of WRITE_ERRORS; the old ones stay."""
+    target = folder / f"step-{progress.step}"
+    if target.exists():
+        return target
+    random = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["cuda"] = torch.cuda.get_rng_state_all()
+    with whole_folder(target) as temporary:
+        save_weights(model, temporary / "model.safetensors")
+        torch.save({"optimizer": optimizer.state_dict(), "random": random}, temporary / "optimizer.pt")
+        (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=1))
+        digests = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
+        (temporary / "complete.json").write_text(json.dumps(digests, indent=1))
+    for old in steps(folder)[:-keep]:
+        shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
+    return target
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that have a checkpoint, oldest first."""
+    found = [p.name.removeprefix("step-") for p in folder.glob("step-*") if p.is_dir()]
+    return sorted(int(name) for name in found if name.isdigit())
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        digests: dict[str, str] = json.loads((checkpoint / "complete.json").read_text())
+    except (OSError, ValueError):
+        return "complete.json is missing or unreadable"
+    for name, digest in digests.items():
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+        if _digest(checkpoint / name) != digest:
+            return f"{name} is not as it was written"
+    return None
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest complete checkpoint; damaged ones are named on stderr and passed over."""
+    for step in reversed(steps(folder)):
+        checkpoint = folder / f"step-{step}"
+        fault = damage(checkpoint)
+        if fault is None:
+            return checkpoint
+        print(f"warning: {checkpoint} is incomplete ({fault}); going back to the one before it", file=sys.stderr)
+    return None
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    return Progress(**json.loads((checkpoint / "progress.json").read_text()))
+
+
+def load(checkpoint: Path, model: Model, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put the weights, the optimizer and the random state back as they were."""
+    load_weights(model, checkpoint / "model.safetensors")
+    state: dict[str, Any] = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"]["cpu"])
+    if torch.cuda.is_available() and "cuda" in state["random"]:
+        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    return read_progress(checkpoint)

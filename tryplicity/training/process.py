@@ -1,0 +1,57 @@
+"""What a training or generating process sets once: memory allocation, threads, stop signals."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from types import FrameType
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
+
+def tune_malloc() -> None:
+    """Let glibc keep big blocks: torch on CPU otherwise maps and faults every large tensor anew.
+
+    Halves the time of bandwidth-bound operations; resident memory grows by up to half. No effect elsewhere.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    except (OSError, AttributeError):
+        pass  # another C library: slower, nothing else
+
+
+def polite_threads() -> None:
+    """Before torch is imported: let waiting OpenMP threads sleep when the cores are shared."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+class StopSignals:
+    """Turns the first SIGTERM or Ctrl-C into a request that the loop polls; a second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._receive)
+            except ValueError:
+                pass  # not the main thread: whoever started the thread handles signals
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
