@@ -19,6 +19,7 @@ _EXPORTS = {
                               "Residual", "Retriever", "Router", "Routing", "Schedule", "Site", "Source", "State",
                               "output_and_report"],
     "tryplicity.functional": ["chunked_cross_entropy", "grouped_linear"],
+    "tryplicity.model": ["initialise"],
     "tryplicity.errors": ["UserError"],
     "tryplicity.plugins": ["load_plugins"],
     "tryplicity.planner.memory": ["Facts", "MemoryPlan", "finish_plan", "moments"],

@@ -10,7 +10,7 @@ from tryplicity.hardware import Hardware, load_hardware
 from tryplicity.model import Model, assemble
 from tryplicity.planner import Plan, plan
 from tryplicity.registry import Problem, Registry
-from tryplicity.spec import Spec, find_spec, load_spec
+from tryplicity.spec import Spec, find_file, load_spec
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def build(spec: str, hardware: str, registry: Registry, settings: Sequence[str] 
     """
     own = [s for s in settings if not s.startswith("hardware.")]
     profile = load_hardware(hardware, registry, [s.removeprefix("hardware.") for s in settings if s not in own])
-    loaded = load_spec(str(find_spec(spec)), registry, own)
+    loaded = load_spec(str(find_file(spec, "spec")), registry, own)
     model = assemble(loaded)
     planned = plan(model, profile, registry)
     check_expectations(loaded, planned)

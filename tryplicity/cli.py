@@ -178,7 +178,7 @@ def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str, folde
 
         run.create(spec=built.spec.as_yaml(), hardware=yaml.safe_dump(asdict(built.hardware), sort_keys=False),
                    build=built.plan.as_dict(), tokenizer=prepared.tokenizer_path.read_text(encoding="utf-8"),
-                   data={"source": data, "fingerprint": prepared.fingerprint})
+                   data={"source": data, "fingerprint": prepared.identity})
     from tryplicity.training.loop import Budget, train
 
     with pages.training(built) as watch:

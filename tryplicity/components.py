@@ -24,7 +24,7 @@ V vocabulary, F inner.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -207,12 +207,16 @@ class Linear(_Module):
         """The input as it enters the product, [..., in]."""
         return x
 
-    def forward(self, x: Tensor, offsets_E: Tensor | None = None) -> Tensor:
-        """Dense: [..., in] -> [..., out]. Stacked: rows x_SI sorted by expert, offsets_E int32 their ends."""
+    def forward(self, x: Tensor, offsets_E: Tensor | None = None,
+                spread: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Dense: [..., in] -> [..., out]. Stacked: rows x_SI sorted by expert, offsets_E int32 their ends.
+
+        spread: makes such rows of tokens x_NI; applied after `effective_input`, so that a token is prepared once.
+        """
         weight, x = self.effective_weight(self.weight), self.effective_input(x)
         if self.experts is None:
             return F.linear(x, weight, self.bias)
-        return grouped_linear(x, weight, offsets_E)
+        return grouped_linear(x if spread is None else spread(x), weight, offsets_E)
 
     def expert(self, x: Tensor, expert: int) -> Tensor:
         """One expert of a stack on [..., in]; for decoding, where only the chosen weights should be read."""

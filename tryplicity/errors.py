@@ -7,17 +7,24 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Wrong input. The message says where, what, and what to do. The command line prints it and exits with 2."""
+    """Wrong input: the message says where, what and what to do. The command line then exits with 2."""
 
 
 class Refused(Exception):
     """The input is right and the answer is no (it does not fit, a check failed). Exits with 1."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def nearest(word: object, known: Iterable[str]) -> str | None:
+    """The known word that `word` most likely stands for, whatever its case; None if nothing is near."""
+    by_lower = {name.lower(): name for name in sorted(known)}
+    near = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[near[0]] if near else None
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
     """' (did you mean x?)', or the list of what there is when nothing is near."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
+    near = nearest(word, known)
     if near:
-        return f" (did you mean {near[0]}?)"
+        return f" (did you mean {near}?)"
     return f" (there are: {', '.join(known)})" if known else ""

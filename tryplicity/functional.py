@@ -9,6 +9,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
@@ -115,8 +116,8 @@ _grouped_rows.register_autograd(_grouped_backward, setup_context=_save_for_backw
 
 
 def grouped_linear(x_SI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:
-    """x[rows of expert e] @ weight[e].T for every e; rows from offsets_E[-1] on come out zero, and get and give
-    no gradient, whatever they hold.
+    """x[rows of expert e] @ weight[e].T for every e; rows from offsets_E[-1] on come out zero, and get and
+    give no gradient, whatever they hold.
 
     offsets_E: int32, the end of each expert's rows. On CUDA every group must hold a multiple of 8 rows. Under
     autocast both sides are cast to its dtype, since torch's grouped product is in no autocast list.
@@ -133,29 +134,30 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, h_ND, weight_VD, targets_N, ignore, chunk, with_gradients):
-        compute_dtype = (torch.get_autocast_dtype(h_ND.device.type)
-                         if torch.is_autocast_enabled(h_ND.device.type) else h_ND.dtype)
-        w_VD = weight_VD.to(compute_dtype)
-        total = torch.zeros((), device=h_ND.device, dtype=torch.float32)
+        device = h_ND.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        w_VD = weight_VD.to(dtype)
+        valid_N1 = (targets_N != ignore)[:, None]
+        index_N1 = targets_N[:, None].where(valid_N1, torch.zeros_like(targets_N[:, None]))
+        total = torch.zeros((), device=h_ND.device, dtype=wide)
         if with_gradients:
             grad_h_ND = torch.empty_like(h_ND)
-            grad_w_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
-        with torch.autocast(h_ND.device.type, enabled=False):
+            grad_w_VD = torch.zeros_like(weight_VD, dtype=wide)
+        with torch.autocast(device, enabled=False):
             for start in range(0, h_ND.shape[0], chunk):
                 rows = slice(start, start + chunk)
-                h_CD, targets_C = h_ND[rows].to(compute_dtype), targets_N[rows]
-                logits_CV = (h_CD @ w_VD.T).float()
-                lse_C = logits_CV.logsumexp(-1)
-                valid_C = targets_C != ignore
-                index_C1 = targets_C.where(valid_C, torch.zeros_like(targets_C))[:, None]
-                nll_C = lse_C - logits_CV.gather(1, index_C1)[:, 0]
-                total += nll_C.where(valid_C, torch.zeros_like(nll_C)).sum()
+                valid_C1, index_C1 = valid_N1[rows], index_N1[rows]
+                # with its ignored rows at zero here, no [C, V] tensor needs a mask
+                h_CD = h_ND[rows].to(dtype).masked_fill(~valid_C1, 0)
+                logp_CV = F.log_softmax(h_CD @ w_VD.T, dim=-1, dtype=wide)
+                total -= logp_CV.gather(1, index_C1).masked_fill_(~valid_C1, 0).sum()
                 if with_gradients:
-                    p_CV = logits_CV.sub_(lse_C[:, None]).exp_()
-                    p_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, -1, dtype=p_CV.dtype))
-                    p_CV = p_CV.mul_(valid_C[:, None]).to(compute_dtype)
-                    grad_h_ND[rows] = (p_CV @ w_VD).to(h_ND.dtype)
-                    if compute_dtype == torch.float32:
+                    p_CV = logp_CV.exp_()
+                    p_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, -1, dtype=wide))
+                    p_CV = p_CV.to(dtype)
+                    grad_h_ND[rows] = (p_CV @ w_VD).masked_fill_(~valid_C1, 0)
+                    if dtype == wide:
                         grad_w_VD.addmm_(p_CV.T, h_CD)
                     else:
                         grad_w_VD += p_CV.T @ h_CD
@@ -164,16 +166,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         grad_h_ND, grad_w_VD = ctx.saved_tensors
-        return grad * grad_h_ND, grad * grad_w_VD, None, None, None, None
+        grads = (grad.to(saved.dtype) * saved for saved in (grad_h_ND, grad_w_VD))
+        return *grads, None, None, None, None
 
 
 def chunked_cross_entropy(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, ignore: int = -100,
                           chunk: int = 1024) -> Tensor:
-    """The summed cross-entropy (nats) of `h @ weight.T` against targets, at most `chunk` rows of logits alive.
+    """The summed cross-entropy (nats) of `h @ weight.T` against targets, `chunk` rows of logits at a time.
 
-    Softmax in fp32. Positions whose target is `ignore` count nothing. Differentiable in h and weight (once).
+    Softmax and sum in fp32 at least. A position whose target is `ignore` counts nothing, whatever h is there.
+    Differentiable in h and weight, once. Same values and gradients as F.cross_entropy(reduction="sum").
     """
     with_gradients = torch.is_grad_enabled() and (h_ND.requires_grad or weight_VD.requires_grad)
     return _ChunkedCrossEntropy.apply(h_ND, weight_VD, targets_N, ignore, chunk, with_gradients)

@@ -106,7 +106,11 @@ class Model(nn.Module):
                ) -> tuple[Tensor, Report]:
         """The hidden state after the last norm, [B, T, D], and what the layers reported."""
         residual = self.layers[0].mixer.residual
-        streams, report = residual.expand(self.embedding(ids_BT)), Report()
+        x_BTD = self.embedding(ids_BT)
+        if torch.is_autocast_enabled(x_BTD.device.type):
+            # autocast leaves an embedding in fp32, and with it every residual stream: twice the memory
+            x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
+        streams, report = residual.expand(x_BTD), Report()
         for i, block in enumerate(self.layers):
             if self.activation_checkpointing and torch.is_grad_enabled():
                 streams, said = checkpoint(block, streams, None, doc_ids_BT, use_reentrant=False,

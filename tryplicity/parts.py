@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 
 class Component:
@@ -64,11 +64,21 @@ def config_as_dict(config: Any) -> dict[str, Any]:
     return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
-def uses(family: str, default: str | dict | None = None, *, optional: bool = False, many: bool = False) -> Any:
+class Holds(NamedTuple):
+    """What a Config field holds that is resolved on its own: components of a family, or another Config."""
+
+    what: str | type
+    many: bool = False
+    optional: bool = False
+    default: Any = None  # as YAML would say it
+
+
+def uses(family: str, default: str | dict | None = None, *, optional: bool = False,
+         many: bool = False) -> Any:
     """A Config field that holds a component: `router: Part = uses("router", default="top_k")`.
 
-    default: a name, or a mapping with `type` and options, as YAML would say it. Without a default the option is
-    required, unless `optional` (then None). many: a list of components, by default empty.
+    default: a name, or a mapping with `type` and options, as YAML would say it. Without a default the option
+    is required, unless `optional` (then None). many: a list of components, by default empty.
     """
-    metadata = {"family": family, "default": default, "optional": optional, "many": many}
-    return dataclasses.field(default=() if many else None, metadata=metadata)
+    return dataclasses.field(default=() if many else None,
+                             metadata={"holds": Holds(family, many, optional, default)})

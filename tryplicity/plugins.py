@@ -1,18 +1,20 @@
 """Guarded discovery of plugins: one that is broken is named, with the cause, and the rest go on.
 
-pluggy itself is silent about a misspelt hook, a missing marker, and half-registered plugins, and lets one raising
-plugin end a whole call; each of these is caught here, per plugin. Loads no torch.
+pluggy itself is silent about a misspelt hook, a missing marker, and half-registered plugins, and lets one
+raising plugin end a whole call; each of these is caught here, per plugin. Loads no torch until components are
+asked for.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +27,7 @@ from tryplicity import hookspecs
 from tryplicity.errors import UserError, did_you_mean
 from tryplicity.hookspecs import COMPONENT_HOOKS
 from tryplicity.parts import Component
-from tryplicity.registry import Registry
+from tryplicity.registry import Registry, check_config
 
 GROUP = "tryplicity"
 
@@ -37,36 +39,95 @@ class Plugin:
     name: str
     origin: str  # distribution and version, or the file
     cause: str | None = None  # why it was left out
-    provides: list[str] = field(default_factory=list)
+    provides: list[str] = field(default_factory=list)  # "mixer gqa": filled when components are asked for
+
+    def __str__(self) -> str:
+        return f"plugin {self.name} ({self.origin})"
 
 
 class Plugins:
-    """The loaded plugins: their components in `registry`, their other hooks through `call`."""
+    """The loaded plugins: their components in `registry`, their other hooks through `call`.
 
-    def __init__(self) -> None:
+    A plugin at fault is left out whole and named on stderr; with `strict`, UserError is raised instead.
+    """
+
+    def __init__(self, strict: bool = False) -> None:
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(hookspecs)
-        self.registry = Registry()
-        self.found: list[Plugin] = []
+        self._found: list[Plugin] = []
+        self.strict = strict
+        self._reported: set[str] = set()
 
     def load(self, name: str, origin: str, importer: Callable[[], ModuleType]) -> None:
-        """Import, check and register one plugin; on any fault leave it out whole and remember why."""
+        """Import, check and register one plugin."""
         plugin = Plugin(name, origin)
-        self.found.append(plugin)
-        try:
+        self._found.append(plugin)
+        with self._guarded(plugin):
+            if twin := next((p for p in self._found[:-1] if p.name == name), None):
+                raise UserError(f"there is already a {twin}; rename one of them")
             module = importer()
+            if not isinstance(module, ModuleType):
+                raise UserError(f"a plugin is a module; its entry point names a {type(module).__name__}")
             self._check_hooks(module)
-            if name in dict(self.manager.list_name_plugin()):
-                raise UserError(f"another plugin is already called {name!r}")
-            for component in self._components(module):
-                self.registry.add(component, f"plugin {name} ({origin})")
-                plugin.provides.append(f"{component.family} {component.name}")
             self.manager.register(module, name)
-        except (Exception, SystemExit) as error:
-            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}{_where(error)}"
-            plugin.cause, plugin.provides = " ".join(text.split()), []
-            self.registry.remove_owner(f"plugin {name} ({origin})")
-            self.registry.failures.append(f"plugin {name} ({origin}): {plugin.cause}")
+
+    @functools.cached_property
+    def registry(self) -> Registry:
+        """The components of all plugins, asked for when first needed: this imports torch."""
+        from tryplicity.components import FAMILIES
+
+        registry = Registry()
+        for plugin in self._found:
+            if plugin.cause:
+                continue
+            with self._guarded(plugin):
+                components = []
+                for component, hook in self._components(self.manager.get_plugin(plugin.name)):
+                    _check_component(component, hook)
+                    check_config(component.Config, FAMILIES)
+                    components.append(component)
+                registry.add_all(components, str(plugin))
+                plugin.provides = [f"{component.family} {component.name}" for component in components]
+            if plugin.cause:
+                self.manager.unregister(name=plugin.name)
+        registry.failures = [f"{plugin}: {plugin.cause}" for plugin in self._found if plugin.cause]
+        return registry
+
+    @property
+    def found(self) -> list[Plugin]:
+        """Every plugin, with what it provides or why it was left out."""
+        self.registry  # noqa: B018 - until components are asked for, neither is known
+        return self._found
+
+    def call(self, hook: str, **arguments: Any) -> list[Any]:
+        """Call a hook of every plugin; results in order of loading. A fault is told on stderr, once."""
+        results = []
+        for implementation in getattr(self.manager.hook, hook).get_hookimpls():
+            try:
+                chosen = {name: arguments[name] for name in implementation.argnames}
+                results.append(implementation.function(**chosen))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # SystemExit and its kin too
+                who = f"plugin {implementation.plugin_name}: {hook}"
+                if who not in self._reported:
+                    print(f"warning: {who} raised {_cause(error)}; going on without it", file=sys.stderr)
+                self._reported.add(who)
+        return results
+
+    @contextlib.contextmanager
+    def _guarded(self, plugin: Plugin) -> Iterator[None]:
+        """On any fault inside, leave the plugin out whole and say why."""
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints must not get into --json
+                yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit and its kin too
+            plugin.cause = _cause(error)
+            if self.strict:
+                raise UserError(f"{plugin}: {plugin.cause}") from None
+            print(f"warning: left out {plugin}: {plugin.cause}", file=sys.stderr)
 
     def _check_hooks(self, module: ModuleType) -> None:
         """Refuse what pluggy would pass over in silence."""
@@ -84,88 +145,92 @@ class Plugins:
             hook = options.get("specname") or name
             if hook not in specs:
                 raise UserError(f"no hook is called {hook!r}{did_you_mean(hook, specs)}")
+            if options["wrapper"] or options["hookwrapper"] or inspect.iscoroutinefunction(function):
+                raise UserError(f"{name} must be a plain function, neither a wrapper nor async")
             wrong = set(inspect.signature(function).parameters) - set(specs[hook].parameters)
             if wrong:
                 allowed = ", ".join(specs[hook].parameters) or "none"
-                raise UserError(f"{name} takes unknown argument(s) {', '.join(sorted(wrong))} (there are: {allowed})")
+                wrong = ", ".join(sorted(wrong))
+                raise UserError(f"{name} takes unknown argument(s) {wrong} (there are: {allowed})")
         if not marked:
             raise UserError("it has no hooks: mark its tryplicity_... functions with @hookimpl")
 
-    def _components(self, module: ModuleType) -> Iterator[type[Component]]:
-        for hook, families in COMPONENT_HOOKS.items():
-            for name, function in list(vars(module).items()):
-                options = self.manager.parse_hookimpl_opts(module, name)
-                if not options or (options.get("specname") or name) != hook:
-                    continue
-                for component in function() or []:
-                    _check_component(component, hook, families)
-                    yield component
-
-    def call(self, hook: str, **arguments: Any) -> list[Any]:
-        """Call a hook of every plugin, each guarded; results in order of loading. A fault is one line on stderr."""
-        results = []
-        for implementation in self.manager.hook.__dict__[hook].get_hookimpls():
-            try:
-                chosen = {name: arguments[name] for name in implementation.argnames}
-                results.append(implementation.function(**chosen))
-            except (Exception, SystemExit) as error:
-                text = f"plugin {implementation.plugin_name}: {hook} raised {type(error).__name__}: {error}"
-                print(" ".join(text.split()), file=sys.stderr)
-        return results
+    def _components(self, module: ModuleType) -> Iterator[tuple[Any, str]]:
+        """What a plugin's component hooks return, and the hook it came from."""
+        for name in list(vars(module)):
+            options = self.manager.parse_hookimpl_opts(module, name)
+            hook = (options.get("specname") or name) if options else None
+            if hook in COMPONENT_HOOKS:
+                returned = getattr(module, name)()
+                if not isinstance(returned, list | tuple):
+                    raise UserError(f"{name} returned {returned!r}; return a list of component classes")
+                yield from ((component, hook) for component in returned)
 
 
-def _where(error: BaseException) -> str:
-    """' (file.py:12)' of the innermost frame, where there is one."""
-    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
-    return f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+def _cause(error: BaseException) -> str:
+    """What went wrong and where in the plugin, on one line."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    where = ""
+    if not isinstance(error, SyntaxError):  # whose text says where
+        frames = [f for f in traceback.extract_tb(error.__traceback__)
+                  if f.filename != __file__ and "importlib" not in f.filename]
+        where = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    return " ".join(f"{type(error).__name__}: {error}{where}".split())
 
 
-def _check_component(component: Any, hook: str, families: tuple[str, ...]) -> None:
+def _check_component(component: Any, hook: str) -> None:
+    families = COMPONENT_HOOKS[hook]
     if not (isinstance(component, type) and issubclass(component, Component)):
         raise UserError(f"{hook} returned {component!r}, which is not a component class")
-    label = component.__name__
-    if getattr(component, "family", None) not in families:
-        raise UserError(f"{hook} returned {label} of family {getattr(component, 'family', None)!r}; it may bring: "
-                        f"{', '.join(families)}")
-    if not isinstance(getattr(component, "name", None), str):
-        raise UserError(f"{label} has no name: set `name = \"...\"` on the class")
-    config = component.Config
-    if not (dataclasses.is_dataclass(config) and config.__dataclass_params__.frozen):
-        raise UserError(f"{label}.Config must be a dataclass marked @dataclass(frozen=True)")
+    family = getattr(component, "family", None)
+    if family not in families:
+        others = " or ".join(name for name, brings in COMPONENT_HOOKS.items() if family in brings)
+        remedy = f"return it from {others}" if others else f"it may bring: {', '.join(families)}"
+        raise UserError(f"{hook} returned {component.__name__} of family {family!r}; {remedy}")
+    if not (isinstance(getattr(component, "name", None), str) and component.name):
+        raise UserError(f'{component.__name__} has no name: set name = "..." on the class')
 
 
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"tryplicity_plugin_{path.stem}", path)
+    name = f"tryplicity_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None:
+        raise UserError(f"{path} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[spec.name]
+        del sys.modules[name]
         raise
     return module
 
 
 @functools.cache
 def load_plugins(files: tuple[str, ...] = (), strict: bool = False) -> Plugins:
-    """Load every installed plugin (entry points of the group `tryplicity`) and the given files.
+    """Every installed plugin (entry points of the group `tryplicity`), and the given files.
 
     Broken ones are left out and named on stderr; with strict (or TRYPLICITY_STRICT=1) they raise UserError.
     """
-    plugins = Plugins()
-    points = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: (p.dist.name != GROUP, p.name))
-    for point in points:
-        owner = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown distribution"
-        name = point.name if point.dist is None or point.dist.name != GROUP else f"{GROUP}.{point.name}"
-        plugins.load(name, owner, point.load)
+    plugins = Plugins(strict or os.environ.get("TRYPLICITY_STRICT") == "1")
+    found = [(p, p.dist.name if p.dist else "") for p in importlib.metadata.entry_points(group=GROUP)]
+    # the project's own first: a stranger's component cannot take the place of one of them
+    for point, owner in sorted(found, key=lambda f: (f[1] != GROUP, f[1], f[0].name)):
+        name = point.name if point.name == owner else f"{owner}.{point.name}"
+        plugins.load(name, f"{owner} {point.dist.version}" if owner else "unknown distribution", point.load)
     for file in files:
-        path = Path(file)
-        plugins.load(path.stem, str(path), functools.partial(_import_file, path))
-    if plugins.registry.failures:
-        if strict or os.environ.get("TRYPLICITY_STRICT") == "1":
-            raise UserError("\n".join(plugins.registry.failures))
-        for failure in plugins.registry.failures:
-            print(f"warning: left out {failure}", file=sys.stderr)
+        plugins.load(Path(file).stem, str(file), functools.partial(_import_file, Path(file)))
+    if plugins.strict:
+        plugins.registry  # noqa: B018 - strict means that every fault shows now
     return plugins
+
+
+def load_commands() -> list[Any]:
+    """The command-line commands of the installed plugins. Loads no torch."""
+    commands = []
+    for result in load_plugins().call("tryplicity_commands"):
+        commands += result if isinstance(result, list | tuple) else [result]
+    return commands

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass
 from typing import Any
 
-from tryplicity.errors import UserError, did_you_mean
-from tryplicity.parts import Component, Part
+from tryplicity.errors import UserError, did_you_mean, nearest
+from tryplicity.parts import Component, Holds, Part
 
 Path = tuple[str | int, ...]
 
@@ -36,102 +36,177 @@ def path_text(path: Path) -> str:
     return text
 
 
-@functools.cache
-def config_schema(config_class: type) -> dict[str, Any]:
-    """The JSON Schema of a Config; components it holds appear as {}."""
-    import warnings
-
-    from pydantic import TypeAdapter
-    from pydantic.json_schema import PydanticJsonSchemaWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PydanticJsonSchemaWarning)
-        schema = adapter(config_class).json_schema()
-    schema["additionalProperties"] = False
-    for field in dataclasses.fields(config_class):
-        if "family" in field.metadata or _nested_config(config_class, field.name):
-            schema["properties"][field.name] = {}
-    schema.pop("$defs", None)
-    return schema
-
+# --- what a Config declares ---
 
 @functools.cache
 def adapter(config_class: type) -> Any:
+    """pydantic's validator of a Config. A Config pydantic cannot read raises whatever pydantic raises."""
     from pydantic import TypeAdapter
 
     if "__pydantic_config__" not in vars(config_class):
-        config_class.__pydantic_config__ = {"use_attribute_docstrings": True}
+        config_class.__pydantic_config__ = {"use_attribute_docstrings": True, "allow_inf_nan": False}
     return TypeAdapter(config_class)
 
 
 @functools.cache
+def config_schema(config_class: type) -> dict[str, Any]:
+    """The JSON Schema of a Config; the components and Configs it holds keep only their description."""
+    import warnings
+
+    from pydantic.json_schema import PydanticJsonSchemaWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PydanticJsonSchemaWarning)  # a Part has no JSON form as a default
+        schema = adapter(config_class).json_schema()
+    definitions, properties = schema.get("$defs", {}), {}
+    for field in dataclasses.fields(config_class):
+        own = schema["properties"][field.name]
+        if _holds(config_class, field):
+            own = {"description": own["description"]} if "description" in own else {}
+        properties[field.name] = _inlined(own, definitions)
+    return {"type": "object", "properties": properties, "required": _required(config_class),
+            "additionalProperties": False}
+
+
+def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """A schema without references and without the titles pydantic makes of names."""
+    if isinstance(schema, list):
+        return [_inlined(s, definitions) for s in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]] | schema
+    return {k: _inlined(v, definitions) for k, v in schema.items()
+            if k != "$ref" and not (k == "title" and isinstance(v, str))}
+
+
+def _required(config_class: type) -> list[str]:
+    """Options without a default."""
+
+    def needed(field: dataclasses.Field) -> bool:
+        if holds := field.metadata.get("holds"):
+            return holds.default is None and not holds.optional and not holds.many
+        return field.default is MISSING and field.default_factory is MISSING
+
+    return [field.name for field in dataclasses.fields(config_class) if needed(field)]
+
+
+@functools.cache
 def _hints(config_class: type) -> dict[str, Any]:
-    import sys
-
-    scope = {**vars(sys.modules[config_class.__module__])}
-    return typing.get_type_hints(config_class, globalns=scope)
+    return typing.get_type_hints(config_class)
 
 
-def _nested_config(config_class: type, name: str) -> type | None:
-    """The plain dataclass a field holds (`training: Training`, `expect: Expect | None`), if it does."""
-    hint = _hints(config_class)[name]
+def _holds(config_class: type, field: dataclasses.Field) -> Holds | None:
+    """What a field holds that is resolved on its own; None if its values are plain."""
+    if "holds" in field.metadata:
+        return field.metadata["holds"]
+    hint = _hints(config_class)[field.name]  # `Training`, `Expect | None` or `list[Stage]`
     for option in (hint, *typing.get_args(hint)):
         if dataclasses.is_dataclass(option) and option is not Part:
-            return option
+            return Holds(option, many=typing.get_origin(hint) in (list, tuple),
+                         optional=type(None) in typing.get_args(hint),
+                         default={} if field.default_factory is option else None)
     return None
 
 
-_JSON_NAMES = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false",
-               "null": "null", "array": "a list", "object": "a mapping"}
+def check_config(config_class: type, families: Iterable[str]) -> None:
+    """Raise UserError for faults of a Config that would otherwise show only when a spec uses it."""
+    if not getattr(vars(config_class).get("__dataclass_params__"), "frozen", False):
+        raise UserError(f"{config_class.__qualname__} must be a dataclass marked @dataclass(frozen=True)")
+    for field in dataclasses.fields(config_class):
+        hint, label = _hints(config_class)[field.name], f"{config_class.__qualname__}.{field.name}"
+        if holds := field.metadata.get("holds"):
+            if holds.what not in families:
+                hint = did_you_mean(holds.what, families)
+                raise UserError(f"{label} uses an unknown family {holds.what!r}{hint}")
+        elif Part in (hint, *typing.get_args(hint)):
+            raise UserError(f"{label} holds a component: declare it as `{field.name}: Part = uses(...)`")
 
 
-def _said(value: Any) -> str:
+# --- problems in words ---
+
+def said(value: Any) -> str:
+    """A value of a YAML file as a message names it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if value is None:
         return "nothing"
-    if isinstance(value, str):
-        return f"the text {value!r}"
     if isinstance(value, Mapping):
         return "a mapping"
-    return "a list" if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    return f"the text {text}" if isinstance(value, str) else text
 
 
-def _expected(schema: Mapping[str, Any]) -> str:
-    options = schema.get("anyOf", [schema])
-    names = [_JSON_NAMES.get(o.get("type"), f"one of {', '.join(map(str, o['enum']))}" if "enum" in o else "other")
-             for o in options]
-    return " or ".join(dict.fromkeys(names))
+_NOUNS = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false",
+          "null": "null", "array": "a list", "object": "a mapping"}
 
 
-def schema_problems(data: Any, schema: Mapping[str, Any], path: Path) -> list[Problem]:
-    """Everything that `data` breaks of a JSON Schema, in words a person can act on."""
+def wanted(schema: Mapping[str, Any]) -> str:
+    """What a schema accepts: 'a whole number of at least 1'."""
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(wanted(option) for option in schema["anyOf"]))
+    if "enum" in schema or "const" in schema:
+        choices = schema.get("enum", [schema.get("const")])
+        return ("one of " if len(choices) > 1 else "") + ", ".join(map(str, choices))
+    noun = _NOUNS.get(schema.get("type"), "a value")
+    low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
+    if above is not None and schema.get("type") == "integer":
+        low, above = int(above) + 1, None
+    low = schema.get("minLength", schema.get("minItems")) if low is None else low
+    high = schema.get("maxLength", schema.get("maxItems", schema.get("maximum")))
+    unit = {"text": " character(s)", "a list": " element(s)"}.get(noun, "")
+    limits = [f"of at least {low:g}{unit}" if low is not None else "",
+              f"greater than {above:g}" if above is not None else "",
+              f"of at most {high:g}{unit}" if high is not None else "",
+              f"less than {schema['exclusiveMaximum']:g}" if "exclusiveMaximum" in schema else ""]
+    return " ".join([noun, " and ".join(limit for limit in limits if limit)]).strip()
+
+
+_WORDED = {"type", "anyOf", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
+           "minLength", "maxLength", "minItems", "maxItems"}
+
+
+def value_problems(value: Any, schema: Mapping[str, Any], path: Path) -> list[Problem]:
+    """Everything that a value breaks of a JSON Schema, in words a person can act on."""
     from jsonschema import Draft202012Validator
 
+    def leaves(errors: Iterable[Any]) -> Iterator[Any]:
+        for error in errors:
+            branches: dict[Any, list[Any]] = {}
+            for inner in error.context or ():
+                branches.setdefault(inner.schema_path[0], []).append(inner)
+            # of several alternatives, the one that fits but for something inside it is the one that was meant
+            inside = next((b for b in branches.values() if all(e.path for e in b)), None)
+            yield from leaves(inside) if inside else (error,)
+
     found = []
-    for error in Draft202012Validator(schema).iter_errors(data):
-        where, value, rule = path + tuple(error.absolute_path), error.instance, error.validator
-        if rule == "additionalProperties":
-            known = error.schema.get("properties", {})
-            for key in value:
-                if key not in known:
-                    found.append(Problem((*where, key), f"unknown key{did_you_mean(key, known)}", at_key=True))
-        elif rule == "required":
-            missing = next(k for k in error.validator_value if k not in value and f"'{k}'" in error.message)
-            found.append(Problem(where, f"{missing} is missing; it must be given", at_key=True))
-        elif rule in ("enum", "const"):
-            known = error.validator_value if rule == "enum" else [error.validator_value]
-            found.append(Problem(where, f"{value!r} is not one of the choices{did_you_mean(value, map(str, known))}"))
-        elif rule in ("type", "anyOf"):
-            found.append(Problem(where, f"expected {_expected(error.schema)}, got {_said(value)}"))
-        elif rule in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"):
-            words = {"minimum": "at least", "exclusiveMinimum": "greater than", "maximum": "at most",
-                     "exclusiveMaximum": "less than"}
-            found.append(Problem(where, f"must be {words[rule]} {error.validator_value:g}, got {value}"))
-        else:
-            found.append(Problem(where, error.message))
+    for error in leaves(Draft202012Validator(schema).iter_errors(value)):
+        message = error.message
+        if error.validator in _WORDED:
+            message = f"expected {wanted(error.schema)}, got {said(error.instance)}"
+        if error.validator == "enum" and (near := nearest(error.instance, map(str, error.validator_value))):
+            message += f" (did you mean {near}?)"
+        found.append(Problem((*path, *error.absolute_path), message))
     return found
 
+
+def _key_problems(data: Mapping, config_class: type, path: Path) -> list[Problem]:
+    """Unknown keys, and missing ones, unless an unknown key is a missing one misspelt."""
+    known = [field.name for field in dataclasses.fields(config_class)]
+    unknown = [key for key in data if key not in known]
+    missing = set(_required(config_class)) - set(data) - {nearest(key, known) for key in unknown}
+    found = [Problem((*path, key), f"unknown key{did_you_mean(key, known)}", at_key=True) for key in unknown]
+    for name in known:
+        if name in missing:
+            schema = config_schema(config_class)["properties"][name]
+            wish = f" ({wanted(schema)})" if "type" in schema or "anyOf" in schema or "enum" in schema else ""
+            found.append(Problem(path, f"{name} is missing; add it{wish}", at_key=True))
+    return found
+
+
+# --- the registry ---
 
 class Registry:
     """What the installed plugins provide."""
@@ -143,14 +218,20 @@ class Registry:
         self.failures: list[str] = []
 
     def add(self, component: type[Component], owner: str) -> None:
-        key = (component.family, component.name)
-        if key in self._components:
-            raise UserError(f"{component.family} {component.name!r} is provided by both {self._owners[key]} and {owner}")
-        self._components[key], self._owners[key] = component, owner
+        """Raises UserError naming both owners if the name is taken."""
+        self.add_all([component], owner)
 
-    def remove_owner(self, owner: str) -> None:
-        for key in [k for k, o in self._owners.items() if o == owner]:
-            del self._components[key], self._owners[key]
+    def add_all(self, components: Iterable[type[Component]], owner: str) -> None:
+        """All of an owner's components, or none: raises UserError if one of the names is taken."""
+        new: dict[tuple[str, str], type[Component]] = {}
+        for component in components:
+            key = (component.family, component.name)
+            if key in self._components or key in new:
+                first = self._owners.get(key, owner)
+                raise UserError(f"{key[0]} {key[1]!r} is provided by both {first} and {owner}")
+            new[key] = component
+        self._components |= new
+        self._owners |= dict.fromkeys(new, owner)
 
     def names(self, family: str) -> list[str]:
         return sorted(name for f, name in self._components if f == family)
@@ -181,21 +262,31 @@ class Registry:
         assert part is not None
         return part
 
-    def resolve_part(self, family: str, value: Any, path: Path, problems: list[Problem], site: Any) -> Part | None:
-        """As `part`, adding to `problems` instead of raising; None if there were any."""
+    def resolve_part(self, family: str, value: Any, path: Path, problems: list[Problem],
+                     site: Any = None) -> Part | None:
+        """As `part`, adding to `problems` instead of raising; None if there were any.
+
+        With a `site`, the component's own `check` is asked too.
+        """
+        known = f" (there are: {', '.join(self.names(family))})"
+        fault = None
         if isinstance(value, str):
             name, options, name_path = value, {}, path
-        elif isinstance(value, Mapping) and isinstance(value.get("type"), str):
+        elif not isinstance(value, Mapping):
+            fault = Problem(path, f"expected the name of a {family}, or a mapping with type and options, "
+                                  f"got {said(value)}{known}")
+        elif isinstance(value.get("type"), str):
             name, name_path = value["type"], (*path, "type")
             options = {k: v for k, v in value.items() if k != "type"}
-        elif isinstance(value, Mapping) and "type" not in value:
-            known = self.names(family)
-            problems.append(Problem(path, f"type is missing; it says which {family} this is (there are: "
-                                          f"{', '.join(known)})", at_key=True))
-            return None
+        elif "type" in value:
+            given = said(value["type"])
+            fault = Problem((*path, "type"), f"expected the name of a {family}, got {given}{known}")
+        elif misspelt := next((key for key in value if nearest(key, ["type"])), None):
+            fault = Problem((*path, misspelt), "unknown key (did you mean type?)", at_key=True)
         else:
-            problems.append(Problem(path, f"expected the name of a {family}, or a mapping with type and options, "
-                                          f"got {_said(value)}"))
+            fault = Problem(path, f"type is missing; it says which {family} this is{known}", at_key=True)
+        if fault:
+            problems.append(fault)
             return None
         try:
             component = self.get(family, name)
@@ -203,49 +294,46 @@ class Registry:
             problems.append(Problem(name_path, str(error)))
             return None
         before = len(problems)
-        config = self.resolve(component.Config, options, path, problems, site)
-        if len(problems) > before:
-            return None
-        if site is not None:
-            problems += [Problem((*path, *option.split(".")) if option else path, message)
-                         for option, message in component.check(config, site)]
+        try:
+            config = self.resolve(component.Config, options, path, problems, site)
+            if len(problems) == before and site is not None:
+                problems += [Problem((*path, *option.split(".")) if option else path, message)
+                             for option, message in component.check(config, site)]
+        except Exception as error:  # a plugin's fault must not end the check of the whole file
+            problems.append(Problem(path, f"{family} {name!r} of {self.owner(family, name)} is at fault: "
+                                          f"{type(error).__name__}: {error}"))
         return Part(component, config) if len(problems) == before else None
 
-    def resolve(self, config_class: type, data: Any, path: Path, problems: list[Problem], site: Any = None) -> Any:
-        """A Config (frozen dataclass) from plain data, components inside resolved; None if there were problems."""
+    def resolve(self, config_class: type, data: Any, path: Path, problems: list[Problem],
+                site: Any = None) -> Any:
+        """A Config (frozen dataclass) from plain data, what it holds resolved; None if it has problems."""
         before = len(problems)
         if not isinstance(data, Mapping):
-            problems.append(Problem(path, f"expected a mapping, got {_said(data)}"))
+            problems.append(Problem(path, f"expected a mapping, got {said(data)}"))
             return None
-        problems += schema_problems(dict(data), config_schema(config_class), path)
+        problems += _key_problems(data, config_class, path)
         values = {}
         for field in dataclasses.fields(config_class):
-            here = (*path, field.name)
-            if "family" in field.metadata:
-                values[field.name] = self._resolve_field(field, data, here, problems, site)
-            elif nested := _nested_config(config_class, field.name):
-                raw = data.get(field.name, None if field.default is None else {})
-                values[field.name] = None if raw is None else self.resolve(nested, raw, here, problems, site)
-            elif field.name in data:
-                values[field.name] = data[field.name]
-        if len(problems) > before:
-            return None
-        return adapter(config_class).validate_python(values)
-
-    def _resolve_field(self, field: Any, data: Mapping, here: Path, problems: list[Problem], site: Any) -> Any:
-        family, default = field.metadata["family"], field.metadata["default"]
-        value = data.get(field.name, default)
-        if field.metadata["many"]:
-            value = data.get(field.name) or []
-            if not isinstance(value, list):
-                problems.append(Problem(here, f"expected a list, got {_said(value)}"))
-                return ()
-            return tuple(self.resolve_part(family, v, (*here, i), problems, site) for i, v in enumerate(value))
-        if value is None:
-            if not field.metadata["optional"]:
-                problems.append(Problem(here[:-1], f"{field.name} is missing; it must be given", at_key=True))
-            return None
-        return self.resolve_part(family, value, here, problems, site)
+            name, here = field.name, (*path, field.name)
+            holds = _holds(config_class, field)
+            if name not in data and (holds is None or holds.default is None):
+                continue  # the dataclass has its default, or it is among the missing keys
+            if holds is None:
+                values[name] = data[name]
+                problems += value_problems(data[name], config_schema(config_class)["properties"][name], here)
+                continue
+            value = data.get(name, holds.default)
+            resolve = self.resolve_part if isinstance(holds.what, str) else self.resolve
+            if value is None and holds.optional:
+                values[name] = None
+            elif not holds.many:
+                values[name] = resolve(holds.what, value, here, problems, site)
+            elif isinstance(value, list):
+                values[name] = [resolve(holds.what, entry, (*here, i), problems, site)
+                                for i, entry in enumerate(value)]
+            else:
+                problems.append(Problem(here, f"expected a list, got {said(value)}"))
+        return _constructed(config_class, values, path, problems) if len(problems) == before else None
 
     def definitions(self) -> dict[str, Any]:
         """JSON Schema `$defs`: one per family (a name, or a mapping by `type`) and one per component."""
@@ -258,30 +346,44 @@ class Registry:
                       "then": {"$ref": f"#/$defs/{family}.{n}"}} for n in names]
             defs[family] = {"type": ["string", "object"], "allOf": [
                 {"if": {"type": "string"}, "then": {"enum": names}},
-                {"if": {"type": "object"}, "then": {"required": ["type"], "properties": {"type": {"enum": names}}}},
+                {"if": {"type": "object"},
+                 "then": {"required": ["type"], "properties": {"type": {"enum": names}}}},
                 *rules]}
         for component in self.components():
-            schema = referencing_schema(component.Config)
+            try:
+                schema = referencing_schema(component.Config)
+            except Exception:  # a Config that pydantic cannot read: a spec that uses it is told
+                schema = {"type": "object"}
             schema["properties"] = {"type": {"const": component.name}, **schema.get("properties", {})}
             schema["description"] = (component.__doc__ or "").strip()
             defs[f"{component.family}.{component.name}"] = schema
         return defs
 
 
+def _constructed(config_class: type, values: dict[str, Any], path: Path, problems: list[Problem]) -> Any:
+    """The Config itself; what only pydantic or a `__post_init__` can see becomes problems."""
+    from pydantic import ValidationError
+
+    try:
+        return adapter(config_class).validate_python(values)
+    except ValidationError as error:
+        for fault in error.errors():
+            got = f", got {said(fault['input'])}" if fault["loc"] else ""
+            problems.append(Problem((*path, *fault["loc"]), fault["msg"].removeprefix("Value error, ") + got))
+        return None
+
+
 def referencing_schema(config_class: type) -> dict[str, Any]:
     """A Config's schema in which the components it holds refer to their family's definition."""
-    schema = {**config_schema(config_class)}
-    schema["properties"] = dict(schema.get("properties", {}))
+    schema = config_schema(config_class)
+    properties = dict(schema["properties"])
     for field in dataclasses.fields(config_class):
-        nested = _nested_config(config_class, field.name)
-        if "family" in field.metadata:
-            ref = {"$ref": f"#/$defs/{field.metadata['family']}"}
-            if field.metadata["many"]:
-                ref = {"type": "array", "items": ref}
-            schema["properties"][field.name] = {"anyOf": [ref, {"type": "null"}]} if field.metadata["optional"] else ref
-            if not (field.metadata["optional"] or field.metadata["many"]) and field.metadata["default"] is None:
-                schema["required"] = [*schema.get("required", []), field.name]
-        elif nested:
-            schema["properties"][field.name] = referencing_schema(nested)
-    schema.pop("title", None)
-    return schema
+        if (holds := _holds(config_class, field)) is None:
+            continue
+        what = holds.what
+        entry = {"$ref": f"#/$defs/{what}"} if isinstance(what, str) else referencing_schema(what)
+        entry = {"type": "array", "items": entry} if holds.many else entry
+        entry = {"anyOf": [entry, {"type": "null"}]} if holds.optional else entry
+        default = {} if holds.default is None else {"default": holds.default}
+        properties[field.name] = {**entry, **properties[field.name], **default}
+    return {**schema, "properties": properties}

@@ -1,8 +1,8 @@
 """Reads English and examples out of Python files without importing them.
 
-Docstrings are found by a regular expression over triple quotes (a syntax tree takes thirty times as long), and
-cut into blocks: paragraphs of prose, which are unwrapped and stripped of markup; examples (`>>>`); and the
-rest, which is dropped: signatures, parameter lists, tables, directives, literal blocks.
+Docstrings are found by a regular expression over triple quotes (a syntax tree takes thirty times as long),
+and cut into blocks: paragraphs of prose, which are unwrapped and stripped of markup; examples (`>>>`); and
+the rest, which is dropped: signatures, parameter lists, tables, directives, literal blocks.
 """
 
 from __future__ import annotations
@@ -62,24 +62,26 @@ def _documented(before: str) -> str:
     return definitions[-1] if definitions else ""
 
 
-# --- one docstring into blocks -------------------------------------------------------------------------------
+# --- one docstring into blocks ---
 
 _UNDERLINE = re.compile(r"^([=\-~^*#\"+`])\1{2,}$")
 _TABLE = re.compile(r"[=+|]|-{3,}|={2,}\s|\S+\s+\|")
-_ADMONITION = re.compile(r"\.\.\s+(?:note|warning|important|tip|seealso|caution|hint|attention)::\s*", re.IGNORECASE)
+_ADMONITION = re.compile(r"\.\.\s+(?:note|warning|important|tip|seealso|caution|hint|attention)::\s*", re.I)
 _FIELD = re.compile(r"(?::\w+[^:`]*:|@\w+)(?:\s|$)")
-_ITEM = re.compile(r"(?:[*\-+•]|\(?\d{1,2}[.)]|\(?[a-z][.)])\s+")
+_ITEM = re.compile(r"^(?:[*\-+•]|\(?\d{1,2}[.)]|\(?[a-z][.)])\s+")
 # `Args:` and its like; what is indented under it is a list of names and types
 _LIST_LABEL = re.compile(
-    r"(?:args|arguments|parameters?|params|returns?|yields?|raises?|attributes|methods|keyword (?:args|arguments)"
-    r"|shape|inputs?|outputs?|references?|see also|receives|other parameters|warns|variables|members|options|where"
-    r"|usage|syntax|todo|contents|authors?|history|example usage|examples?|type parameters|fields|properties"
+    r"(?:args|arguments|parameters?|params|returns?|yields?|raises?|attributes|methods|shape|inputs?"
+    r"|outputs?|keyword (?:args|arguments)|references?|see also|receives|other parameters|warns|variables"
+    r"|members|options|where|usage|syntax|todo|contents|authors?|history|example usage|examples?"
+    r"|type parameters|fields|properties"
     r"|functions|classes|exceptions|constants)\s*(?:\([^)]*\))?\s*:{1,2}$", re.IGNORECASE)
 # the same as underlined headings
-_LIST_HEADINGS = {"parameters", "returns", "yields", "raises", "other parameters", "attributes", "methods", "see also",
+_LIST_HEADINGS = {"parameters", "returns", "yields", "raises", "other parameters", "attributes", "methods",
+                  "see also",
                   "references", "warns", "receives", "todo", "to do", "arguments", "args", "return",
-                  "keyword arguments", "literature", "bibliography", "functions", "classes", "contents", "input",
-                  "output", "author"}
+                  "keyword arguments", "literature", "bibliography", "functions", "classes", "contents",
+                  "input", "output", "author"}
 
 
 def _indent(line: str) -> int:
@@ -112,7 +114,7 @@ def blocks(text: str) -> Iterator[Block]:
                 continue
             if indent <= hidden:
                 hidden = None
-        if first in "=-~^*#\"+`" and _UNDERLINE.match(stripped):   # the line above was a heading, or it is below
+        if first in "=-~^*#\"+`" and _UNDERLINE.match(stripped):   # under a heading, or over one
             heading = group.pop().strip().lower().rstrip(":") if group else None
             yield from _block(group)
             group, example = [], False
@@ -136,7 +138,8 @@ def blocks(text: str) -> Iterator[Block]:
             if not admonition:
                 hidden = indent
             continue
-        if (first in ":@" and _FIELD.match(stripped)) or (stripped[-1] == ":" and _LIST_LABEL.match(stripped)):
+        if (first in ":@" and _FIELD.match(stripped)) or (
+                stripped[-1] == ":" and _LIST_LABEL.match(stripped)):
             yield from _block(group)
             group, hidden = [], indent
             continue
@@ -160,7 +163,7 @@ def _block(group: list[str]) -> Iterator[Block]:
         return
     if group[0].lstrip().startswith(">>>"):
         margin = _indent(group[0])
-        yield Block("example", "\n".join(line[margin:] if not line[:margin].strip() else line for line in group))
+        yield Block("example", "\n".join(line if line[:margin].strip() else line[margin:] for line in group))
         return
     lines = [line.strip() for line in group]
     if any(_TABLE.match(line) for line in lines):
@@ -170,15 +173,17 @@ def _block(group: list[str]) -> Iterator[Block]:
         yield Block("prose", text)
 
 
-# --- one paragraph -------------------------------------------------------------------------------------------
+# --- one paragraph ---
 
 _ROLE = re.compile(r":(?:[\w+-]+:)*[\w+-]+:`(~?)\.?([^`<]*?)(?:\s*<[^>`]*>)?`")
 _LINK = re.compile(r"`([^`<]+?)\s*<[^>`]*>`__?")
 _TICKS = re.compile(r"``([^`]*)``|`([^`]*)`_{0,2}(?!\w)")
 _STRONG = re.compile(r"\*\*([^*\s](?:[^*]*[^*\s])?)\*\*")
 _EMPHASIS = re.compile(r"(?<![\w*])\*([^*\s](?:[^*]*[^*\s])?)\*(?![\w*])")
-_FOOTNOTE = re.compile(r"\s?\[[\w*#]{1,12}\]_+")
+_FOOTNOTE = re.compile(r"(\[[\w*#]{1,12}\])_+")
 _SPACES = re.compile(r"\s+")
+_UNFINISHED = {"that", "as", "in", "of", "by", "to", "the", "is", "are", "with", "and", "or", "from",
+               "if", "where", "for"}
 _LAST_SENTENCE = re.compile(r"(.*[^.][.!?])\s+[A-Z(].*", re.DOTALL)
 
 
@@ -193,23 +198,23 @@ def clean(text: str) -> str:
         text = _STRONG.sub(r"\1", text)
         text = _EMPHASIS.sub(r"\1", text)
     if "]_" in text:
-        text = _FOOTNOTE.sub("", text)
+        text = _FOOTNOTE.sub(r"\1", text)
     text = _SPACES.sub(" ", text).strip()
     if text.endswith((":", "e.g.", "i.e.", "e.g", "i.e", "e.g.,", "i.e.,")):
         whole = _LAST_SENTENCE.match(text)      # what the last sentence announces was dropped
         text = whole[1] if whole else ""
     elif text and text[-1].isalnum():
-        text += "."
+        text = "" if text.rsplit(" ", 1)[-1] in _UNFINISHED else text + "."
     return text
 
 
-_COMMON = frozenset("the a an of to is are be and in for if that this it with by on as or not from which when can has "
-                    "will was its at all any only used may does do each one two than then you we should must "
-                    "return returns".split())
+_COMMON = frozenset(re.findall(r"\w+", """
+    the a an of to is are be and in for if that this it with by on as or not from which when can has will was
+    its at all any only used may does do each one two than then you we should must return returns"""))
 _MARKS = re.compile(r"[=<>{}\[\]\\|$^_/@#~*+]")
-_WORD = re.compile(r"[A-Za-z][A-Za-z'’-]*")
-_NOT_PROSE = re.compile(r"^[\w.]+\([^)]*\)\s*(?:->|:|\.?$|--)|^(?:TODO|XXX|FIXME|Copyright)\b|\{\w*\}|%\(\w+\)s|>>>"
-                        r"|https?://\S+\.?$")
+_WORD = re.compile(r"[A-Za-z][A-Za-z'\u2019-]*")
+_NOT_PROSE = re.compile(r"^[\w.]+\([^)]*\)\s*(?:->|:|\.?$|--)|^(?:TODO|XXX|FIXME|Copyright)\b|\{\w*\}"
+                        r"|%\(\w+\)s|>>>|`|https?://\S+\.?$")
 
 
 def reads_as_prose(text: str) -> bool:

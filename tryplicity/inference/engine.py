@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from tryplicity.data.tokenizer import load_tokenizer, token_bytes
+from tryplicity.data.tokenizer import BOS, EOS, load_tokenizer
 from tryplicity.errors import UserError
 from tryplicity.inference.sampler import Sampler, Sampling
-from tryplicity.inference.text import TextStream
+from tryplicity.inference.text import TextStream, token_bytes
 from tryplicity.model import Model, assemble
 from tryplicity.run import Run
 from tryplicity.spec import load_spec
 from tryplicity.training import checkpoint
+
+
+def decode(model: Model, prompt: Sequence[int], sampler: Sampler) -> Iterator[int]:
+    """Token after token, without end: the prompt is read in one pass, then each step reads one token from caches."""
+    device = model.embedding.weight.device
+    state = model.new_state(1)
+    ids_BT = torch.tensor([list(prompt)], device=device)
+    while True:
+        with torch.inference_mode():
+            logits_V = model(ids_BT, state=state, last_only=True)[0, -1]
+            token = sampler(logits_V)
+        yield token
+        ids_BT = torch.tensor([[token]], device=device)
 
 
 @dataclass
@@ -44,24 +58,16 @@ class Engine:
         return cls(model.eval(), load_tokenizer(run.tokenizer, spec.vocab_size))
 
     def tokens(self, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> Iterator[int]:
-        """Tokens after `prompt`, up to and without the end-of-text token. The prompt is read in one pass."""
-        device = self.model.embedding.weight.device
-        end = self.tokenizer.token_to_id("<|eos|>")
-        sampler = Sampler(sampling, list(prompt), device)
-        state = self.model.new_state(1)
-        ids_BT = torch.tensor([list(prompt)], device=device)
-        for _ in range(max_tokens):
-            with torch.inference_mode():
-                logits_V = self.model(ids_BT, state=state, last_only=True)[0, -1]
-            token = sampler(logits_V)
-            if token == end:
+        """At most `max_tokens` tokens after `prompt`, up to and without the end-of-text token."""
+        sampler = Sampler(sampling, list(prompt), self.model.embedding.weight.device)
+        for token in itertools.islice(decode(self.model, prompt, sampler), max_tokens):
+            if token == EOS:
                 return
             yield token
-            ids_BT = torch.tensor([[token]], device=device)
 
     def stream(self, prompt: str, sampling: Sampling, max_tokens: int, stop: Sequence[str] = ()) -> Iterator[str]:
         """Text after `prompt`, in whole characters, until the text ends, a stop string or `max_tokens`."""
-        ids = [self.tokenizer.token_to_id("<|bos|>"), *self.tokenizer.encode(prompt, add_special_tokens=False).ids]
+        ids = [BOS, *self.tokenizer.encode(prompt, add_special_tokens=False).ids]
         text = TextStream(token_bytes(self.tokenizer), stop)
         for token in self.tokens(ids, sampling, max_tokens):
             piece = text.feed(token)

@@ -6,6 +6,20 @@ import codecs
 from collections.abc import Sequence
 
 
+def token_bytes(tokenizer) -> list[bytes]:
+    """The bytes each token of a byte-level BPE stands for, by id; none for special tokens.
+
+    Such a tokenizer writes a byte that is no visible Latin-1 character as chr(256 + n), the n-th of these
+    (Radford et al., GPT-2, 2019).
+    """
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    byte_of = {chr(byte): byte for byte in visible} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
+    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    return [b"" if number in special else bytes(byte_of[c] for c in tokenizer.id_to_token(number))
+            for number in range(tokenizer.get_vocab_size())]
+
+
 class TextStream:
     """Feed tokens, get text that is safe to show.
 

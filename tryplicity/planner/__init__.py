@@ -1,0 +1,138 @@
+"""What a model needs on a machine: parameters, FLOPs, memory, time, money. No accelerator and no memory is used."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tryplicity.planner.memory import GB, Facts, MemoryPlan, Stage
+from tryplicity.planner.speed import Money, Speed, estimate_cost, estimate_speed
+
+if TYPE_CHECKING:
+    from tryplicity.components import Parallelism
+    from tryplicity.hardware import Hardware
+    from tryplicity.model import Model
+    from tryplicity.planner.count import Counts
+    from tryplicity.planner.measure import Cost
+    from tryplicity.registry import Registry
+
+
+@dataclass(frozen=True)
+class Option:
+    """A strategy and what became of it."""
+
+    name: str
+    memory: MemoryPlan
+    reason: str | None
+    """Why it was not chosen; None for the chosen one."""
+    cannot_train: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything `build` says of a model on a machine."""
+
+    name: str
+    hardware: Hardware
+    counts: Counts
+    chosen: Option | None
+    """None where nothing fits."""
+    rejected: list[Option]
+    nearest: Option
+    """The chosen strategy, or the one that misses by least."""
+    speed: Speed
+    cost: Money
+
+    @property
+    def fits(self) -> bool:
+        return self.chosen is not None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object `build --json` prints."""
+        from tryplicity.planner.count import as_dict, layers_as_dicts
+
+        memory, budget = self.nearest.memory, self.hardware.memory_bytes
+        return {
+            "name": self.name,
+            "fits": self.fits,
+            "parameters": as_dict(self.counts),
+            "packed_bytes_per_token": self.counts.packed_bytes_per_token,
+            "memory": {
+                "budget_gb": budget / GB, "total_gb": memory.total / GB, "headroom_gb": (budget - memory.total) / GB,
+                "moment": memory.moment, "parts": {name: size / GB for name, size in memory.parts.items()},
+            },
+            "strategy": {
+                "chosen": self.chosen.name if self.chosen else None,
+                "cannot_train": self.chosen.cannot_train if self.chosen else None,
+                "rejected": [{"name": o.name, "total_gb": o.memory.total / GB, "reason": o.reason}
+                             for o in self.rejected],
+            },
+            "throughput": {"flops_per_token": self.speed.flops_per_token,
+                           "tokens_per_second": self.speed.tokens_per_second, "basis": self.speed.basis},
+            "cost": {"per_hour": self.cost.per_hour, "per_billion_tokens": self.cost.per_billion_tokens},
+            "layers": layers_as_dicts(self.counts),
+        }
+
+
+def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
+    """model: assembled on the meta device. Strategies are tried in the order single, ddp, fsdp, then others by name;
+    a profile that names one gets that one, fitting or not, and hears of the others.
+    """
+    from tryplicity.planner.count import count
+
+    counts = count(model)
+    facts = gather_facts(model, hardware, counts)
+    known = ["single", "ddp", "fsdp"]
+    names = [n for n in known if n in registry.names("parallelism")]
+    names += [n for n in registry.names("parallelism") if n not in known]
+    options = [_consider(registry.part("parallelism", name).build(), facts, hardware) for name in names]
+    wanted = [o for o in options if hardware.strategy in ("auto", o.name)]
+    chosen = next((o for o in wanted if o.reason is None), None)
+    usable = [o for o in wanted if o.memory.total <= hardware.memory_bytes or o.reason and "GB" in o.reason]
+    nearest = chosen or min(usable or wanted, key=lambda o: o.memory.total)
+    rejected = []
+    for option in options:
+        if option is not chosen:
+            reason = option.reason or (f"{chosen.name} is the first that fits" if hardware.strategy == "auto" and chosen
+                                       else f"the profile asks for {hardware.strategy}")
+            rejected.append(Option(option.name, option.memory, reason, option.cannot_train))
+    costs = facts.measured("fp32", hardware.accumulation > 1 or hardware.count > 1)
+    flops = sum(c.flops_forward + c.flops_backward for c in costs) / facts.tokens
+    speed = estimate_speed(flops, facts.tokens, nearest.memory, hardware)
+    return Plan(model.spec.name, hardware, counts, chosen, rejected, nearest, speed, estimate_cost(speed, hardware))
+
+
+def _consider(strategy: Parallelism, facts: Facts, hardware: Hardware) -> Option:
+    memory = strategy.memory(facts, hardware)
+    reason = strategy.refuses(hardware)
+    if reason is None and not memory.fits(hardware.memory_bytes):
+        reason = f"{memory.total / GB:.1f} GB > {hardware.memory_gb:g} GB"
+    return Option(strategy.name, memory, reason, strategy.cannot_train)
+
+
+def gather_facts(model: Model, hardware: Hardware, counts: Counts) -> Facts:
+    """What strategies plan with. Stages are measured when a strategy first asks for them."""
+    from tryplicity.planner.count import parameters_of
+    from tryplicity.planner.measure import measure_stages
+
+    spec = model.spec
+    blocks = [Stage(f"layer {i}", parameters_of(block)) for i, block in enumerate(model.layers)]
+    table = model.embedding.weight.numel()
+    rest = counts.total - table - sum(b.parameters for b in blocks)
+    tokens = hardware.batch * spec.context_length
+    objectives = 1 + len(spec.heads)
+
+    @functools.cache
+    def measured(weights: str, gradients_exist: bool) -> Sequence[Cost]:
+        return measure_stages(model, hardware, weights, gradients_exist)
+
+    return Facts(
+        stages=[Stage("the embedding", table), *blocks, Stage("the losses", rest)],
+        buffer_bytes=counts.buffer_bytes + 8 * tokens * (2 + objectives),
+        tokens=tokens,
+        optimizer_state_bytes=spec.training.optimizer.component.state_bytes,
+        optimizer_step_bytes=spec.training.optimizer.component.step_bytes,
+        measured=measured,
+    )

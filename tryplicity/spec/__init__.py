@@ -1,7 +1,16 @@
 """From YAML to a resolved, validated spec. Loads no torch by itself."""
 
-from tryplicity.spec.loader import Source, apply_settings, parse_yaml, read_yaml
+from tryplicity.spec.loader import (
+    Source,
+    apply_settings,
+    dump_yaml,
+    find_file,
+    installed_files,
+    parse_yaml,
+    read_config,
+    read_yaml,
+)
 from tryplicity.spec.model import BlockSpec, Expect, Spec, Training, load_spec, spec_schema
 
-__all__ = ["BlockSpec", "Expect", "Source", "Spec", "Training", "apply_settings", "load_spec", "parse_yaml",
-           "read_yaml", "spec_schema"]
+__all__ = ["BlockSpec", "Expect", "Source", "Spec", "Training", "apply_settings", "dump_yaml", "find_file",
+           "installed_files", "load_spec", "parse_yaml", "read_config", "read_yaml", "spec_schema"]

@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tryplicity.errors import UserError
-from tryplicity.registry import Problem, path_text
+from tryplicity.errors import UserError, did_you_mean, nearest
 from tryplicity.registry import Path as Keys
+from tryplicity.registry import Problem, Registry, path_text, said
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 9.4e9 as a number (YAML 1.1 wants 9.4e+9) and on/off/yes/no as text."""
+    """SafeLoader with YAML 1.2's scalars: 9.4e9 is a number; on, yes, 010, 1:30 and dates are text."""
 
 
+_TAG = "tag:yaml.org,2002:"
+_REPLACED = [_TAG + name for name in ("bool", "float", "int", "timestamp")]
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in
-            ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(_TAG + "bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(_TAG + "int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"),
+                              list("-+0123456789"))
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
+    _TAG + "float",
     re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9]+"
                r"(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf)|\.(?:nan|NaN))$"), list("-+0123456789."))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what _Loader reads back as the same."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def dump_yaml(data: Any) -> str:
+    """Plain data as YAML, in its own order; `parse_yaml` gives it back."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=110)
 
 
 @dataclass
@@ -39,148 +56,288 @@ class Source:
     data: Any
     keys: dict[Keys, tuple[int, int]] = field(default_factory=dict)  # path -> line and column of its key
     values: dict[Keys, tuple[int, int]] = field(default_factory=dict)  # path -> line and column of its value
+    aliases: dict[Keys, Keys] = field(default_factory=dict)  # path of an alias -> path of what it stands for
     settings: dict[Keys, str] = field(default_factory=dict)  # paths given on the command line -> how
 
+    def _setting(self, path: Keys) -> str | None:
+        """The setting that gave a path its value, if one did."""
+        return next((self.settings[part] for part in _parts(path) if part in self.settings), None)
+
+    def _alias(self, path: Keys) -> Keys | None:
+        """The longest part of a path that is an alias."""
+        return next((part for part in _parts(path) if part in self.aliases), None)
+
+    def _position(self, problem: Problem) -> tuple[int, int]:
+        """Line and column of a problem, or of the nearest thing around it that stands in the file."""
+        path = problem.path
+        while alias := self._alias(path):
+            path = (*self.aliases[alias], *path[len(alias):])
+        for part in _parts(path):
+            by_key = problem.at_key or part != path
+            for table in (self.keys, self.values) if by_key else (self.values, self.keys):
+                if part in table:
+                    return table[part]
+        return 1, 1
+
     def place(self, problem: Problem) -> str:
-        """'file:line:column' of a problem, or of the nearest thing around it that stands in the file."""
-        for end in range(len(problem.path), -1, -1):
-            path = problem.path[:end]
-            if path in self.settings:
-                return f"--set {self.settings[path]}"
-            exact = end == len(problem.path)
-            marks = (self.keys, self.values) if problem.at_key or not exact else (self.values, self.keys)
-            for table in marks:
-                if path in table:
-                    line, column = table[path]
-                    return f"{self.file}:{line}:{column}"
-        return f"{self.file}:1:1"
+        """'file:line:column' of a problem, or '--set path=value' for what came from the command line."""
+        setting = self._setting(problem.path)
+        line, column = self._position(problem)
+        return f"--set {setting}" if setting else f"{self.file}:{line}:{column}"
 
     def error(self, problems: list[Problem]) -> UserError:
-        """All problems, in the order of the file, one a line."""
+        """All problems in the order of the file, one a line; a mistake reached in several ways only once."""
+        chosen: dict[tuple[str, str], Problem] = {}
+        for problem in problems:
+            which = (self.place(problem), problem.message)
+            if which not in chosen or (self._alias(chosen[which].path) and not self._alias(problem.path)):
+                chosen[which] = problem
+        lines = []
+        for (place, message), problem in chosen.items():
+            set_here, alias = self._setting(problem.path), self._alias(problem.path)
+            where = f"{place}: {path_text(problem.path)}" if problem.path else place
+            if alias and not set_here:  # all is well where the anchor stands, not where the alias does
+                message += f" (through the alias on line {self._line_of_use(alias)})"
+            line = " ".join(f"{where}: {message}".split())
+            lines.append((bool(set_here), self._position(problem), len(lines), line))
+        return UserError("\n".join(line for *_, line in sorted(lines)))
 
-        def order(problem: Problem) -> tuple:
-            parts = self.place(problem).rsplit(":", 2)
-            return tuple(int(p) for p in parts[1:]) if len(parts) == 3 and parts[1].isdigit() else (1 << 30, 0)
+    def _line_of_use(self, alias: Keys) -> int:
+        outermost = [part for part in _parts(alias) if part in self.aliases][-1]
+        return next(self.keys[part][0] for part in _parts(outermost) if part in self.keys)
 
-        lines = [f"{self.place(p)}: {path_text(p.path)}: {p.message}" if p.path else f"{self.place(p)}: {p.message}"
-                 for p in sorted(dict.fromkeys(problems), key=order)]
-        return UserError("\n".join(lines))
+
+def _parts(path: Keys) -> Iterator[Keys]:
+    """A path, then what it lies in, from the inside out."""
+    return (path[:end] for end in range(len(path), 0, -1))
 
 
 def read_yaml(path: str | Path) -> Source:
-    """Raises UserError for a missing or unreadable file, broken YAML, and duplicate keys (all of these at once)."""
+    """Raises UserError for a missing or unreadable file, broken YAML, and duplicate keys (all of them)."""
     path = Path(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: there is no such file") from None
     except IsADirectoryError:
         raise UserError(f"{path}: this is a folder; a YAML file is wanted") from None
     except UnicodeDecodeError as error:
         line = error.object[:error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}:1: not UTF-8 text (byte {error.object[error.start]:#04x}); save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        column = error.start - error.object.rfind(b"\n", 0, error.start)
+        raise UserError(f"{path}:{line}:{column}: not UTF-8 text (byte {error.object[error.start]:#04x}); "
+                        "save it as UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, file: str) -> Source:
-    loader = _Loader(text)
+    """As `read_yaml`, of a text; `file` is what messages call it."""
+    source, problems = Source(file, None), []
     try:
-        node = loader.get_single_node()
-        source = Source(file, None)
-        problems: list[Problem] = []
-        source.data = None if node is None else _plain(loader, node, (), source, problems, ())
+        source.data = _Reader(text, source, problems).read()
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
-        what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-        context = f" ({error.context})" if getattr(error, "context", None) else ""
-        raise UserError(f"{place}: not valid YAML: {what}{context}") from None
-    finally:
-        loader.dispose()
+        line, column, what = _yaml_fault(error, text)
+        raise UserError(f"{file}:{line}:{column}: not valid YAML: {what}") from None
+    except RecursionError:
+        raise UserError(f"{file}:1:1: nested too deeply, or an anchor that holds itself") from None
     if problems:
         raise source.error(problems)
     if not isinstance(source.data, Mapping):
-        got = "the file is empty" if source.data is None else f"got {type(source.data).__name__}"
+        got = "the file is empty" if source.data is None else f"got {said(source.data)}"
         raise UserError(f"{file}:1:1: expected a mapping of keys to values; {got}")
     return source
 
 
-def _plain(loader: _Loader, node: yaml.Node, path: Keys, source: Source, problems: list[Problem],
-           above: tuple[yaml.Node, ...]) -> Any:
-    """A node as plain data; marks and duplicate keys are noted on the way."""
-    if node in above:
-        problems.append(Problem(path, "an anchor that contains itself"))
-        return None
-    above = (*above, node)
-    source.values.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(loader, child, (*path, i), source, problems, above) for i, child in enumerate(node.value)]
-    if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node)
-    own = [pair for pair in node.value if pair[0].tag != "tag:yaml.org,2002:merge"]
-    data: dict[Any, Any] = {}
-    for key_node, value_node in own:
-        key = loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
-        key = str(key) if isinstance(key, int) and not isinstance(key, bool) else key
-        here = (*path, key)
-        mark = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
-        if not isinstance(key, str):
-            source.values[here] = source.keys[here] = mark
-            problems.append(Problem(here, "a key must be text", at_key=True))
-            continue
-        if key in data:
-            first = source.keys[here][0]
-            source.keys[here] = mark
-            problems.append(Problem(here, f"duplicate key: it stands already on line {first}", at_key=True))
-            continue
-        source.keys[here] = mark
-        data[key] = _plain(loader, value_node, here, source, problems, above)
-    for key_node, value_node in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":
-            merged = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
-            for child in merged:
-                inherited = _plain(loader, child, path, source, problems, above)
-                if isinstance(inherited, dict):
-                    data = {**inherited, **data}
-    return data
+#: what PyYAML says -> what to do
+_REMEDIES = {
+    r"'\t'": "indent with spaces, not tabs",
+    "mapping values are not allowed": "check the indentation, or put quotes around text that holds ': '",
+    "could not find expected ':'": "write a key as 'key: value', and quote text of several lines",
+    "expected <block end>": "check the indentation: entries of one mapping or list start in the same column",
+    "expected ',' or": "close the bracket, or put a comma between the entries",
+    "found undefined alias": "write the anchor (&name) above its aliases (*name)",
+    "expected a single document": "keep one document in a file, without '---' between",
+    "found unexpected end of stream": "close the quotes",
+}
 
 
-def apply_settings(source: Source, settings: tuple[str, ...] | list[str]) -> None:
-    """`--set blocks.attention.mixer.heads=8`: replace or add values; the value is YAML."""
+def _yaml_fault(error: yaml.YAMLError, text: str) -> tuple[int, int, str]:
+    """Line, column and cause, with what to do about it."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:  # a character that YAML forbids
+        before = text[:getattr(error, "position", 0)]
+        return (before.count("\n") + 1, len(before) - before.rfind("\n"),
+                f"forbidden character {text[len(before):len(before) + 1]!r}; remove it")
+    what = f"{error.problem}" + (f" {error.context}" if error.context else "")
+    if error.context_mark and error.context_mark.line != mark.line:
+        what += f" begun on line {error.context_mark.line + 1}"
+    remedy = next((f"; {remedy}" for sign, remedy in _REMEDIES.items() if sign in what), "")
+    return mark.line + 1, mark.column + 1, what + remedy
+
+
+class _Reader:
+    """From YAML nodes to plain data, noting marks, aliases and duplicate keys on the way."""
+
+    LIMIT = 100_000  # values, aliases written out: a few lines of aliases of aliases could fill the memory
+
+    def __init__(self, text: str, source: Source, problems: list[Problem]) -> None:
+        self.loader, self.source, self.problems = _Loader(text), source, problems
+        self.first: dict[int, Keys] = {}  # a node -> the path it was first met at
+
+    def read(self) -> Any:
+        node = self.loader.get_single_node()
+        return None if node is None else self.plain(node, ())
+
+    def plain(self, node: yaml.Node, path: Keys) -> Any:
+        if self.first.setdefault(id(node), path) != path:
+            self.source.aliases[path] = self.first[id(node)]
+        self.source.values[path] = _mark(node)
+        if len(self.source.values) > self.LIMIT:
+            raise yaml.MarkedYAMLError(problem=f"more than {self.LIMIT} values", problem_mark=node.start_mark)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.plain(child, (*path, i)) for i, child in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, path)
+        try:
+            return self.loader.construct_object(node)
+        except (ValueError, OverflowError):
+            self.problems.append(Problem(path, f"{said(node.value)} is not a value of the kind {node.tag!r}"))
+            return None
+
+    def mapping(self, node: yaml.MappingNode, path: Keys) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        for key_node, value_node, inherited in self.pairs(node, path):
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else "?"
+            here = (*path, key)
+            if key_node.tag not in (_TAG + "str", _TAG + "int"):
+                self.source.keys[here] = _mark(key_node)
+                self.problems.append(Problem(here, "a key must be text; put it in quotes", at_key=True))
+            elif key not in data:
+                self.source.keys[here] = _mark(key_node)
+                data[key] = self.plain(value_node, here)
+            elif not inherited:
+                first, self.source.keys[here] = self.source.keys[here], _mark(key_node)
+                self.problems.append(Problem(here, f"duplicate key: it stands already on line {first[0]}; "
+                                                   "keep one of them", at_key=True))
+        return data
+
+    def pairs(self, node: yaml.MappingNode, path: Keys) -> Iterator[tuple[yaml.Node, yaml.Node, bool]]:
+        """Keys and values, a mapping's own before those it inherits by `<<: *base`."""
+        bases = []
+        for key, value in node.value:
+            if key.tag != _TAG + "merge":
+                yield key, value, False
+            else:
+                bases += value.value if isinstance(value, yaml.SequenceNode) else [value]
+        for base in bases:
+            if isinstance(base, yaml.MappingNode):
+                yield from ((key, value, True) for key, value, _ in self.pairs(base, path))
+            else:
+                self.problems.append(Problem(path, "<<: must be given a mapping to inherit from"))
+
+
+def _mark(node: yaml.Node) -> tuple[int, int]:
+    return node.start_mark.line + 1, node.start_mark.column + 1
+
+
+def apply_settings(source: Source, settings: Iterable[str]) -> None:
+    """`--set blocks.attention.mixer.heads=8`: replace or add values; the value is YAML.
+
+    A number in the path is an entry of a list (`layers.0`); the one after the last appends. Mappings on the
+    way that do not exist are made. Raises UserError with every setting that cannot be applied, one a line.
+    """
+    faults = []
     for text in settings:
         name, equals, raw = text.partition("=")
-        keys = tuple(int(k) if k.isdigit() else k for k in re.split(r"[.\[\]]+", name.strip()) if k)
+        keys = [key for key in re.split(r"[.\[\]]+", name.strip()) if key]
         if not equals or not keys:
-            raise UserError(f"--set {text}: expected path=value, such as --set hidden_size=512")
+            faults.append(f"--set {text}: expected path=value, such as --set hidden_size=512")
+            continue
         try:
-            value = yaml.load(raw, Loader=_Loader)  # noqa: S506 - a SafeLoader
-        except yaml.YAMLError:
-            raise UserError(f"--set {text}: {raw!r} is not valid YAML") from None
-        target = source.data
-        for depth, key in enumerate(keys[:-1]):
-            target = _step(target, key, keys, depth, text)
-            if isinstance(target, str):
-                raise UserError(f"--set {text}: {path_text(keys[:depth + 1])} is {target!r}, not a mapping")
-        last = keys[-1]
+            _set(source, keys, _setting_value(raw), text)
+        except UserError as error:
+            faults.append(f"--set {text}: {error}")
+    if faults:
+        raise UserError("\n".join(faults))
+
+
+def _setting_value(raw: str) -> Any:
+    try:
+        return parse_yaml(f"value: {raw}", "").data["value"]
+    except UserError:
+        raise UserError(f"{raw!r} is not a valid YAML value") from None
+
+
+def _set(source: Source, keys: list[str], value: Any, text: str) -> None:
+    target, path = source.data, ()
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        step: str | int = key
         if isinstance(target, list):
-            if not isinstance(last, int) or last >= len(target):
-                raise UserError(f"--set {text}: {path_text(keys[:-1])} has entries 0 to {len(target) - 1}")
-            target[last] = value
-        elif isinstance(target, dict):
-            target[str(last)] = value
-        else:
-            raise UserError(f"--set {text}: {path_text(keys[:-1])} holds {target!r}; nothing can be set inside it")
-        plain = keys if isinstance(target, list) else (*keys[:-1], str(last))
-        source.settings[plain] = text
+            step = int(key) if key.isdecimal() else -1
+            if not 0 <= step < len(target) + last:
+                raise UserError(f"{path_text(path)} is a list with entries 0 to {len(target) - 1}"
+                                + (f"; {len(target)} appends" if last else ""))
+            if step == len(target):
+                target.append(None)
+        elif not isinstance(target, dict):
+            raise UserError(f"{path_text(path)} is {said(target)}, with nothing inside; set it as a whole, "
+                            f"such as --set '{path_text(path)}={{{keys[depth]}: ...}}'")
+        path = (*path, step)
+        if last:
+            target[step] = value
+            source.settings[path] = text
+        elif isinstance(target, dict) and target.get(step) is None:
+            target[step] = {}
+            source.settings[path] = text
+        target = target[step]
 
 
-def _step(target: Any, key: str | int, keys: Keys, depth: int, text: str) -> Any:
-    if isinstance(target, list):
-        if not isinstance(key, int) or key >= len(target):
-            raise UserError(f"--set {text}: {path_text(keys[:depth])} has entries 0 to {len(target) - 1}")
-        return target[key]
-    if isinstance(target, dict):
-        return target.setdefault(str(key), {})
-    raise UserError(f"--set {text}: {path_text(keys[:depth])} holds {target!r}; nothing can be set inside it")
+def read_config(path: str | Path, config_class: type, registry: Registry, settings: Iterable[str] = (),
+                check: Callable[[Any], Iterable[tuple[str, str]]] = lambda config: ()) -> Any:
+    """A YAML file as an instance of a frozen dataclass, checked and resolved like a spec's.
+
+    check: yields (option, message) for what is wrong although each option by itself is right.
+    Raises UserError with every problem of the file, each `file:line:column: path: message`.
+    """
+    source = read_yaml(path)
+    apply_settings(source, settings)
+    problems: list[Problem] = []
+    config = registry.resolve(config_class, source.data, (), problems)
+    if config is not None:
+        problems += [Problem(tuple(option.split(".")), message) for option, message in check(config)]
+    if problems:
+        raise source.error(problems)
+    return config
+
+
+#: what is looked for -> the package that installs such files
+INSTALLED = {"spec": "tryplicity_specs", "hardware": "tryplicity_hardware"}
+
+
+def installed_files(kind: str) -> dict[str, Path]:
+    """The YAML files that come with the package, by name. kind: "spec" or "hardware"."""
+    from importlib import resources
+
+    return {Path(entry.name).stem: Path(str(entry)) for entry in resources.files(INSTALLED[kind]).iterdir()
+            if entry.name.endswith(".yaml")}
+
+
+def find_file(name: str | Path, kind: str) -> Path:
+    """A file's path, or the path of an installed one from its name: `full`, `h200`.
+
+    Raises UserError naming the nearest installed file, and all of them, if there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    installed = installed_files(kind)
+    if str(name) in installed:
+        return installed[str(name)]
+    if path.is_dir():
+        raise UserError(f"{name}: this is a folder; a YAML file is wanted, or an installed {kind}: "
+                        f"{', '.join(sorted(installed))}")
+    hint = did_you_mean(path.stem, installed) if nearest(path.stem, installed) else ""
+    raise UserError(f"{name}: there is no such file, and no installed {kind} of that name{hint}; "
+                    f"installed: {', '.join(sorted(installed))}")

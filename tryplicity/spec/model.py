@@ -5,16 +5,26 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path as FilePath
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from tryplicity.errors import did_you_mean
+from tryplicity.errors import did_you_mean, nearest
 from tryplicity.parts import Part, config_as_dict, uses
-from tryplicity.registry import Path, Problem, Registry, _said, referencing_schema, schema_problems
-from tryplicity.spec.loader import Source, apply_settings, read_yaml
+from tryplicity.registry import (
+    Path,
+    Problem,
+    Registry,
+    config_schema,
+    referencing_schema,
+    said,
+    value_problems,
+)
+from tryplicity.spec.loader import Source, apply_settings, dump_yaml, find_file, read_yaml
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -112,16 +122,18 @@ class Spec:
     def site(self, layer: int | None = None, sublayer: int = 0) -> Any:
         """The Site of a layer's sub-layer, or of a component outside the stack."""
         block = self.layers[layer] if layer is not None else None
-        return _site(self.hidden_size, self.vocab_size, self.context_length, len(self.layers), layer, sublayer,
-                     (block and block.linear) or self.linear, (block and block.norm) or self.norm)
+        return _site(self.hidden_size, self.vocab_size, self.context_length, len(self.layers), layer,
+                     sublayer, (block and block.linear) or self.linear, (block and block.norm) or self.norm)
 
     def architecture(self) -> dict[str, Any]:
         """All that decides the weights' names and shapes and what they compute, as plain data."""
         return {
-            "vocab_size": self.vocab_size, "hidden_size": self.hidden_size, "context_length": self.context_length,
-            "tied_embeddings": self.tied_embeddings, "linear": self.linear.as_dict(), "norm": self.norm.as_dict(),
-            "residual": self.residual.as_dict(), "layers": [config_as_dict(block) for block in self.layers],
-            "heads": [part.as_dict() for part in self.heads], "brain": [part.as_dict() for part in self.brain],
+            "vocab_size": self.vocab_size, "hidden_size": self.hidden_size,
+            "context_length": self.context_length, "tied_embeddings": self.tied_embeddings,
+            "linear": self.linear.as_dict(), "norm": self.norm.as_dict(), "residual": self.residual.as_dict(),
+            "layers": [config_as_dict(block) for block in self.layers],
+            "heads": [part.as_dict() for part in self.heads],
+            "brain": [part.as_dict() for part in self.brain],
         }
 
     def identity(self) -> str:
@@ -130,13 +142,7 @@ class Spec:
 
     def as_yaml(self) -> str:
         """The file's content, `--set` applied: reading it gives this spec again."""
-        import yaml
-
-        class Dumper(yaml.SafeDumper):
-            def ignore_aliases(self, data: Any) -> bool:
-                return True
-
-        return yaml.dump(self.source.data, Dumper=Dumper, sort_keys=False, width=110)
+        return dump_yaml(self.source.data)
 
     def error(self, path: Path, message: str) -> Exception:
         """A UserError at a path of the file."""
@@ -151,111 +157,169 @@ def _site(*values: Any) -> Any:
                 sublayer=sublayer, linear_part=linear, norm_part=norm)
 
 
-def load_spec(source: Source | str, registry: Registry, settings: tuple[str, ...] | list[str] = ()) -> Spec:
-    """Read, check and resolve a spec. Raises UserError with every problem of the file at once."""
+@dataclass(frozen=True)
+class _Repeat:
+    repeat: Size
+    """how many times"""
+    of: Any
+    """an entry of `layers`, or a list of them"""
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    pattern: Annotated[list[Any], Field(min_length=1)]
+    """entries of `layers`, taken in turn"""
+    layers: Size
+    """how many layers in all"""
+
+
+def load_spec(source: Source | str | FilePath, registry: Registry, settings: Iterable[str] = ()) -> Spec:
+    """Read, check and resolve a spec: a file, or the name of an installed one.
+
+    Raises UserError with every problem of the file at once.
+    """
     if not isinstance(source, Source):
-        source = read_yaml(source)
+        source = read_yaml(find_file(source, "spec"))
     apply_settings(source, settings)
     problems: list[Problem] = []
     data = source.data
-    numbers = [data.get(key) for key in ("hidden_size", "vocab_size", "context_length")]
-    usable = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers)
-    site = _site(*numbers, 1, None, 0, None, None) if usable else None
+    sizes = [data.get(key) for key in ("hidden_size", "vocab_size", "context_length")]
+    # without its sizes no component can be asked to check whether it fits in
+    wanted = config_schema(_SpecFile)["properties"]["hidden_size"]
+    usable = not any(value_problems(size, wanted, ()) for size in sizes)
+    site = _site(*map(int, sizes), 1, None, 0, None, None) if usable else None
 
     file = registry.resolve(_SpecFile, data, (), problems, site)
     layers = _Layers(data, registry, problems, site).expand()
+    for key in ("heads", "brain"):
+        problems += _repeated(data.get(key), key)
     if problems or file is None:
         raise source.error(problems)
-    fields = {f.name: getattr(file, f.name) for f in dataclasses.fields(file) if f.name not in ("blocks", "overrides")}
-    return Spec(**{**fields, "layers": tuple(layers), "source": source})
+    names = {field.name for field in dataclasses.fields(Spec)} - {"layers", "source"}
+    fields = {name: getattr(file, name) for name in names}
+    return Spec(**fields, layers=tuple(layers), source=source)
+
+
+def _repeated(parts: Any, key: str) -> list[Problem]:
+    """Heads and brain modules report under their names, so that each can stand only once."""
+    parts = parts if isinstance(parts, list) else []
+    names = [part.get("type") if isinstance(part, Mapping) else part for part in parts]
+    return [Problem((key, i), f"{name} stands already at {key}[{names.index(name)}]; keep one of them")
+            for i, name in enumerate(names) if isinstance(name, str) and name in names[:i]]
+
+
+class _Entry(NamedTuple):
+    """One layer: what the file says of it, that resolved, and its faults (path inside it, message)."""
+
+    raw: Any
+    block: BlockSpec | None
+    faults: frozenset[tuple[Path, str]]
+
+
+UNKNOWN = _Entry(None, None, frozenset())  # keeps the count of layers right, for overrides
 
 
 class _Layers:
-    """Expands `layers` with the named blocks, repetition, patterns and overrides into one BlockSpec a layer."""
+    """`layers` with its named blocks, repetition, patterns and overrides as one BlockSpec a layer."""
 
     LIMIT = 10_000
 
     def __init__(self, data: Mapping, registry: Registry, problems: list[Problem], site: Any) -> None:
         self.data, self.registry, self.problems, self.site = data, registry, problems, site
         blocks = data.get("blocks", {})
-        self.blocks = blocks if isinstance(blocks, Mapping) else {}
-        self.resolved: dict[str, BlockSpec | None] = {
-            name: registry.resolve(BlockSpec, raw, ("blocks", name), problems, site)
-            for name, raw in self.blocks.items()}
+        misspelt = "blocks" not in data and any(nearest(key, ["blocks"]) for key in data)
+        self.known = isinstance(blocks, Mapping) and not misspelt  # else an unknown name is no news
+        self.counted = True  # False once a count of layers is not to be known
+        self.blocks = {name: self._block(raw, ("blocks", name))
+                       for name, raw in (blocks.items() if isinstance(blocks, Mapping) else ())}
+
+    def _block(self, raw: Any, path: Path) -> _Entry:
+        found: list[Problem] = []
+        block = self.registry.resolve(BlockSpec, raw, path, found, self.site)
+        self.problems += found
+        return _Entry(raw, block, frozenset((p.path[len(path):], p.message) for p in found))
 
     def expand(self) -> list[BlockSpec]:
         raw = self.data.get("layers")
         if not isinstance(raw, list):
             return []
+        entries = self._each(raw, ("layers",))
+        if len(entries) > self.LIMIT:
+            self.problems.append(Problem(("layers",), f"more than {self.LIMIT} layers; fewer must do"))
+            return []
         if not raw:
             self.problems.append(Problem(("layers",), "there are no layers; name at least one block"))
-        expanded = [entry for i, item in enumerate(raw) for entry in self._entries(item, ("layers", i))]
-        if len(expanded) > self.LIMIT:
-            self.problems.append(Problem(("layers",), f"{len(expanded)} layers; at most {self.LIMIT} are built"))
-            return []
-        return self._overridden(expanded)
+        if self.counted:
+            self._override(entries)
+        return [entry.block for entry in entries if entry.block is not None]
 
-    def _entries(self, item: Any, path: Path) -> list[tuple[Any, BlockSpec | None]]:
-        """(raw block, resolved block) of each layer an entry of `layers` stands for."""
+    def _each(self, items: list, path: Path) -> list[_Entry]:
+        entries: list[_Entry] = []
+        for i, item in enumerate(items):
+            entries += self._entries(item, (*path, i))
+            del entries[self.LIMIT + 1:]  # repeats of repeats could fill the memory before they are counted
+        return entries
+
+    def _counting(self, config_class: type, item: Mapping, path: Path) -> Any:
+        config = self.registry.resolve(config_class, item, path, self.problems)
+        self.counted &= config is not None
+        return config
+
+    def _entries(self, item: Any, path: Path) -> list[_Entry]:
+        """The layers that an entry of `layers` stands for."""
         if isinstance(item, str):
-            if item not in self.blocks:
+            if item in self.blocks:
+                return [self.blocks[item]]
+            if self.known:
                 hint = did_you_mean(item, self.blocks) or "; define it under blocks:"
                 self.problems.append(Problem(path, f"no block is called {item!r}{hint}"))
-                return []
-            return [(self.blocks[item], self.resolved[item])]
+            return [UNKNOWN]
         if isinstance(item, Mapping) and ("repeat" in item or "of" in item):
-            self._check(item, {"repeat": {"type": "integer", "minimum": 1}, "of": {}}, path)
-            of, count = item.get("of"), item.get("repeat")
-            inner = of if isinstance(of, list) else [of] if of is not None else []
-            once = [entry for i, child in enumerate(inner)
-                    for entry in self._entries(child, (*path, "of", i) if isinstance(of, list) else (*path, "of"))]
-            return once * min(count, self.LIMIT + 1) if isinstance(count, int) and count > 0 else once
+            repeat, of = self._counting(_Repeat, item, path), item.get("of", [])
+            inside = (*path, "of")
+            once = self._each(of, inside) if isinstance(of, list) else self._entries(of, inside)
+            return once * min(repeat.repeat, self.LIMIT // max(len(once), 1) + 1) if repeat else once
         if isinstance(item, Mapping) and "pattern" in item:
-            self._check(item, {"pattern": {"type": "array", "minItems": 1},
-                               "layers": {"type": "integer", "minimum": 1}}, path)
-            pattern, count = item.get("pattern"), item.get("layers")
-            if not isinstance(pattern, list):
-                return []
-            once = [entry for i, child in enumerate(pattern) for entry in self._entries(child, (*path, "pattern", i))]
-            if not once or not isinstance(count, int):
-                return once
-            return [once[i % len(once)] for i in range(min(count, self.LIMIT + 1))]
+            pattern, turns = self._counting(_Pattern, item, path), item["pattern"]
+            once = self._each(turns if isinstance(turns, list) else [], (*path, "pattern"))
+            count = min(pattern.layers, self.LIMIT + 1) if pattern and once else 0
+            return [once[i % len(once)] for i in range(count)]
         if isinstance(item, Mapping):
-            return [(item, self.registry.resolve(BlockSpec, item, path, self.problems, self.site))]
+            return [self._block(item, path)]
         self.problems.append(Problem(path, "expected the name of a block, a block, {repeat: n, of: ...} or "
-                                           f"{{pattern: [...], layers: n}}, got {_said(item)}"))
-        return []
+                                           f"{{pattern: [...], layers: n}}, got {said(item)}"))
+        return [UNKNOWN]
 
-    def _check(self, item: Mapping, properties: dict[str, Any], path: Path) -> None:
-        schema = {"type": "object", "properties": properties, "required": list(properties),
-                  "additionalProperties": False}
-        self.problems += schema_problems(dict(item), schema, path)
-
-    def _overridden(self, entries: list[tuple[Any, BlockSpec | None]]) -> list[BlockSpec]:
+    def _override(self, entries: list[_Entry]) -> None:
+        """Replace the entries that `overrides` change."""
         overrides = self.data.get("overrides", {})
         for key, change in overrides.items() if isinstance(overrides, Mapping) else ():
             path = ("overrides", key)
-            first, _, last = str(key).partition("-")
-            indices = range(int(first), int(last or first) + 1) if first.isdigit() and (last or first).isdigit() else []
-            if not indices or indices[-1] >= len(entries):
-                self.problems.append(Problem(path, f"expected a layer or a range of layers from 0 to "
-                                                   f"{len(entries) - 1}, such as \"3\" or \"4-7\"", at_key=True))
+            match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", key)
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+            if not first <= last < len(entries):
+                message = f"expected a layer, or a range such as 0-1, of the layers 0 to {len(entries) - 1}"
+                self.problems.append(Problem(path, message, at_key=True))
                 continue
             if not isinstance(change, Mapping):
-                self.problems.append(Problem(path, f"expected a mapping, got {_said(change)}"))
+                self.problems.append(Problem(path, f"expected a mapping, got {said(change)}"))
                 continue
-            for index in indices:
-                raw = _merged(entries[index][0], change)
-                found: list[Problem] = []
-                block = self.registry.resolve(BlockSpec, raw, path, found, self.site)
-                if entries[index][1] is not None:  # else the block itself was reported already
-                    self.problems += found
-                entries[index] = (raw, block)
-        return [block for _, block in entries if block is not None]
+            changed: dict[int, _Entry] = {id(UNKNOWN): UNKNOWN}
+            for index in range(first, last + 1):
+                entry = entries[index]
+                if id(entry) not in changed:
+                    raw, found = _merged(entry.raw, change), []
+                    block = self.registry.resolve(BlockSpec, raw, path, found, self.site)
+                    # what is wrong with the layer itself was reported where it stands
+                    self.problems += [p for p in found if (p.path[len(path):], p.message) not in entry.faults]
+                    changed[id(entry)] = _Entry(raw, block, entry.faults)
+                entries[index] = changed[id(entry)]
 
 
 def _merged(base: Any, change: Any) -> Any:
     """`change` over `base`, key by key; a part of another type replaces the whole part."""
+    if isinstance(base, str) and isinstance(change, Mapping):
+        base = {"type": base}
     if not (isinstance(base, Mapping) and isinstance(change, Mapping)):
         return change
     if "type" in change and change["type"] != base.get("type"):
@@ -267,18 +331,19 @@ def spec_schema(registry: Registry) -> dict[str, Any]:
     """The JSON Schema of a spec file, composed from whatever plugins are installed."""
     schema = referencing_schema(_SpecFile)
     block = referencing_schema(BlockSpec)
-    entry = {"anyOf": [
-        {"type": "string"}, {"$ref": "#/$defs/block"},
-        {"type": "object", "required": ["repeat", "of"], "additionalProperties": False, "properties": {
-            "repeat": {"type": "integer", "minimum": 1},
-            "of": {"anyOf": [{"$ref": "#/$defs/layer"}, {"type": "array", "items": {"$ref": "#/$defs/layer"}}]}}},
-        {"type": "object", "required": ["pattern", "layers"], "additionalProperties": False, "properties": {
-            "pattern": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/layer"}},
-            "layers": {"type": "integer", "minimum": 1}}}]}
-    properties = schema["properties"]
-    properties["layers"] = {"type": "array", "items": {"$ref": "#/$defs/layer"},
-                            "description": properties["layers"].get("description", "")}
-    properties["blocks"] = {"type": "object", "additionalProperties": {"$ref": "#/$defs/block"}}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Tryplicity spec", **schema,
-            "$defs": {"block": block, "layer": entry, **registry.definitions()}}
+    layer, layers = {"$ref": "#/$defs/layer"}, {"type": "array", "items": {"$ref": "#/$defs/layer"}}
+    repeat, pattern = referencing_schema(_Repeat), referencing_schema(_Pattern)
+    override = {"type": "object", "propertyNames": {"enum": list(block["properties"])}}
 
+    def add(target: dict[str, Any], name: str, **more: Any) -> None:
+        target["properties"][name] = {**target["properties"][name], **more}
+
+    add(repeat, "of", anyOf=[layer, layers])
+    add(pattern, "pattern", **layers)
+    add(schema, "layers", **layers)
+    add(schema, "blocks", additionalProperties={"$ref": "#/$defs/block"})
+    add(schema, "overrides", additionalProperties=False, patternProperties={"^[0-9]+(-[0-9]+)?$": override})
+    kinds = {"block": block, "repeat": repeat, "pattern": pattern}
+    entry = {"anyOf": [{"type": "string"}, *({"$ref": f"#/$defs/{kind}"} for kind in kinds)]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Tryplicity spec", **schema,
+            "$defs": {**kinds, "layer": entry, **registry.definitions()}}

@@ -28,7 +28,7 @@ class Progress:
 
     step: int = 0
     tokens: int = 0
-    position: int = 0  # sequences delivered, in the loader's fixed order
+    position: int = 0  # in the training stream, in tokens
     seconds: float = 0.0  # spent training
     identity: str = ""  # of the spec's architecture
     data: str = ""  # of the prepared data

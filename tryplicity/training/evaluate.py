@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
-from tryplicity.components import IGNORE
 from tryplicity.model import NEXT_TOKEN, Model
-from tryplicity.training.step import autocast
+from tryplicity.training.step import autocast, on_device
 
 
 @torch.no_grad()
-def bits_per_byte(model: Model, heldout, *, rows: int | None, batch_rows: int, context_length: int, device: str,
-                  precision: str, stopping: Callable[[], bool] = lambda: False) -> float:
-    """Bits the model needs for each byte of held-out text. rows: the first so many sequences; None: all."""
+def bits_per_byte(model: Model, batches: Iterable[Any], *, precision: str,
+                  stopping: Callable[[], bool] = lambda: False) -> float:
+    """Bits the model needs for each byte of the batches' text; NaN if stopped before the first one."""
+    device = model.embedding.weight.device
     was_training = model.training
     model.eval()
-    nats, scored = 0.0, 0
+    nats, size = 0.0, 0
     try:
-        for batch in heldout.rows(context_length, batch_rows, limit=rows):
+        for batch in batches:
             if stopping():
                 break
-            batch = batch.to(device)
-            with autocast(batch.ids_BT.device.type, precision):
+            batch = on_device(batch, device)
+            with autocast(device.type, precision):
                 losses = model(batch.ids_BT, targets={NEXT_TOKEN: batch.targets_BT}, doc_ids_BT=batch.doc_ids_BT)
             nats += losses.objectives[NEXT_TOKEN].total.item()
-            scored += heldout.byte_count(batch.targets_BT[batch.targets_BT != IGNORE])
+            size += batch.bytes
     finally:
         model.train(was_training)
-    return nats / math.log(2) / max(scored, 1)
+    return nats / math.log(2) / size if size else math.nan

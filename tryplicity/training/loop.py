@@ -23,7 +23,7 @@ from tryplicity.training.checkpoint import Progress
 from tryplicity.training.evaluate import bits_per_byte
 from tryplicity.training.metrics import MetricsFile
 from tryplicity.training.process import StopSignals
-from tryplicity.training.step import StepResult, decay_groups, is_finite, training_step
+from tryplicity.training.step import StepResult, decay_groups, is_finite, on_device, training_step
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
 
-    progress = Progress(identity=spec.identity(), data=prepared.fingerprint, seed=training.seed)
+    progress = Progress(identity=spec.identity(), data=prepared.identity, seed=training.seed)
     if resume:
         newest = checkpoint.newest(run.checkpoints)
         if newest is not None:
@@ -91,28 +91,28 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
 
     metrics_file = MetricsFile(run.metrics, progress.step)
     plugins.call("tryplicity_run_started", run=run.folder, spec=spec, model=model)
-    heldout = _Heldout(model, prepared, hardware, context, training.validation_rows)
+    stream, heldout = prepared.stream(training.seed), _HeldOut(model, prepared, hardware, context)
     bad_steps, saved_step = 0, progress.step
     model.train()
 
     with StopSignals() as signals:
         while budget.spent(progress) < 1 and signals.received is None:
             started = time.perf_counter()
-            batch = prepared.train.batch(progress.position, rows, context).to(device)
+            batch = on_device(stream.batch(progress.position, rows, context), device)
             factor = schedule.factor(budget.spent(progress), progress.step)
             result = training_step(model, optimizer, strategy, batch, step=progress.step, micro_batch=hardware.batch,
                                    precision=hardware.precision, max_norm=training.gradient_clip,
                                    learning_rate_factor=factor)
-            first_row, good = progress.position, is_finite(result)
+            position, good = progress.position, is_finite(result)
             seconds = time.perf_counter() - started
             progress.step += 1
             progress.tokens += rows * context
-            progress.position += rows
+            progress.position += rows * context
             progress.seconds += seconds
 
             metrics = _metrics(model, result, progress, optimizer, seconds, rows * context)
             if budget.spent(progress) < 1 and progress.step % training.validate_every == 0:
-                metrics["validation_bits_per_byte"] = heldout.score(lambda: signals.received is not None)
+                metrics["validation_bits_per_byte"] = heldout.score(training.validation_rows, lambda: signals.received is not None)
             metrics_file.write(metrics)
             plugins.call("tryplicity_step_finished", run=run.folder, step=progress.step, metrics=metrics)
             left = budget.seconds_left(progress, progress.seconds / progress.step, rows * context)
@@ -120,19 +120,19 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
 
             bad_steps = 0 if good else bad_steps + 1
             if not good:
-                print(f"warning: step {progress.step}: the loss is not a number; the step was left out "
-                      f"(sequences {first_row} to {first_row + rows - 1})", file=sys.stderr)
+                print(f"warning: step {progress.step}: the loss is not a number; it changed nothing "
+                      f"(tokens {position} to {progress.position - 1} of the stream)", file=sys.stderr)
             if bad_steps >= training.bad_steps:
                 metrics_file.close()
                 plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason="failed")
-                raise Refused(_bad_loss_message(bad_steps, first_row, rows, prepared, run, saved_step))
+                raise Refused(_bad_loss(bad_steps, stream, position, progress.position, run, saved_step))
             if good and progress.step % training.checkpoint_every == 0:
                 saved_step = _save(run, model, optimizer, progress, training.keep_checkpoints, plugins) or saved_step
 
     if bad_steps == 0 and progress.step > saved_step or not checkpoint.steps(run.checkpoints):
         _save(run, model, optimizer, progress, training.keep_checkpoints, plugins, last=True)
     interrupted = signals.received is not None
-    score = None if interrupted else heldout.score(rows=None)
+    score = None if interrupted else heldout.score()
     if not interrupted:
         try:
             checkpoint.save_weights(model, run.weights)
@@ -146,16 +146,15 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     return Outcome(reason, progress, score, signals.received)
 
 
-class _Heldout:
-    """Scores the model on held-out text."""
+class _HeldOut:
+    """Scores the model on the held-out part."""
 
-    def __init__(self, model: Model, prepared: Prepared, hardware: Any, context: int, rows: int) -> None:
-        self.model, self.prepared, self.hardware, self.context, self.rows = model, prepared, hardware, context, rows
+    def __init__(self, model: Model, prepared: Prepared, hardware: Any, context: int) -> None:
+        self.model, self.part, self.hardware, self.context = model, prepared.held_out(), hardware, context
 
-    def score(self, stopping: Callable[[], bool] = lambda: False, rows: int | None = 0) -> float:
-        return bits_per_byte(self.model, self.prepared.heldout, rows=self.rows if rows == 0 else rows,
-                             batch_rows=self.hardware.batch, context_length=self.context,
-                             device=self.hardware.torch_device, precision=self.hardware.precision, stopping=stopping)
+    def score(self, max_rows: int | None = None, stopping: Callable[[], bool] = lambda: False) -> float:
+        batches = self.part.batches(self.hardware.batch, self.context, max_rows)
+        return bits_per_byte(self.model, batches, precision=self.hardware.precision, stopping=stopping)
 
 
 def _metrics(model: Model, result: StepResult, progress: Progress, optimizer: Any, seconds: float,
@@ -196,10 +195,8 @@ def _check_belongs(saved: Path, progress: Progress) -> None:
             raise UserError(f"{saved}: belongs to another {what}; give the one it was begun with, or another --run")
 
 
-def _bad_loss_message(bad: int, first_row: int, rows: int, prepared: Prepared, run: Run, saved: int) -> str:
+def _bad_loss(bad: int, stream: Any, position: int, end: int, run: Run, saved: int) -> str:
     kept = f"the last good checkpoint is step {saved}" if checkpoint.steps(run.checkpoints) else "nothing was saved yet"
-    return (f"the loss was not a number {bad} steps in a row, lastly on sequences {first_row} to "
-            f"{first_row + rows - 1} ({prepared.train.describe(first_row, rows)}); training stopped; {kept}. "
-            "Lower training.optimizer.learning_rate, or look at that text")
-
-
+    return (f"the loss was not a number {bad} steps in a row, lastly on tokens {position} to {end - 1} of the stream "
+            f"({stream.describe(position, end - position)}); training stopped; {kept}. Lower "
+            "training.optimizer.learning_rate, or look at that text")

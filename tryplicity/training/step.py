@@ -1,4 +1,4 @@
-"""One optimizer step, top to bottom; returns tensors only, so that the planner can run it without memory.
+"""One optimizer step, top to bottom.
 
 Shapes: B sequences of the whole step, T time.
 """
@@ -41,6 +41,12 @@ def autocast(device_type: str, precision: str) -> Any:
     if precision == "bf16":
         return torch.autocast(device_type, torch.bfloat16, cache_enabled=False)
     return nullcontext()
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """The batch with its tensors on the device."""
+    return batch._replace(**{name: value.to(device, non_blocking=True) for name, value in batch._asdict().items()
+                             if isinstance(value, Tensor)})
 
 
 def forward_backward(model: Model, batch: Any, micro_batch: int, precision: str) -> StepResult:

@@ -1,0 +1,49 @@
+# Each target makes .venv when no virtual environment is active, and installs what it needs.
+#   make quickstart   the whole way on this machine: plan, prepare, train a tiny model, let it write
+#   make test         the test suite          make nightly   the slow checks too
+#   make lint         ruff                    make bench     the timings in tests/benchmarks
+
+PYTHON ?= python3
+# The release that is tested. On Linux a plain range takes the newest build and its GPU libraries with it.
+TORCH ?= torch==2.13.0
+
+ifdef VIRTUAL_ENV
+VENV := $(VIRTUAL_ENV)
+else
+VENV := .venv
+endif
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test nightly lint bench clean
+
+quickstart: $(VENV)/.tryplicity
+	$(BIN)/tryplicity quickstart
+
+test: $(VENV)/.tryplicity-test
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+nightly: $(VENV)/.tryplicity-test
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(VENV)/.tryplicity-test
+	$(BIN)/ruff check .
+
+bench: $(VENV)/.tryplicity-test
+	$(BIN)/python -m tests.benchmarks
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.tryplicity: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.tryplicity-test: $(VENV)/.tryplicity
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,95 @@
+"""A router that spends more experts on harder tokens.
+
+Shapes: B batch, T time, D hidden, N tokens (B*T), E experts, K slots (the most experts a token can have).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tryplicity_plugins.layers.router import BalancedRouter, full_precision
+
+from tryplicity import Mean, Routing
+
+
+class DynamicSparsityRouter(BalancedRouter):
+    """From `min_experts` to `max_experts` for a token, by a learned difficulty; `mean_experts` on average.
+
+    A linear map of the token gives a real number of experts, kappa. The expert of rank j (counted from 0) has
+    its score multiplied by the gate clamp(kappa - j, 0, 1): whole for the sure ones, a fraction for the
+    marginal one, which enters at weight zero. So the output is continuous in kappa, and the language loss
+    itself tells the difficulty, through the marginal expert, whether one more would have helped. An offset
+    common to all tokens is moved once per optimizer step to hold the mean, so that difficulty only decides
+    who gets more.
+    """
+
+    name = "dynamic_sparsity"
+
+    @dataclass(frozen=True)
+    class Config(BalancedRouter.Config):
+        min_experts: Annotated[int, Field(gt=0)] = 4
+        """The fewest experts a token gets."""
+        max_experts: Annotated[int, Field(gt=0)] = 12
+        """The most experts a token gets."""
+        mean_experts: Annotated[float, Field(gt=0)] = 8.0
+        """Experts per token on average; held by a controller, and what a budget is planned with."""
+
+    @classmethod
+    def check(cls, config, site):
+        if config.min_experts > config.max_experts:
+            yield "min_experts", (f"{config.min_experts} is more than max_experts {config.max_experts}; "
+                                  f"use {config.max_experts} or less")
+        elif not config.min_experts <= config.mean_experts <= config.max_experts:
+            nearest = min(max(config.mean_experts, config.min_experts), config.max_experts)
+            yield "mean_experts", (f"{config.mean_experts:g} is not between min_experts {config.min_experts} "
+                                   f"and max_experts {config.max_experts}; the nearest is {nearest:g}")
+
+    def __init__(self, config, site, experts: int, top_k: int) -> None:
+        super().__init__(config, site, experts, top_k)
+        self.max_k, self.mean_k = config.max_experts, float(config.mean_experts)
+        self.span = config.max_experts - config.min_experts
+        self.difficulty_D = nn.Parameter(torch.empty(site.hidden_size))
+        self.register_buffer("offset", torch.empty(()))
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.normal_(self.difficulty_D, std=0.02)
+        # kappa half an expert below the target: a token gets kappa rounded up
+        level = (self.mean_k - 0.5 - self.config.min_experts) / max(self.span, 1)
+        level = min(max(level, 0.02), 0.98)
+        nn.init.constant_(self.offset, math.log(level / (1 - level)))
+
+    def forward(self, x_BTD: Tensor, sketch_EM: Tensor | None = None) -> Routing:
+        logits_NE, scores_NE = self.score(x_BTD)
+        with full_precision(x_BTD):
+            x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
+            difficulty_N1 = F.linear(x_ND.float(), self.difficulty_D.float()[None])
+        kappa_N1 = self.config.min_experts + self.span * (difficulty_N1 + self.offset).sigmoid()
+        rank_K = torch.arange(self.max_k, device=x_BTD.device)
+        gate_NK = (kappa_N1 - rank_K).clamp(0, 1)
+        best_NK = (scores_NE.detach() + self.bias).topk(self.max_k).indices
+        weights_NK = self.weigh(scores_NE.gather(1, best_NK) * gate_NK).to(x_BTD.dtype)
+        experts_NK = best_NK.where(gate_NK > 0, self.experts)
+        report = self.report(x_BTD, logits_NE, scores_NE, experts_NK)
+        if self.reports(x_BTD):
+            k_N = (gate_NK.detach() > 0).sum(-1).float()
+            report.stats["k"] = Mean(k_N.sum(), float(len(k_N)))
+            report.stats["k_squared"] = Mean(k_N.square().sum(), float(len(k_N)))
+        return Routing(experts_NK, weights_NK, report)
+
+    def after_step(self, step: int, stats: Mapping[str, Mean]) -> None:
+        super().after_step(step, stats)
+        if self.span:
+            # the mean moves by at most span / 4 for one unit of offset, so this never oversteps
+            self.offset.add_(((self.mean_k - stats["k"].value) / self.span).to(self.offset.dtype))
+
+    def metrics(self, stats: Mapping[str, Mean]) -> dict[str, float | list[float]]:
+        variance = stats["k_squared"].value - stats["k"].value ** 2
+        return {**super().metrics(stats), "experts_per_token_spread": variance.clamp(min=0).sqrt().item()}

@@ -1,0 +1,132 @@
+"""Ternary weights and int8 activations, trained straight through the rounding.
+
+Shapes: D in, O out, E experts, ... any leading axes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from tryplicity import Linear, grouped_linear
+
+WEIGHT_FLOOR = 1e-5  # least weight scale, so that an all-zero matrix divides by something
+INPUT_FLOOR = 1e-5  # least absmax of a normalised token, likewise
+NORM_EPS = 1e-6  # added to the mean square of a token before it is quantised
+DECODING_ROWS = 64  # up to so many tokens at once the ternary weights are worth keeping
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Rounding needs fp32 at least: bf16 cannot tell 127 steps of a scale apart."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Digits -1, 0, 1 [..., O, D] and each matrix's scale [..., 1, 1], its mean |weight|; at least fp32."""
+    scale = weight.abs().mean((-2, -1), keepdim=True, dtype=_wide(weight.dtype)).clamp_(min=WEIGHT_FLOOR)
+    return (weight / scale).round_().clamp_(-1, 1), scale
+
+
+def ternary_weight(weight: Tensor) -> Tensor:
+    """Every weight as -scale, 0 or scale, in the weight's dtype."""
+    digits, scale = ternary(weight)
+    return digits.mul_(scale).to(weight.dtype)
+
+
+def int8_input(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(y, rstd): each token times rstd [..., 1] = 1/rms, rounded to 127 steps either way up to its absmax.
+
+    The norm only moves the step: x / absmax(x) is norm(x) / absmax(norm(x)), so normalising costs no pass.
+    """
+    rstd = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_wide(x.dtype))
+    rstd = rstd.square_().div_(x.shape[-1]).add_(NORM_EPS).rsqrt_()
+    step = (x.abs().amax(-1, keepdim=True) * rstd).clamp_(min=INPUT_FLOOR).div_(127)
+    return (x * (rstd / step)).round_().mul_(step).to(x.dtype), rstd
+
+
+class _TernaryWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight):
+        return ternary_weight(weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class _Int8Input(torch.autograd.Function):
+    """The gradient is the norm's alone: rounding lets it straight through."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y, rstd = int8_input(x)
+        ctx.save_for_backward(x, rstd)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, rstd = ctx.saved_tensors
+        along_x = torch.linalg.vecdot(grad.to(rstd.dtype), x.to(rstd.dtype)).unsqueeze(-1)
+        along_x = along_x.mul_(rstd.pow(3)).div_(-x.shape[-1])
+        return (grad * rstd).addcmul_(x.to(rstd.dtype), along_x).to(x.dtype)
+
+
+class BitLinear(Linear):
+    """BitNet b1.58 (Ma et al., arXiv:2402.17764): x normalised and in int8, weights -1, 0 or 1 times a scale.
+
+    The scale is the mean |weight| of each matrix (of each expert in a stack), the step of the input the
+    absmax of each token over 127; both sides are in their own dtype again when they meet. The norm has no
+    parameters. Gradients pass the rounding unchanged. While decoding (no gradients, not in training mode, few
+    tokens) the ternary weights are kept until the parameter changes.
+    """
+
+    name = "bitlinear"
+    packed_bits = 1.6  # five ternary digits to a byte
+
+    def __init__(self, config, in_features: int, out_features: int, **options) -> None:
+        super().__init__(config, in_features, out_features, **options)
+        self._kept: tuple[Tensor, int, Tensor] | None = None  # parameter, its version, its ternary weights
+
+    def effective_weight(self, weight: Tensor) -> Tensor:
+        return _TernaryWeight.apply(weight)
+
+    def effective_input(self, x: Tensor) -> Tensor:
+        return _Int8Input.apply(x) if torch.is_grad_enabled() else int8_input(x)[0]
+
+    def forward(self, x: Tensor, offsets_E: Tensor | None = None, spread=None) -> Tensor:
+        if not self._decoding(x):
+            return super().forward(x, offsets_E, spread)
+        x = self.effective_input(x)
+        if self.experts is None:
+            return F.linear(x, self._kept_weight(), self.bias)
+        return grouped_linear(x if spread is None else spread(x), self._kept_weight(), offsets_E)
+
+    def expert(self, x: Tensor, expert: int) -> Tensor:
+        if not self._decoding(x):
+            return super().expert(x, expert)
+        return F.linear(self.effective_input(x), self._kept_weight()[expert])
+
+    def _decoding(self, x: Tensor) -> bool:
+        # an inference tensor has no version to notice a change by
+        return not (self.training or torch.is_grad_enabled() or self.weight.is_inference()
+                    or x.numel() > DECODING_ROWS * self.in_features)
+
+    def _kept_weight(self) -> Tensor:
+        kept, weight = self._kept, self.weight
+        if kept is None or kept[0] is not weight or kept[1] != weight._version:
+            self._kept = kept = (weight, weight._version, ternary_weight(weight))
+        return kept[2]
+
+    def train(self, mode: bool = True) -> BitLinear:
+        self._kept = None
+        return super().train(mode)
+
+    def _apply(self, *args, **options) -> BitLinear:
+        self._kept = None  # another device or dtype leaves the version as it was
+        return super()._apply(*args, **options)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_kept": None}

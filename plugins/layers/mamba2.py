@@ -1,0 +1,189 @@
+"""The Mamba-2 mixer: a selective state space with one decay per head, in the state-space dual form.
+
+Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060). One projection gives z, x, B, C and dt of every token;
+x, B and C pass a short causal convolution; the scan (`ssd.py`) carries a state of constant size; z gates the
+result before the norm.
+
+Shapes: B batch, T time, D hidden, C channels of the convolution, I inner (hidden * expand), H heads,
+P head dim, G groups, N state, W conv width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tryplicity_plugins.layers.ssd import conv_masks, conv_silu, gated_norm, scan
+
+from tryplicity import Mixer, State
+
+
+class Mamba2(Mixer):
+    """Mamba-2: a linear-time mixer whose decoding state does not grow with the text."""
+
+    name = "mamba2"
+    undecayed = ("A_log", "dt_bias", "D")
+
+    @dataclass(frozen=True)
+    class Config:
+        state_size: Annotated[int, Field(gt=0)] = 128
+        """numbers each channel remembers"""
+        head_dim: Annotated[int, Field(gt=0)] = 64
+        """channels that share one decay"""
+        expand: Annotated[int, Field(gt=0)] = 2
+        """inner channels per hidden channel"""
+        conv_width: Annotated[int, Field(ge=2)] = 4
+        """tokens the short convolution sees, the current one included"""
+        groups: Annotated[int, Field(gt=0)] = 1
+        """sets of heads, each with its own B and C"""
+        chunk: Annotated[int, Field(gt=0)] = 64
+        """tokens per block of matrix products; changes speed and memory, not the result"""
+        dt_min: Annotated[float, Field(gt=0)] = 0.001
+        """smallest initial time step"""
+        dt_max: Annotated[float, Field(gt=0)] = 0.1
+        """largest initial time step"""
+        dt_floor: Annotated[float, Field(gt=0)] = 1e-4
+        """initial time steps below this are raised to it"""
+        A_min: Annotated[float, Field(gt=0)] = 1.0
+        """slowest initial decay rate of a head"""
+        A_max: Annotated[float, Field(gt=0)] = 16.0
+        """fastest initial decay rate of a head"""
+        norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+        """added to the mean square before its root"""
+
+    def __init__(self, config: Config, site) -> None:
+        super().__init__()
+        self.config = config
+        self.inner = site.hidden_size * config.expand
+        self.heads = self.inner // config.head_dim
+        self.channels = [self.inner, config.groups * config.state_size, config.groups * config.state_size]
+        self.projected = [self.inner, sum(self.channels), self.heads]  # z; x, B and C; dt
+        self.in_proj = site.linear(site.hidden_size, sum(self.projected))
+        self.out_proj = site.linear(self.inner, site.hidden_size, writes_residual=True)
+        # no rounding in the decay's parameters: they act through exponentials of sums over the whole text
+        wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.A_log = nn.Parameter(torch.empty(self.heads, dtype=wide))
+        self.dt_bias = nn.Parameter(torch.empty(self.heads, dtype=wide))
+        self.D = nn.Parameter(torch.empty(self.heads, dtype=wide))
+        self.conv_weight = nn.Parameter(torch.empty(config.conv_width, sum(self.channels)))
+        self.conv_bias = nn.Parameter(torch.empty(sum(self.channels)))
+        self.norm_weight = nn.Parameter(torch.empty(self.inner))
+
+    @classmethod
+    def check(cls, config, site):
+        inner = site.hidden_size * config.expand
+        if inner % config.head_dim:
+            yield "head_dim", (f"hidden_size {site.hidden_size} * expand {config.expand} = {inner} does not "
+                               f"divide by head_dim {config.head_dim}; the nearest that does is "
+                               f"{_nearest_divisor(inner, config.head_dim)}")
+        elif (inner // config.head_dim) % config.groups:
+            heads = inner // config.head_dim
+            yield "groups", (f"{heads} heads ({inner} inner channels / head_dim {config.head_dim}) do not "
+                             f"divide by groups {config.groups}; the nearest that does is "
+                             f"{_nearest_divisor(heads, config.groups)}")
+        if config.dt_min > config.dt_max:
+            yield "dt_min", f"{config.dt_min} is above dt_max; it can be {config.dt_max} at most"
+        if config.A_min > config.A_max:
+            yield "A_min", f"{config.A_min} is above A_max; it can be {config.A_max} at most"
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        config = self.config
+        self.A_log.uniform_(config.A_min, config.A_max).log_()
+        dt = self.dt_bias.uniform_(math.log(config.dt_min), math.log(config.dt_max)).exp_()
+        dt.clamp_(min=config.dt_floor)
+        dt.add_(torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+        nn.init.ones_(self.D)
+        bound = config.conv_width**-0.5  # what torch's own convolution of this width starts from
+        nn.init.uniform_(self.conv_weight, -bound, bound)
+        nn.init.uniform_(self.conv_bias, -bound, bound)
+        nn.init.ones_(self.norm_weight)
+
+    def new_state(self, batch: int, *, device=None, dtype=None) -> State:
+        """conv [B, W - 1, C]: the last inputs of the convolution, those of an earlier document zeroed; ssm
+        [B, H, P, N]; doc [B]: the document of the last token."""
+        config = self.config
+        device, dtype = device or self.conv_weight.device, dtype or self.conv_weight.dtype
+        return State(
+            conv=torch.zeros(batch, config.conv_width - 1, sum(self.channels), device=device, dtype=dtype),
+            ssm=torch.zeros(batch, self.heads, config.head_dim, config.state_size, device=device,
+                            dtype=torch.promote_types(dtype, torch.float32)),
+            doc=torch.full((batch,), -1, device=device),
+        )
+
+    def forward(self, x_BTD: Tensor, *, state: State | None = None, doc_ids: Tensor | None = None) -> Tensor:
+        """See `Layer.forward`. Documents are runs of equal ids: an id that comes back begins a new one."""
+        if state is not None and x_BTD.shape[1] == 1 and not torch.is_grad_enabled():
+            return self._step(x_BTD, state, doc_ids)
+        config, lead = self.config, 0
+        z_BTI, xBC_BTC, dt_BTH = self.in_proj(x_BTD).split(self.projected, -1)
+        runs_BT = None
+        if doc_ids is not None:
+            before_B1 = doc_ids[:, :1] if state is None else state["doc"][:, None]
+            runs_BT = (doc_ids != torch.cat([before_B1, doc_ids[:, :-1]], 1)).cumsum(1)
+        if state is not None:
+            lead = config.conv_width - 1
+            xBC_BTC = torch.cat([state["conv"].to(xBC_BTC.dtype), xBC_BTC], 1)
+        same_BWT = None
+        if runs_BT is not None:
+            tail_runs_BT = F.pad(runs_BT, (lead, 0))  # the tail is of run 0
+            same_BWT = conv_masks(tail_runs_BT, config.conv_width)
+
+        x, Bs, Cs = conv_silu(xBC_BTC, self.conv_weight, self.conv_bias, sizes=self.channels, lead=lead,
+                              same_BWT=same_BWT)
+        x_BTHP = x.unflatten(-1, (self.heads, config.head_dim))
+        Bs, Cs = (t.unflatten(-1, (config.groups, config.state_size)) for t in (Bs, Cs))
+        wide = torch.promote_types(x.dtype, torch.float32)
+        dt_BTH = F.softplus(dt_BTH.to(wide) + self.dt_bias.to(wide))
+        y_BTHP, last_BHPN = scan(x_BTHP, dt_BTH, -self.A_log.to(wide).exp(), Bs, Cs, chunk=config.chunk,
+                                 start_BHPN=None if state is None else state["ssm"].to(wide), runs_BT=runs_BT)
+        if state is not None:
+            tail_BWC = xBC_BTC.detach()[:, xBC_BTC.shape[1] - lead :]
+            if runs_BT is not None:
+                foreign_BW1 = (tail_runs_BT[:, -lead:] != tail_runs_BT[:, -1:])[..., None]
+                tail_BWC = tail_BWC.masked_fill(foreign_BW1, 0)
+                state["doc"].copy_(doc_ids[:, -1])
+            state["conv"].copy_(tail_BWC)
+            state["ssm"].copy_(last_BHPN.detach())
+        y_BTI = gated_norm(y_BTHP, x_BTHP, self.D, z_BTI, self.norm_weight, groups=config.groups,
+                           eps=config.norm_eps)
+        return self.out_proj(y_BTI)
+
+    def _step(self, x_B1D: Tensor, state: State, doc_ids: Tensor | None) -> Tensor:
+        """One token without gradients: the recurrence itself, in as few operations as can be."""
+        config, batch = self.config, x_B1D.shape[0]
+        conv_BWC, ssm_BHPN = state["conv"], state["ssm"]
+        if doc_ids is not None:
+            same_B11 = (doc_ids == state["doc"][:, None])[..., None]
+            conv_BWC.mul_(same_B11)
+            ssm_BHPN.mul_(same_B11[..., None])
+            state["doc"].copy_(doc_ids[:, 0])
+        z_B1I, xBC_B1C, dt_B1H = self.in_proj(x_B1D).split(self.projected, -1)
+        window_BWC = torch.cat([conv_BWC, xBC_B1C], 1)
+        conv_BWC.copy_(window_BWC[:, 1:])
+        xBC_BC = F.silu((window_BWC * self.conv_weight).sum(1).add_(self.conv_bias), inplace=True)
+        x_BI, B_BY, C_BY = xBC_BC.to(ssm_BHPN.dtype).split(self.channels, -1)
+
+        dt_BH1 = F.softplus(dt_B1H + self.dt_bias).view(batch, -1, 1)
+        ssm_BHPN.mul_((dt_BH1 * self.A_log.exp()[:, None]).neg_().exp_()[..., None])
+        x_BHP = x_BI.unflatten(-1, (self.heads, config.head_dim))
+        # one product for all heads of a group: X counts their head dims
+        ssm_ZXN = ssm_BHPN.view(batch * config.groups, -1, config.state_size)
+        B_Z1N, C_ZN1 = B_BY.reshape(len(ssm_ZXN), 1, -1), C_BY.reshape(len(ssm_ZXN), -1, 1)
+        ssm_ZXN.addcmul_((x_BHP * dt_BH1).view(len(ssm_ZXN), -1, 1), B_Z1N)
+        y_BHP = torch.bmm(ssm_ZXN, C_ZN1).view(x_BHP.shape).addcmul_(x_BHP, self.D[:, None])
+
+        # F.rms_norm is a dozen operations on a CPU
+        g_BGX = (y_BHP.view(z_B1I.shape) * F.silu(z_B1I)).view(batch, config.groups, -1)
+        norm_BG1 = torch.linalg.vector_norm(g_BGX, dim=-1, keepdim=True)
+        g_BGX.mul_(norm_BG1.square_().mul_(1 / g_BGX.shape[-1]).add_(config.norm_eps).rsqrt_())
+        return self.out_proj((g_BGX.view(z_B1I.shape) * self.norm_weight).to(z_B1I.dtype))
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))

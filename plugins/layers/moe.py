@@ -1,0 +1,220 @@
+"""Mixture of experts: many small gated MLPs, a few of them for each token, and shared ones for all.
+
+Shapes: B batch, T time, D hidden, N tokens (B*T), E experts, K slots of a token, S rows sorted by expert, F
+inner (or twice that, gate and up), M size of a sketch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from tryplicity_plugins.layers.router import full_precision
+
+from tryplicity import FeedForward, Part, Report, output_and_report, uses
+
+#: Every group begins and ends at a multiple of this many rows. MKL rounds a product of 1, and of 2 or 3 rows,
+#: unlike one of 4 or more (with several threads: the rows after the last multiple of 4), so without it a
+#: token's result would depend on how many others share its expert. And CUDA wants groups of a multiple of 16
+#: bytes.
+GROUP_ROWS = 8
+FEW_TOKENS = 2  # up to this many are decoded one by one, reading the weights of the chosen experts alone
+SKETCH_SIZE = 128  # for each of the two stacks
+
+
+class Layout(NamedTuple):
+    """Where the tokens' slots lie when sorted by expert. Shapes depend on N, K and E alone."""
+
+    slot_NK: Tensor  # the row of each slot; an unused slot names the row of the token's first
+    used_NK: Tensor
+    token_S: Tensor  # the token of each row; a row without one has token 0
+    expert_S: Tensor  # the expert of each row; a row without one has E
+    offsets_E: Tensor  # int32, the end of each expert's rows
+
+
+def lay_out(experts_NK: Tensor, experts: int) -> Layout:
+    """Sort slots by expert into groups of a multiple of GROUP_ROWS rows. A token's unused slots come last,
+    and it uses one at least."""
+    tokens, slots = experts_NK.shape
+    device = experts_NK.device
+    sorted_S, order_S = experts_NK.flatten().sort(stable=True)
+    ends_E = torch.searchsorted(sorted_S, torch.arange(experts, device=device), right=True)
+    sizes_E = ends_E.diff(prepend=ends_E.new_zeros(1))
+    padded_E = (sizes_E + GROUP_ROWS - 1) // GROUP_ROWS * GROUP_ROWS
+    offsets_E = padded_E.cumsum(0)
+    shift_E = (offsets_E - padded_E) - (ends_E - sizes_E)
+    row_S = torch.arange(tokens * slots, device=device) + shift_E[sorted_S.clamp(max=experts - 1)]
+    row_NK = torch.empty_like(row_S).scatter_(0, order_S, row_S).view(tokens, slots)
+    used_NK = experts_NK < experts
+    slot_NK = row_NK.where(used_NK, row_NK[:, :1])
+
+    # GROUP_ROWS for each thread, too: where the shares of two threads meet inside a row, its last elements
+    # take the scalar code of sigmoid and the like, which rounds unlike the vector code
+    step = GROUP_ROWS * (torch.get_num_threads() if device.type == "cpu" else 1)
+    rows = -(-(tokens * slots + experts * (GROUP_ROWS - 1)) // step) * step
+    token_NK = torch.arange(tokens, device=device)[:, None].expand(tokens, slots)
+    token_S = slot_NK.new_zeros(rows).scatter_(0, slot_NK.flatten(), token_NK.flatten())
+    expert_NK = experts_NK.where(used_NK, experts_NK[:, :1])
+    expert_S = slot_NK.new_full((rows,), experts).scatter_(0, slot_NK.flatten(), expert_NK.flatten())
+    return Layout(slot_NK, used_NK, token_S, expert_S, offsets_E.to(torch.int32))
+
+
+class _Spread(torch.autograd.Function):
+    """Tokens to their rows. Both ways a gather: no sum whose order could change."""
+
+    @staticmethod
+    def forward(ctx, x_ND, layout):
+        ctx.save_for_backward(layout.slot_NK, layout.used_NK)
+        return x_ND.index_select(0, layout.token_S)
+
+    @staticmethod
+    def backward(ctx, grad_SD):
+        slot_NK, used_NK = ctx.saved_tensors
+        grad_ND = torch.zeros(len(slot_NK), grad_SD.shape[1], device=grad_SD.device)
+        for slot_N, used_N in zip(slot_NK.T, used_NK.float().T, strict=True):
+            grad_ND.addcmul_(grad_SD.index_select(0, slot_N), used_N[:, None])
+        return grad_ND.to(grad_SD.dtype), None
+
+
+def spread(x_ND: Tensor, layout: Layout) -> Tensor:
+    """Tokens to their rows, in the dtype of the product to come."""
+    kind = x_ND.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        x_ND = x_ND.to(torch.get_autocast_dtype(kind))
+    return _Spread.apply(x_ND, layout)
+
+
+class _Collect(torch.autograd.Function):
+    """Rows back to their tokens, weighted and summed in fp32."""
+
+    @staticmethod
+    def forward(ctx, y_SD, weights_NK, layout):
+        ctx.save_for_backward(y_SD, weights_NK, layout.slot_NK, layout.used_NK, layout.token_S)
+        out_ND = torch.zeros(len(weights_NK), y_SD.shape[1], device=y_SD.device)
+        for slot_N, weight_N in zip(layout.slot_NK.T, weights_NK.float().T, strict=True):
+            out_ND.addcmul_(y_SD.index_select(0, slot_N), weight_N[:, None])
+        return out_ND.to(y_SD.dtype)
+
+    @staticmethod
+    def backward(ctx, grad_ND):
+        y_SD, weights_NK, slot_NK, used_NK, token_S = ctx.saved_tensors
+        weight_S = torch.zeros(len(y_SD), device=y_SD.device, dtype=y_SD.dtype)
+        weight_S.scatter_add_(0, slot_NK.flatten(), weights_NK.flatten().to(y_SD.dtype))
+        grad_SD = grad_ND.index_select(0, token_S).mul_(weight_S[:, None])
+        grad_w = [(grad_ND * y_SD.index_select(0, slot_N)).sum(-1) for slot_N in slot_NK.T]
+        grad_NK = torch.stack(grad_w, -1).where(used_NK, 0)
+        return grad_SD, grad_NK.to(weights_NK.dtype), None
+
+
+class MixtureOfExperts(FeedForward):
+    """y = shared(x) + sum over the chosen experts e of weight_e * down_e(activation(gate_e(x)) * up_e(x)).
+
+    Fine-grained routed experts beside shared ones (arXiv:2401.06066). No token is ever dropped: slots are
+    sorted by expert and multiplied as groups of whatever size. The shared experts are one MLP of their summed
+    width: with plain linears, the sum of separate ones. Routing weights multiply the output, not the inner
+    activations, since a linear component may normalise its input.
+    """
+
+    name = "moe"
+
+    @dataclass(frozen=True)
+    class Config:
+        experts: Annotated[int, Field(gt=0)] = 8
+        """Routed experts."""
+        top_k: Annotated[int, Field(gt=0)] = 2
+        """Routed experts per token, for routers that give every token as many."""
+        inner_size: Annotated[int, Field(gt=0)] = 256
+        """Inner size of a routed expert."""
+        shared_experts: Annotated[int, Field(ge=0)] = 1
+        """Experts that every token uses."""
+        shared_inner_size: Annotated[int, Field(gt=0)] | None = None
+        """Inner size of a shared expert; by default that of a routed one."""
+        activation: Part = uses("activation", default="silu")
+        """On the gate, before it multiplies the other half."""
+        router: Part = uses("router", default="top_k")
+        """What chooses a token's experts."""
+
+    @classmethod
+    def check(cls, config, site):
+        if config.top_k > config.experts:
+            yield "top_k", f"{config.top_k} of {config.experts} experts; at most {config.experts}"
+        most = getattr(config.router.config, "max_experts", 0)
+        if most > config.experts:
+            yield "router.max_experts", f"{most} of {config.experts} experts; at most {config.experts}"
+
+    def __init__(self, config, site) -> None:
+        super().__init__()
+        self.config = config
+        hidden, experts, inner = site.hidden_size, config.experts, config.inner_size
+        self.router = config.router.build(site, experts, config.top_k)
+        stack = {"experts": experts, "active_experts": self.router.mean_k}
+        self.gate_up = site.linear(hidden, 2 * inner, **stack)
+        self.activation = config.activation.build(inner, groups=experts)
+        self.activation.active_fraction = self.router.mean_k / experts
+        self.down = site.linear(inner, hidden, writes_residual=True, **stack)
+        if config.shared_experts:
+            width = config.shared_experts * (config.shared_inner_size or inner)
+            self.shared_gate_up = site.linear(hidden, 2 * width)
+            self.shared_activation = config.activation.build(width)
+            self.shared_down = site.linear(width, hidden, writes_residual=True)
+
+    def forward(self, x_BTD: Tensor, *, state=None, doc_ids=None):
+        # a FakeTensor or DTensor has no values to read on the host
+        if (x_BTD.shape[0] * x_BTD.shape[1] <= FEW_TOKENS and not torch.is_grad_enabled()
+                and type(x_BTD) is Tensor and x_BTD.device.type == "cpu"):
+            return self._few_tokens(x_BTD)
+        report = Report()
+        sketch_EM = self._sketch() if self.router.wants_sketch and self.training else None
+        routing = self.router(x_BTD, sketch_EM)
+        report.include("router", routing.report)
+        layout = lay_out(routing.experts_NK, self.config.experts)
+
+        gate_up_SF = self.gate_up(x_BTD.flatten(0, 1), layout.offsets_E, lambda x_ND: spread(x_ND, layout))
+        gate_SF, up_SF = gate_up_SF.chunk(2, dim=-1)
+        gate_SF, said = output_and_report(self.activation(gate_SF, layout.expert_S))
+        report.include("activation", said)
+        y_SD = self.down(gate_SF * up_SF, layout.offsets_E)
+        y_BTD = _Collect.apply(y_SD, routing.weights_NK, layout).view_as(x_BTD)
+        if self.config.shared_experts:
+            y_BTD = y_BTD + self._shared(x_BTD, report)
+        return y_BTD, report
+
+    def _shared(self, x: Tensor, report: Report) -> Tensor:
+        gate, up = self.shared_gate_up(x).chunk(2, dim=-1)
+        gate, said = output_and_report(self.shared_activation(gate))
+        report.include("shared_activation", said)
+        return self.shared_down(gate * up)
+
+    def _few_tokens(self, x_BTD: Tensor) -> Tensor:
+        """Decoding: the weights of the chosen experts alone are read."""
+        x_ND = x_BTD.flatten(0, 1)
+        routing = self.router(x_BTD)
+        out_ND = self._shared(x_ND, Report()) if self.config.shared_experts else torch.zeros_like(x_ND)
+        chosen = zip(routing.experts_NK.tolist(), routing.weights_NK.tolist(), strict=True)
+        for n, (experts, weights) in enumerate(chosen):
+            used = [expert for expert in experts if expert < self.config.experts]  # these come first
+            x_1D, out_1D = x_ND[n:n + 1], out_ND[n:n + 1]
+            gate_up_KF = torch.cat([self.gate_up.expert(x_1D, expert) for expert in used])
+            gate_KF, up_KF = gate_up_KF.chunk(2, dim=-1)
+            gate_KF, _ = output_and_report(self.activation(gate_KF, routing.experts_NK[n, :len(used)]))
+            for h_F, expert, weight in zip((gate_KF * up_KF).split(1), used, weights, strict=False):
+                out_1D.add_(self.down.expert(h_F, expert), alpha=weight)
+        return out_ND.view_as(x_BTD)
+
+    @torch.no_grad()
+    def _sketch(self) -> Tensor:
+        """Products of each expert's weights with random signs from both sides, the same signs for all
+        experts: the inner product of two experts' sketches is on average that of their weights."""
+        sketches = []
+        for linear in (self.gate_up, self.down):
+            weight_EOI = linear.weight
+            signs = torch.Generator(weight_EOI.device).manual_seed(0)
+            left_OM, right_IM = (
+                torch.randint(0, 2, (size, SKETCH_SIZE), generator=signs, device=weight_EOI.device) * 2.0 - 1
+                for size in weight_EOI.shape[1:])
+            with full_precision(weight_EOI):
+                sketches.append(((weight_EOI.float() @ right_IM) * left_OM).sum(1))
+        return torch.cat(sketches, -1) / SKETCH_SIZE ** 0.5

@@ -1,0 +1,95 @@
+"""Normalisation of the last axis.
+
+Shapes: D the axis normalised, ... any leading axes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from tryplicity import Norm
+
+
+class _RMSNorm(torch.autograd.Function):
+    """RMS norm with a hand-written backward: torch's on CPU is a chain of a dozen passes over x."""
+
+    @staticmethod
+    def forward(ctx, x, weight_D, eps):
+        wide = torch.promote_types(x.dtype, torch.float32)
+        rstd = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        rstd = rstd.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight_D, rstd)
+        return (x * rstd).mul_(weight_D).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight_D, rstd = ctx.saved_tensors
+        D = x.shape[-1]
+        grad_times_x = (grad * x).reshape(-1, D).to(rstd.dtype)
+        weight = weight_D.to(rstd.dtype)
+        with torch.autocast(x.device.type, enabled=False):  # backward may be called inside one
+            grad_weight_D = rstd.reshape(1, -1) @ grad_times_x
+            # d/dx of x * rstd(x): the part along x shrinks, since rstd falls as x grows
+            along_x = (grad_times_x @ weight).view_as(rstd).mul_(rstd.pow(3)).div_(-D)
+        grad_x = (grad * weight).mul_(rstd).addcmul_(x.to(rstd.dtype), along_x)
+        return grad_x.to(x.dtype), grad_weight_D[0].to(weight_D.dtype), None
+
+
+class RMSNorm(Norm):
+    """x / sqrt(mean(x²) + eps) * weight (Zhang and Sennrich, arXiv:1910.07467). Keeps x's dtype."""
+
+    name = "rmsnorm"
+
+    @dataclass(frozen=True)
+    class Config:
+        eps: Annotated[float, Field(gt=0)] = 1e-6
+        """Added to the mean square, so that zeros stay zeros."""
+
+    def __init__(self, config: Config, size: int) -> None:
+        super().__init__()
+        self.eps, self.size = config.eps, size
+        self.weight = nn.Parameter(torch.empty(size))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and torch.is_grad_enabled():  # elsewhere torch has a fused kernel
+            return _RMSNorm.apply(x, self.weight, self.eps)
+        return F.rms_norm(x, (self.size,), self.weight.to(x.dtype), self.eps)
+
+
+class LayerNorm(Norm):
+    """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al., arXiv:1607.06450). Keeps x's dtype."""
+
+    name = "layernorm"
+
+    @dataclass(frozen=True)
+    class Config:
+        eps: Annotated[float, Field(gt=0)] = 1e-5
+        """Added to the variance."""
+        bias: bool = False
+        """Whether to learn an offset too."""
+
+    def __init__(self, config: Config, size: int) -> None:
+        super().__init__()
+        self.eps, self.size = config.eps, size
+        self.weight = nn.Parameter(torch.empty(size))
+        self.bias = nn.Parameter(torch.empty(size)) if config.bias else None
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, (self.size,), self.weight.to(x.dtype), bias, self.eps).to(x.dtype)

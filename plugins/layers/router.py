@@ -1,0 +1,129 @@
+"""Routers: which experts a token goes to. The plain top-k, and what the other routers share with it.
+
+Shapes: B batch, T time, D hidden, N tokens (B*T), E experts, K chosen experts, M size of a sketch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tryplicity import Mean, Report, Router, Routing
+
+
+def full_precision(x: Tensor):
+    """A context in which autocast leaves fp32 alone."""
+    kind = x.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
+class BalancedRouter(Router):
+    """What every router here shares: fp32 scores, load balance and statistics. A subclass says how to choose.
+
+    Balance comes from two sides. A bias per expert, added to the scores for the choice alone, moves once per
+    optimizer step towards even load (arXiv:2408.15664): it costs the language loss no gradient. A small loss,
+    computed for each sequence apart, keeps single sequences from piling onto few experts (arXiv:2412.19437,
+    section 2.1.2; the load is that of the choice actually made). Both are the same however a batch is cut
+    into parts, since the loss is a mean over sequences and the bias reads the load of the whole batch.
+    """
+
+    undecayed = ("bias",)
+
+    @dataclass(frozen=True)
+    class Config:
+        score: Literal["sigmoid", "softmax"] = "sigmoid"
+        """How logits become scores; the weights of the chosen experts are their scores."""
+        normalize: bool = True
+        """Scale the weights of a token's experts to sum to 1 (with softmax: a softmax over the chosen)."""
+        bias_rate: Annotated[float, Field(ge=0)] = 1e-3
+        """How far the balancing bias of an expert moves in one optimizer step; 0 switches it off."""
+        balance_loss: Annotated[float, Field(ge=0)] = 1e-4
+        """Weight of the balance loss of each sequence."""
+        z_loss: Annotated[float, Field(ge=0)] = 0.0
+        """Weight of the squared log-sum-exp of the logits (arXiv:2202.08906), which keeps them small."""
+
+    def __init__(self, config, site, experts: int, top_k: int) -> None:
+        super().__init__()
+        self.config, self.experts = config, experts
+        self.max_k, self.mean_k = top_k, float(top_k)
+        self.weight = nn.Parameter(torch.empty(experts, site.hidden_size))
+        self.register_buffer("bias", torch.empty(experts))
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+
+    def score(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and scores, [N, E], in fp32."""
+        with full_precision(x_BTD):
+            logits_NE = F.linear(x_BTD.reshape(-1, x_BTD.shape[-1]).float(), self.weight.float())
+            return logits_NE, logits_NE.sigmoid() if self.config.score == "sigmoid" else logits_NE.softmax(-1)
+
+    def weigh(self, scores_NK: Tensor) -> Tensor:
+        """The weights of chosen experts from their scores."""
+        if self.config.normalize:
+            return scores_NK / (scores_NK.sum(-1, keepdim=True) + 1e-20)
+        return scores_NK
+
+    def reports(self, x_BTD: Tensor) -> bool:
+        """A single token that is decoded has no statistics worth their time."""
+        return torch.is_grad_enabled() or x_BTD.shape[1] > 1
+
+    def report(self, x_BTD: Tensor, logits_NE: Tensor, scores_NE: Tensor, experts_NK: Tensor) -> Report:
+        """Load and balance of a choice."""
+        if not self.reports(x_BTD):
+            return Report()
+        batch, time, _ = x_BTD.shape
+        chosen_BS = experts_NK.reshape(batch, -1)
+        count_BE = scores_NE.new_zeros(batch, self.experts + 1)  # the last column counts unused slots
+        count_BE = count_BE.scatter_add_(1, chosen_BS, torch.ones_like(chosen_BS, dtype=count_BE.dtype))
+        count_BE = count_BE[:, :-1]
+        report = Report(stats={"load": Mean(count_BE.sum(0), float(batch * time))})
+        if torch.is_grad_enabled() and self.config.balance_loss:
+            share_NE = scores_NE / scores_NE.sum(-1, keepdim=True)
+            share_BE = share_NE.view(batch, time, -1).mean(1)
+            load_BE = count_BE / count_BE.sum(-1, keepdim=True)
+            loss = self.experts * (load_BE * share_BE).sum(-1).mean()
+            report.losses["balance"] = self.config.balance_loss * loss
+        if torch.is_grad_enabled() and self.config.z_loss:
+            report.losses["z"] = self.config.z_loss * logits_NE.logsumexp(-1).square().mean()
+        return report
+
+    def after_step(self, step: int, stats: Mapping[str, Mean]) -> None:
+        load_E = stats["load"].total
+        error_E = load_E.mean() - load_E
+        self.bias.add_((self.config.bias_rate * error_E.sign()).to(self.bias.dtype))
+
+    def metrics(self, stats: Mapping[str, Mean]) -> dict[str, float | list[float]]:
+        load = stats["load"]
+        share_E = (load.total / load.total.sum().clamp(min=1)).double()
+        entropy = -torch.special.xlogy(share_E, share_E).sum().item()
+        return {
+            "load": [round(share, 4) for share in share_E.tolist()],
+            "load_max_over_mean": share_E.max().item() * self.experts,
+            "dead_experts": float((load.total == 0).sum()),
+            "load_entropy": entropy / math.log(self.experts) if self.experts > 1 else 1.0,
+            "experts_per_token": float(load.total.sum() / load.count),
+        }
+
+
+class TopKRouter(BalancedRouter):
+    """The `top_k` experts with the highest scores."""
+
+    name = "top_k"
+
+    def forward(self, x_BTD: Tensor, sketch_EM: Tensor | None = None) -> Routing:
+        logits_NE, scores_NE = self.score(x_BTD)
+        experts_NK = (scores_NE.detach() + self.bias).topk(self.max_k).indices
+        weights_NK = self.weigh(scores_NE.gather(1, experts_NK)).to(x_BTD.dtype)
+        return Routing(experts_NK, weights_NK, self.report(x_BTD, logits_NE, scores_NE, experts_NK))

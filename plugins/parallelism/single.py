@@ -1,0 +1,43 @@
+"""One device holds everything."""
+
+from __future__ import annotations
+
+import torch
+from tryplicity import Facts, MemoryPlan, Parallelism, finish_plan, initialise, moments
+
+
+class SingleDevice(Parallelism):
+    """The whole model, its gradients and its optimizer state on one device: 16 bytes a parameter with AdamW."""
+
+    name = "single"
+
+    def __init__(self, config) -> None:
+        self.config = config
+
+    def place(self, model, device, seed):
+        return initialise(model, device, seed)
+
+    def clip_gradients(self, model, max_norm):
+        return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+
+    def refuses(self, hardware) -> str | None:
+        if hardware.count > 1:
+            return f"it uses one device and the profile has {hardware.count}"
+        return None
+
+    def memory(self, facts: Facts, hardware) -> MemoryPlan:
+        """With accumulation all gradients exist throughout; without, they appear as the backward pass goes on."""
+        size, accumulates = facts.parameters, hardware.accumulation > 1
+        costs = facts.measured("fp32", accumulates)
+
+        def candidates():
+            static = {"weights": 4 * size, "optimizer": facts.optimizer_state_bytes * size,
+                      "buffers": facts.buffer_bytes}
+            for moment in moments(facts.stages, costs):
+                gradients = 4 * size if accumulates else moment.gradients
+                yield moment.name, {**static, "gradients": gradients, "activations": moment.activations,
+                                    "workspace": moment.workspace}
+            yield "optimizer step", {**static, "gradients": 4 * size,
+                                     "optimizer": (facts.optimizer_state_bytes + facts.optimizer_step_bytes) * size}
+
+        return finish_plan(hardware, candidates())

@@ -1,0 +1,3 @@
+from tests.benchmarks.hybrid import main
+
+main()

@@ -1,0 +1,209 @@
+"""Rows: every token once an epoch, exact resume, masks at document ends; held-out bits per byte."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tryplicity import UserError
+from tryplicity.data.documents import collect
+from tryplicity.data.packing import IGNORE, PackedStream, permutation
+from tryplicity.data.prepared import prepare
+from tryplicity.data.tokenizer import BOS, EOS, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, make_source):
+    return prepare(make_source(documents=250), 280, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def stream(prepared):
+    return prepared.stream(seed=7)
+
+
+def plain_epoch(stream, epoch):
+    """The tokens of an epoch and each one's document, put together document by document."""
+    tokens = stream.tokens
+    order = permutation(len(stream.chosen), stream.seed, epoch)
+    documents = [stream.chosen[place] for place in order]
+    ids = [list(tokens.tokens_N[tokens.start_D[d]:tokens.end_D[d]]) for d in documents]
+    docs = [[(epoch, place)] * len(text) for place, text in enumerate(ids)]
+    return list(itertools.chain(*ids)), list(itertools.chain(*docs))
+
+
+def test_an_epoch_holds_every_token_of_every_document_once(stream):
+    ids_N, docs_N = stream.run(0, stream.tokens_per_epoch)
+    documents = np.split(ids_N, np.flatnonzero(np.diff(docs_N)) + 1)
+    ends = zip(stream.tokens.start_D, stream.tokens.end_D, strict=True)
+    assert sorted(map(tuple, documents)) == sorted(tuple(stream.tokens.tokens_N[s:e]) for s, e in ends)
+    assert all(d[0] == BOS and d[-1] == EOS for d in documents)
+
+
+def test_epochs_differ_in_order_and_so_do_seeds(prepared, stream):
+    n = stream.tokens_per_epoch
+    first, second = stream.run(0, n)[0], stream.run(n, n)[0]
+    other = prepared.stream(seed=8).run(0, n)[0]
+    assert not np.array_equal(first, second) and not np.array_equal(first, other)
+    assert np.array_equal(np.sort(first), np.sort(second))
+    assert np.array_equal(prepared.stream(seed=7).run(0, n)[0], first)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_batch_anywhere_equals_the_stream_put_together_by_hand(stream, data):
+    n = stream.tokens_per_epoch
+    rows, length = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 90))
+    position = data.draw(st.integers(0, 3 * n))
+    ids, docs = [], []
+    for epoch in range(position // n, (position + rows * length) // n + 1):
+        epoch_ids, epoch_docs = plain_epoch(stream, epoch)
+        ids, docs = ids + epoch_ids, docs + epoch_docs
+    start = position % n
+    batch = stream.batch(position, rows, length)
+    for row in range(rows):
+        at = range(start + row * length, start + (row + 1) * length)
+        assert batch.ids_BT[row].tolist() == [ids[i] for i in at]
+        expected = [ids[i + 1] if docs[i + 1] == docs[i] else IGNORE for i in at]
+        assert batch.targets_BT[row].tolist() == expected
+        distinct = list(dict.fromkeys(docs[i] for i in at))
+        assert batch.doc_ids_BT[row].tolist() == [distinct.index(docs[i]) for i in at]
+    assert [t.dtype for t in batch[:3]] == [torch.int64, torch.int64, torch.int32]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_any_world_size_goes_through_the_same_rows(stream, world):
+    rows, length, steps = 12 // world, 16, 5
+    seen, position = [], 0
+    for _ in range(steps):
+        starts = [position + rank * rows * length for rank in range(world)]
+        ranks = [stream.batch(start, rows, length).ids_BT for start in starts]
+        seen.append(torch.cat(ranks))
+        position += world * rows * length
+    assert torch.equal(torch.cat(seen), stream.batch(0, 12 * steps, length).ids_BT)
+
+
+def test_going_on_at_a_position_needs_nothing_else(prepared):
+    length = 24
+    whole = [prepared.stream(3).batch(step * 2 * length, 2, length) for step in range(9)]
+    for stopped in range(1, 9):
+        fresh = prepared.stream(3)
+        for step in range(stopped, 9):
+            again = fresh.batch(step * 2 * length, 2, length)
+            assert all(torch.equal(a, b) for a, b in zip(again[:3], whole[step][:3], strict=True))
+
+
+def test_the_end_of_a_document_has_no_target_and_the_next_one_begins(stream):
+    batch = stream.batch(0, 1, stream.tokens_per_epoch)
+    ends = batch.ids_BT[0] == EOS
+    assert ends.sum() == len(stream.chosen)
+    assert torch.equal(batch.targets_BT[0] == IGNORE, ends)
+    assert (batch.targets_BT != BOS).all()
+    assert torch.equal(batch.doc_ids_BT[0], (torch.cumsum(ends, 0) - ends.long()).int())
+
+
+def test_the_order_is_the_same_on_every_machine():
+    # worked out once with Python's own unbounded integers, as splitmix64 is written down
+    def mix(x):
+        x = (x + 0x9E3779B97F4A7C15) % 2**64
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
+        return x ^ (x >> 31)
+
+    assert mix(0) == 0xE220A8397B1DCDAF     # the generator's published first number for seed 0
+    key = mix(mix(5) ^ 2)
+    assert permutation(50, 5, 2).tolist() == sorted(range(50), key=lambda i: mix(i ^ key))
+
+
+def test_the_documents_of_a_batch_can_be_named(prepared, stream):
+    ids = [d.id for d in prepared.collection.documents(held_out=False)]
+    order = [ids[d] for epoch in (0, 1) for d in permutation(len(ids), stream.seed, epoch)]
+    n = stream.tokens_per_epoch
+    assert stream.documents_in(0, 2 * n) == order
+    for position in (0, 5, n // 2, n - 1, n - 40):
+        _, docs_N = stream.run(position, 60)
+        assert stream.documents_in(position, 60) == [order[d] for d in dict.fromkeys(docs_N.tolist())]
+    assert stream.describe(0, 1) == f"the document {order[0]}"
+    assert stream.describe(0, n) == f"the documents {', '.join(order[:5])} and {len(ids) - 5} more"
+
+
+def test_domains_can_be_asked_for_alone(prepared):
+    code = prepared.stream(seed=0, domains=["code"])
+    assert code.tokens_per_epoch == prepared.manifest["parts"]["train"]["domains"]["code"]["tokens"]
+    both = prepared.stream(0, ["code", "text"])
+    assert both.tokens_per_epoch == len(prepared.train)
+    with pytest.raises(UserError, match=r"no domain 'maths'.*code, text"):
+        prepared.stream(0, ["maths"])
+
+
+@pytest.mark.parametrize("rows, length", [(1, 7), (3, 16), (4, 1000)])
+def test_held_out_rows_hold_every_token_once(prepared, rows, length):
+    held_out = prepared.held_out()
+    batches = list(held_out.batches(rows, length))
+    ids = torch.cat([b.ids_BT.flatten() for b in batches])
+    assert ids[:held_out.length].tolist() == list(prepared.heldout.tokens_N)
+    assert len(ids) - held_out.length < length and not ids[held_out.length:].any()
+    # every token but the first of each document is a target, once
+    targets = torch.cat([b.targets_BT.flatten() for b in batches])
+    expected = [int(t) for t in prepared.heldout.tokens_N if t != BOS]
+    assert targets[targets != IGNORE].tolist() == expected
+    padding = torch.cat([b.doc_ids_BT.flatten() for b in batches])[held_out.length:]
+    last = batches[-1]
+    assert not set(padding.tolist()) & set(last.doc_ids_BT[-1][last.ids_BT[-1] != 0].tolist())
+
+
+def test_the_bytes_of_the_targets_are_the_bytes_of_the_text(prepared):
+    texts = [d.text for d in prepared.collection.documents(held_out=True)]
+    assert sum(b.bytes for b in prepared.held_out().batches(2, 13)) == sum(len(t.encode()) for t in texts)
+    tokenizer = load_tokenizer(prepared.tokenizer_path)
+    for batch in prepared.held_out().batches(1, 31):
+        text = tokenizer.decode([t for t in batch.targets_BT[0].tolist() if t != IGNORE])
+        if "\ufffd" not in text:    # a row may be cut inside a character
+            assert batch.bytes == len(text.encode())
+
+
+def test_a_uniform_model_pays_what_the_count_of_targets_says(prepared):
+    vocabulary, nats, size = 280, 0.0, 0
+    for batch in prepared.held_out().batches(4, 32):
+        logits = torch.zeros(*batch.ids_BT.shape, vocabulary)
+        nats += torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten(),
+                                                  ignore_index=IGNORE, reduction="sum").item()
+        size += batch.bytes
+    counts = prepared.manifest["parts"]["heldout"]
+    scored = counts["tokens"] - counts["documents"]
+    expected = scored * math.log2(vocabulary) / counts["bytes"]
+    assert nats / math.log(2) / size == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_part_of_the_held_out_rows_is_spread_evenly_and_fixed(prepared):
+    held_out = prepared.held_out()
+    every = torch.cat([b.ids_BT for b in held_out.batches(8, 8)])
+    some = [torch.cat([b.ids_BT for b in held_out.batches(2, 8, max_rows=5)]) for _ in range(2)]
+    assert torch.equal(some[0], some[1]) and len(some[0]) == 5
+    assert torch.equal(some[0], every[[i * len(every) // 5 for i in range(5)]])
+
+
+def test_token_files_cut_short_are_refused(tmp_path, make_source):
+    prepared = prepare(make_source(documents=250), 280, tmp_path)
+    path = prepared.folder / "train.bin"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"train\.bin: .* bytes where the manifest says"):
+        _ = prepared.train
+
+
+def test_seeds_of_any_size_and_sign_work(prepared):
+    for seed in (0, -1, 2**70):
+        assert isinstance(PackedStream(prepared.train, seed).batch(0, 1, 8).ids_BT, torch.Tensor)
+
+
+def test_the_collection_is_the_truth_the_tokens_stand_for(prepared, make_source, tmp_path):
+    tokenizer = load_tokenizer(prepared.tokenizer_path)
+    texts = [d.text for d in collect(make_source(documents=250), tmp_path).documents(held_out=False)]
+    starts, ends = prepared.train.start_D, prepared.train.end_D
+    decoded = [tokenizer.decode(prepared.train.tokens_N[s + 1:e - 1].tolist(), skip_special_tokens=False)
+               for s, e in zip(starts, ends, strict=True)]
+    assert decoded == texts

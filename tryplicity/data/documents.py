@@ -1,0 +1,124 @@
+"""A source's documents, read once into the cache and split into a training and a held-out part.
+
+Loads no torch.
+
+A document is held out by a hash of its identity alone, so the split depends neither on order nor on what else
+the corpus holds. Where an id has a `#`, what stands before it decides: the parts of one work never come
+apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tryplicity.data.cache import building
+from tryplicity.errors import UserError
+
+if TYPE_CHECKING:
+    from tryplicity.components import Document, Source
+
+FORMAT = 1              # raise when the files written here change
+HELD_OUT_SHARE = 0.02
+
+#: called as progress(stage, done, total); total is None where it is not known
+Progress = Callable[[str, float, float | None], None]
+
+
+def no_progress(stage: str, done: float, total: float | None) -> None:
+    pass
+
+
+def unit_hash(text: str, salt: str = "") -> float:
+    """A number in [0, 1) from a text, the same on every machine."""
+    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8, key=salt.encode()).digest()
+    return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
+
+
+def split_hash(document_id: str) -> float:
+    """The number that decides a document's part; one for all parts `work#part` of a work."""
+    return unit_hash(document_id.split("#", 1)[0])
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The documents of one source in a folder of the cache."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "documents.jsonl"
+
+    def is_held_out(self, document_id: str) -> bool:
+        return split_hash(document_id) < self.manifest["held_out_below"]
+
+    def documents(self, held_out: bool | None = None) -> Iterator[Document]:
+        """All documents in the source's order, or those of one part."""
+        from tryplicity.components import Document
+
+        with open(self.path, encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                document = Document(**json.loads(line))
+                if held_out is None or self.is_held_out(document.id) == held_out:
+                    yield document
+
+
+def collect(source: Source, root: Path, progress: Progress = no_progress) -> Collection:
+    """Read a source into the cache at `root`, or find it there.
+
+    Costs disk space of the size of the text. Raises UserError when there is no text, or a single work, of
+    which nothing could be held out.
+    """
+    described = json.dumps([FORMAT, HELD_OUT_SHARE, source.name, source.fingerprint()])
+    fingerprint = hashlib.sha256(described.encode()).hexdigest()
+    folder = root / "documents" / fingerprint[:24]
+    if not folder.exists():
+        with building(folder) as temporary:
+            manifest = {"format": FORMAT, "source": source.name, "fingerprint": fingerprint,
+                        **_write_documents(source, temporary / "documents.jsonl", progress)}
+            (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    return Collection(folder, json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+
+
+def _write_documents(source: Source, path: Path, progress: Progress) -> dict[str, Any]:
+    domains: dict[str, dict[str, int]] = {}
+    digest, number = hashlib.sha256(), 0
+    lowest, below, highest = 1.0, 0, 0.0
+    with open(path, "wb") as file:
+        for document in source.documents():
+            text = document.text.encode("utf-8", "replace").decode()     # a lone surrogate has no bytes
+            if not text.strip():
+                continue
+            line = json.dumps({**document._asdict(), "text": text}, ensure_ascii=False) + "\n"
+            encoded = line.encode("utf-8", "replace")
+            file.write(encoded)
+            digest.update(encoded)
+            number += 1
+            counts = domains.setdefault(document.domain, {"documents": 0, "bytes": 0})
+            counts["documents"] += 1
+            counts["bytes"] += len(text.encode())
+            place = split_hash(document.id)
+            lowest, highest, below = min(lowest, place), max(highest, place), below + (place < HELD_OUT_SHARE)
+            if number % 64 == 0:
+                share = getattr(source, "read_share", None)
+                progress("reading documents", *((number, None) if share is None else (share, 1.0)))
+    if number == 0:
+        raise UserError(f"source {source.name}: the corpus is empty: no document with any text in it")
+    if lowest == highest:
+        raise UserError(f"source {source.name}: the corpus is a single document; at least two are needed, "
+                        "since one is held out to measure the model on text it has not seen")
+    held_out_below = HELD_OUT_SHARE
+    if below == 0:                  # a small corpus: hold out the one document that comes first
+        held_out_below = math.nextafter(lowest, 1.0)
+    elif highest < HELD_OUT_SHARE:  # everything would be held out: train on the one that comes last
+        held_out_below = highest
+    return {"documents": number, "bytes": sum(d["bytes"] for d in domains.values()),
+            "domains": dict(sorted(domains.items())), "held_out_below": held_out_below,
+            "sha256": digest.hexdigest()}

@@ -1,0 +1,205 @@
+"""From a source to token files: read once, split, tokenise; kept in the cache and found there the next time.
+
+In the cache: documents/<key>/ (a source's text), tokenizers/<key>/ (trained on its training part) and
+tokens/<key>/ (what a training run reads):
+
+    tokenizer.json           train.bin, heldout.bin                        uint16 (uint32 above 65536 tokens)
+    manifest.json            train.documents.npy, heldout.documents.npy    each document's end, bytes, domain
+    token_bytes.npy          train.ids.jsonl, heldout.ids.jsonl            each document's id
+    bigram.json                                                            the byte-bigram reference
+
+Memory is bounded by a few megabytes of text at a time, beside 17 bytes a document. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tryplicity.data import bigram
+from tryplicity.data.cache import building, cache_root
+from tryplicity.data.documents import Collection, Progress, collect, no_progress, unit_hash
+from tryplicity.data.packing import DOCUMENT, HeldOut, PackedStream, TokenFile
+from tryplicity.data.tokenizer import BOS, EOS, load_tokenizer, save_tokenizer, token_bytes, train_tokenizer
+from tryplicity.files import write_text
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from tryplicity.components import Document, Source
+
+FORMAT = 1                          # raise when the files written here change
+_BATCH_BYTES = 2_000_000            # of text tokenised at a time
+_SAMPLE_BYTES = 8_000_000           # the tokenizer is trained on at least so much, where there is so much
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A source ready to train on."""
+
+    folder: Path
+    collection: Collection
+    manifest: dict[str, Any]
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.folder / "tokenizer.json"
+
+    @property
+    def identity(self) -> str:
+        """Names exactly these tokens; a run that goes on must find the same."""
+        return self.manifest["identity"]
+
+    @cached_property
+    def train(self) -> TokenFile:
+        return TokenFile(self.folder, "train")
+
+    @cached_property
+    def heldout(self) -> TokenFile:
+        return TokenFile(self.folder, "heldout")
+
+    def stream(self, seed: int, domains: list[str] | None = None) -> PackedStream:
+        """The training rows."""
+        return PackedStream(self.train, seed, domains)
+
+    def held_out(self, domains: list[str] | None = None) -> HeldOut:
+        """The rows a model is measured on."""
+        return HeldOut(self.heldout, domains)
+
+    def bigram_bits_per_byte(self, progress: Progress = no_progress) -> float:
+        """Bits per byte, on the held-out text, of a byte-bigram model fitted on the training text.
+
+        Computed once, then kept in the folder.
+        """
+        path = self.folder / "bigram.json"
+        if not path.exists():
+            def texts(held_out: bool) -> Iterator[bytes]:
+                size = self.collection.manifest["bytes"]
+                done = 0
+                for document in self.collection.documents(held_out):
+                    yield document.text.encode()
+                    done += len(document.text)
+                    if not held_out:
+                        progress("fitting the byte-bigram reference", done, size)
+
+            value = bigram.bits_per_byte(texts(False), texts(True))
+            write_text(path, json.dumps({"bits_per_byte": value}))
+        return json.loads(path.read_text(encoding="utf-8"))["bits_per_byte"]
+
+
+def prepare(source: Source, vocab_size: int, cache: str | Path | None = None,
+            progress: Progress | None = None, tokenizer: str | Path | None = None) -> Prepared:
+    """The token files of a source, made now or found in the cache.
+
+    cache: the cache folder; see `cache_root`. progress: called as progress(stage, done, total).
+    tokenizer: the path of a tokenizer.json to use; None: one of `vocab_size` tokens is trained on the
+    training part.
+
+    Nothing is visible until it is complete; two processes may prepare the same at once. Raises UserError when
+    the corpus is empty or too small, the tokenizer is unlike `vocab_size`, or the disk is full.
+    """
+    progress = progress or no_progress
+    root = cache_root(cache)
+    if tokenizer is not None:
+        load_tokenizer(tokenizer, vocab_size)
+    collection = collect(source, root, progress)
+    path = Path(tokenizer or _trained_tokenizer(collection, vocab_size, root, progress))
+    content = path.read_bytes()
+    described = json.dumps([FORMAT, collection.manifest["fingerprint"], hashlib.sha256(content).hexdigest()])
+    key = hashlib.sha256(described.encode()).hexdigest()
+    folder = root / "tokens" / key[:24]
+    if not folder.exists():
+        with building(folder) as temporary:
+            (temporary / "tokenizer.json").write_bytes(content)
+            _tokenise(collection, load_tokenizer(path, vocab_size), temporary, progress)
+    load_tokenizer(folder / "tokenizer.json", vocab_size)
+    return Prepared(folder, collection, json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+
+
+def _trained_tokenizer(collection: Collection, vocab_size: int, root: Path, progress: Progress) -> Path:
+    folder = root / "tokenizers" / f"{collection.folder.name}-{vocab_size}-{FORMAT}"
+    if not folder.exists():
+        progress("training the tokenizer", 0, None)
+        tokenizer = train_tokenizer(_sample(collection, max(_SAMPLE_BYTES, 1000 * vocab_size)), vocab_size)
+        with building(folder) as temporary:
+            save_tokenizer(tokenizer, temporary / "tokenizer.json")
+    return folder / "tokenizer.json"
+
+
+def _sample(collection: Collection, size: int) -> Iterator[str]:
+    """About `size` bytes of the training part, an equal share of every domain as far as it has so much; the
+    same documents each time."""
+    available = {domain: counts["bytes"] for domain, counts in collection.manifest["domains"].items()}
+    shares: dict[str, float] = {}
+    for number, (domain, bytes_) in enumerate(sorted(available.items(), key=lambda item: item[1])):
+        budget = (size - sum(shares[d] * available[d] for d in shares)) / (len(available) - number)
+        shares[domain] = min(1.0, budget / bytes_)
+    for document in collection.documents(held_out=False):
+        if unit_hash(document.id, "tokenizer") < shares[document.domain]:
+            yield document.text
+
+
+def _tokenise(collection: Collection, tokenizer: Tokenizer, folder: Path, progress: Progress) -> None:
+    """Write the token files of both parts and the manifest into `folder`."""
+    tokenizer.encode_special_tokens = True     # "<|eos|>" written in a document is text, not the end of it
+    vocab_size = tokenizer.get_vocab_size()
+    dtype = "<u2" if vocab_size <= 65536 else "<u4"
+    domains = list(collection.manifest["domains"])
+    np.save(folder / "token_bytes.npy", np.array(token_bytes(tokenizer), dtype=np.uint16))
+    total, done, parts = collection.manifest["bytes"], 0, {}
+    for part in ("train", "heldout"):
+        digest, ends, sizes, domain_numbers = hashlib.sha256(), [0], [], []
+        with (open(folder / f"{part}.bin", "wb") as file,
+              open(folder / f"{part}.ids.jsonl", "w", encoding="utf-8") as ids):
+            for documents in _batches(collection.documents(held_out=part == "heldout")):
+                encodings = tokenizer.encode_batch_fast([d.text for d in documents], add_special_tokens=False)
+                for document, encoding in zip(documents, encodings, strict=True):
+                    tokens = np.array([BOS, *encoding.ids, EOS], dtype=dtype)
+                    file.write(tokens.data)
+                    ids.write(json.dumps(document.id) + "\n")
+                    digest.update(tokens.data)
+                    ends.append(ends[-1] + len(tokens))
+                    sizes.append(len(document.text.encode()))
+                    domain_numbers.append(domains.index(document.domain))
+                    done += sizes[-1]
+                progress("tokenising", done, total)
+        table = np.zeros(len(sizes), dtype=DOCUMENT)
+        table["end"], table["bytes"], table["domain"] = ends[1:], sizes, domain_numbers
+        np.save(folder / f"{part}.documents.npy", table)
+        parts[part] = {"documents": len(sizes), "tokens": ends[-1], "bytes": sum(sizes),
+                       "sha256": digest.hexdigest(), "domains": _by_domain(table, domains)}
+    manifest = {"format": FORMAT, "source": collection.manifest["source"],
+                "fingerprint": collection.manifest["fingerprint"], "vocab_size": vocab_size, "dtype": dtype,
+                "domains": domains, "parts": parts,
+                "tokenizer_sha256": hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()}
+    manifest["identity"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _by_domain(table: np.ndarray, domains: list[str]) -> dict[str, dict[str, int]]:
+    lengths = np.diff(table["end"], prepend=np.uint64(0))
+    counts = {}
+    for number, domain in enumerate(domains):
+        chosen = table["domain"] == number
+        counts[domain] = {"documents": int(chosen.sum()), "tokens": int(lengths[chosen].sum()),
+                          "bytes": int(table["bytes"][chosen].sum())}
+    return counts

@@ -1,0 +1,90 @@
+"""A byte-level BPE tokenizer: every text in, the same text out, no unknown token. Loads no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tryplicity.errors import UserError
+from tryplicity.files import write_text
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SPECIAL_TOKENS = ("<|pad|>", "<|eos|>", "<|bos|>", "<|unk|>", "<|im_start|>", "<|im_end|>")
+PAD, EOS, BOS, UNK, IM_START, IM_END = range(len(SPECIAL_TOKENS))
+SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
+
+# Words with the sign before them, numbers by three digits, runs of signs with the line ends after them, white
+# space: the pattern of OpenAI's cl100k, which keeps indentation together
+# (https://github.com/openai/tiktoken).
+_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]"
+            r"|\s+(?!\S)|\s+")
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE of exactly `vocab_size` tokens, the special ones first.
+
+    Raises UserError when the vocabulary has no room for the 256 bytes, or the texts are too few to fill it:
+    then it says what size they allow.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise UserError(f"vocab_size {vocab_size} is too small: the 256 bytes and {len(SPECIAL_TOKENS)} "
+                        f"special tokens alone are {SMALLEST_VOCABULARY}; set vocab_size to at least "
+                        f"{SMALLEST_VOCABULARY}")
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS[UNK]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(_PATTERN), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS),
+                                  show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(texts, trainer)
+    reached = tokenizer.get_vocab_size()
+    if reached != vocab_size:
+        raise UserError(f"the training text is too small for a vocabulary of {vocab_size}: it yields "
+                        f"{reached} tokens; set vocab_size to {reached} or less (--set "
+                        f"vocab_size={reached}), or give more text")
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    """Write tokenizer.json (the format of Hugging Face tokenizers), whole or not at all."""
+    write_text(path, tokenizer.to_str())
+
+
+def load_tokenizer(path: str | Path, expected_vocab_size: int | None = None) -> Tokenizer:
+    """Read a tokenizer.json. Special tokens written out in a text are read as special tokens.
+
+    Raises UserError when there is none, it is cut short or not ours, or its size is unlike the spec's.
+    """
+    from tokenizers import Tokenizer
+
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no tokenizer here; train one, or give the path of a tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:      # tokenizers raises plain Exception for whatever it cannot read
+        raise UserError(f"{path}: not a tokenizer.json, or one cut short ({error}); train it "
+                        "again") from error
+    for number, token in enumerate(SPECIAL_TOKENS):
+        if tokenizer.token_to_id(token) != number:
+            raise UserError(f"{path}: token {number} must be {token} and is {tokenizer.id_to_token(number)}; "
+                            "use a tokenizer that tryplicity trained")
+    size = tokenizer.get_vocab_size()
+    if expected_vocab_size is not None and size != expected_vocab_size:
+        raise UserError(f"{path}: the tokenizer has {size} tokens and the spec's vocab_size is "
+                        f"{expected_vocab_size}; set vocab_size to {size} in the spec (--set "
+                        f"vocab_size={size}), or train a tokenizer of {expected_vocab_size}")
+    return tokenizer
+
+
+def token_bytes(tokenizer: Tokenizer) -> list[int]:
+    """How many bytes of text each token stands for; 0 for special tokens."""
+    # a byte-level token is written with one character for each of its bytes
+    return [0 if number < len(SPECIAL_TOKENS) else len(tokenizer.id_to_token(number))
+            for number in range(tokenizer.get_vocab_size())]

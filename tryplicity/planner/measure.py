@@ -1,0 +1,318 @@
+"""What one stage of a model costs, measured: its forward and backward pass run on tensors without data.
+
+Every operation runs with real shapes and dtypes but touches no memory, so a block of any size is measured in a
+fraction of a second on any machine. A dispatch mode sees each tensor come and go (bytes) and each product (FLOPs).
+Kernels' inner scratch memory is not seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from tryplicity.components import Layer, Router
+from tryplicity.functional import chunked_cross_entropy, grouped_product_works
+from tryplicity.planner.shapes import Shape, ShapeMode, shape_like
+
+if TYPE_CHECKING:
+    from tryplicity.hardware import Hardware
+    from tryplicity.model import Model
+
+aten = torch.ops.aten
+BLOCK = 512  # torch's allocators hand out memory in multiples of this
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One stage in one micro-batch. Bytes, beside weights, gradients and what other stages hold."""
+
+    kept: int
+    """Held from its forward pass to its backward pass, its output included."""
+    casts: int
+    """Held until the whole forward pass ends: autocast's copies of the weights."""
+    forward: int
+    """Peak of its forward pass; kept and casts included."""
+    backward: int
+    """Peak of its backward pass, the gradient of its output and what it kept included."""
+    made: int
+    """Gradients of parameters that its backward pass makes."""
+    made_at_peak: int
+    """Those of them that are there when the backward pass peaks; not in `backward`."""
+    flops_forward: int
+    flops_backward: int
+    """Recomputation included."""
+
+
+# --- FLOPs ---
+
+def _grouped_flops(a: Tensor, b: Tensor, *_, out_val: Tensor, **__) -> int:
+    """[S,I]x[E,I,O], [I,S]x[S,O] (a weight's gradient), [E,..]x[..]: two per multiplied pair of the rows' axis."""
+    if a.dim() == 2 and b.dim() == 2:
+        return 2 * a.shape[0] * a.shape[1] * b.shape[1]
+    if a.dim() == 2:
+        return 2 * a.shape[0] * a.shape[1] * b.shape[2]
+    return 2 * a.shape[1] * a.shape[2] * b.shape[-1] * (a.shape[0] if b.dim() == 3 else 1)
+
+
+def _convolution_flops(x: Tensor, weight: Tensor, *_, out_val: Tensor, **__) -> int:
+    return 2 * out_val.numel() * weight[0].numel()
+
+
+def _convolution_backward_flops(grad: Tensor, x: Tensor, weight: Tensor, *args, out_val: Any, **__) -> int:
+    """torch's own formula ignores groups in the weight's gradient."""
+    output_mask = args[-1]
+    return 2 * grad.numel() * weight[0].numel() * (bool(output_mask[0]) + bool(output_mask[1]))
+
+
+def _attention_flops(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, causal: bool = False, *_, out_val, **__) -> int:
+    """A causal kernel skips the masked half."""
+    return sdpa_flop_count(q.shape, k.shape, v.shape) // (2 if causal else 1)
+
+
+def _attention_backward_flops(grad, q, k, v, out, lse, dropout: float = 0.0, causal: bool = False, *_, out_val,
+                              **__) -> int:
+    return sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape) // (2 if causal else 1)
+
+
+_GROUPED = (aten._grouped_mm, torch.ops.tryplicity.grouped_rows, torch.ops.tryplicity.grouped_outer)
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    aten._grouped_mm: _grouped_flops,
+    aten.convolution: _convolution_flops,
+    aten.convolution_backward: _convolution_backward_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+
+# --- bytes ---
+
+class Tracker(ShapeMode):
+    """Sums the bytes of all storages made under it that are alive, remembers their peak, and counts FLOPs.
+
+    padded_share: the share of the rows of grouped products that hold a token (a router with a varying number of
+        experts fills the rest with rows that kernels skip).
+    """
+
+    def __init__(self, padded_share: float = 1.0) -> None:
+        super().__init__()
+        self.padded_share = padded_share
+        self.live = self.peak = 0
+        self.flops = 0.0
+        self._alive: dict[int, int] = {}
+        self._at_peak: dict[int, int] | None = None
+
+    def start_phase(self) -> None:
+        """Forget the peak and the FLOPs so far."""
+        self.peak, self.flops, self._at_peak = self.live, 0.0, None
+
+    def sizes(self, tensors: Iterable[Tensor]) -> tuple[int, int]:
+        """Bytes of tensors made under this mode, and of those that were there at the peak."""
+        keys = {t.meta.untyped_storage()._cdata for t in tensors} & self._alive.keys()
+        return sum(self._alive[k] for k in keys), sum(self._alive[k] for k in keys & (self._at_peak or {}).keys())
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        formula = _FORMULAS.get(func._overloadpacket)
+        if formula is not None:
+            share = self.padded_share if func._overloadpacket in _GROUPED else 1.0
+            self.flops += share * formula(*args, **(kwargs or {}), out_val=out)
+        if isinstance(out, Shape):
+            self._note(out)
+        elif isinstance(out, tuple | list):
+            for part in out:
+                if isinstance(part, Shape):
+                    self._note(part)
+        return out
+
+    def _note(self, tensor: Shape) -> None:
+        storage = tensor.meta.untyped_storage()
+        key = storage._cdata
+        if key in self._alive:
+            return
+        size = -(-storage.nbytes() // BLOCK) * BLOCK
+        self._alive[key] = size
+        weakref.finalize(storage, self._free, key)
+        self.live += size
+        if self.live > self.peak:
+            self.peak = self.live
+            self._at_peak = None
+
+    def _free(self, key: int) -> None:
+        if self._at_peak is None and self.live == self.peak:
+            self._at_peak = dict(self._alive)  # the peak is over: what made it up
+        self.live -= self._alive.pop(key)
+
+
+class _GradientsArrive(torch.autograd.Function):
+    """Stands for all that follows a stage: its backward hands over the gradients of the outputs."""
+
+    @staticmethod
+    def forward(ctx, gradients, *outputs):
+        ctx.gradients = gradients
+        return outputs[0].new_empty(())
+
+    @staticmethod
+    def backward(ctx, _):
+        gradients, ctx.gradients = tuple(ctx.gradients), None
+        return (None, *gradients)
+
+
+class _CudaAutocast(TorchFunctionMode):
+    """Autocast on a CPU leaves in bf16 some operations that autocast on a GPU does in fp32; this does them so."""
+
+    _CAST = ("exp", "log", "pow", "rsqrt", "softplus", "layer_norm", "rms_norm", "norm")
+    _DTYPE = ("softmax", "log_softmax", "sum", "cumsum")
+
+    def __init__(self) -> None:
+        super().__init__()
+        homes = (torch, Tensor, F)
+        self._cast = {getattr(h, n) for n in self._CAST for h in homes if hasattr(h, n)}
+        self._dtype = {getattr(h, n) for n in self._DTYPE for h in homes if hasattr(h, n)}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in self._cast or func in self._dtype:
+            half = [isinstance(a, Tensor) and a.dtype == torch.bfloat16 for a in args[:1]]
+            if any(half) and torch.is_autocast_enabled("cpu"):
+                if func in self._cast:
+                    args = (args[0].float(), *args[1:])
+                elif kwargs.get("dtype") is None:
+                    kwargs = {**kwargs, "dtype": torch.float32}
+        return func(*args, **kwargs)
+
+
+def without_data(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy of a module whose parameters and buffers are tensors without data.
+
+    dtype: of the parameters; None keeps theirs.
+    """
+    replaced: dict[int, Any] = {id(b): shape_like(b) for b in module.buffers()}
+    for p in module.parameters():
+        replaced[id(p)] = shape_like(p, dtype).requires_grad_(p.requires_grad)
+        replaced[id(p)]._is_param = True  # what isinstance(..., nn.Parameter) looks at
+    return copy.deepcopy(module, replaced)
+
+
+def measure(stage: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], parameters: Sequence[Tensor], *,
+            autocast: torch.dtype | None = None, gradients_exist: bool = True, checkpointing: bool = False,
+            padded_share: float = 1.0) -> tuple[Cost, list[Shape]]:
+    """Run a stage forward and backward and give its cost and tensors like its outputs.
+
+    stage: from inputs to the tensors through which gradients come back (what the next stage reads first).
+    inputs: leaves; those that require a gradient get one, as the stage before would.
+    gradients_exist: every parameter has a gradient already, to which this pass adds (accumulation); else the pass
+        makes them, and their bytes are left out of the cost.
+    checkpointing: keep only the outputs, and run forward again before the backward pass.
+    """
+    for p in parameters:
+        p.grad = shape_like(p) if gradients_exist else None
+    tracker = Tracker(padded_share)
+
+    def forward() -> list[Tensor]:
+        with _CudaAutocast() if autocast else contextlib.nullcontext():
+            return list(stage(*inputs))
+
+    def precision() -> contextlib.AbstractContextManager:
+        return torch.autocast("cpu", dtype=autocast) if autocast else contextlib.nullcontext()
+
+    # what checkpointing does: nothing is saved for the backward pass, since it will be computed again
+    forgets = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None)
+    with tracker:
+        with precision():
+            with forgets if checkpointing else contextlib.nullcontext():
+                outputs = forward()
+            peak, with_casts, flops = tracker.peak, tracker.live, tracker.flops
+        kept = tracker.live
+        like = [(o.shape, o.dtype) for o in outputs]
+        if checkpointing:
+            del outputs
+        tracker.start_phase()
+        arriving = [torch.empty(shape, dtype=dtype) for shape, dtype in like]
+        if checkpointing:
+            with precision():
+                outputs = forward()
+        end = _GradientsArrive.apply(arriving, *outputs)
+        del outputs, arriving
+        end.backward()
+        gradients = () if gradients_exist else [p.grad for p in parameters if p.grad is not None]
+        made, made_at_peak = tracker.sizes(gradients)
+        backward = tracker.peak - made_at_peak
+    for p in parameters:
+        p.grad = None
+    cost = Cost(kept, with_casts - kept, peak, backward, made, made_at_peak, int(flops), int(tracker.flops))
+    return cost, [Shape(torch.empty(shape, dtype=dtype, device="meta")) for shape, dtype in like]
+
+
+def measure_stages(model: Model, hardware: Hardware, weights: str, gradients_exist: bool) -> list[Cost]:
+    """The embedding, each block, and the losses of one micro-batch, in order; blocks that are alike are measured once.
+
+    weights: "fp32" or "bf16", as in `Facts.measured`.
+    """
+    spec = model.spec
+    autocast = torch.bfloat16 if weights == "fp32" and hardware.precision == "bf16" else None
+    dtype = torch.bfloat16 if weights == "bf16" else None
+    for tried in {torch.float32, autocast or dtype or torch.float32}:
+        grouped_product_works("cpu", tried)  # decided by trying it, with data
+    ids_BT = Shape(torch.empty(hardware.batch, spec.context_length, dtype=torch.int64, device="meta"))
+    doc_ids_BT = shape_like(ids_BT)
+    ends = without_data(nn.ModuleList([
+        model.embedding, model.norm, model.layers[0].mixer.residual, model.heads,
+        *([] if model.unembedding is None else [model.unembedding])]), dtype)
+    embedding, norm, residual, heads = ends[:4]
+    parameters = list(ends.parameters())
+
+    def start(ids_BT: Tensor) -> list[Tensor]:
+        return [residual.expand(embedding(ids_BT))]
+
+    def losses(streams: Tensor) -> list[Tensor]:
+        h_BTD = norm(residual.reduce(streams))
+        table_VD = embedding.weight if model.unembedding is None else ends[-1].weight
+        total = chunked_cross_entropy(h_BTD.flatten(0, 1), table_VD, ids_BT.flatten())
+        return [total, *(head(h_BTD, head.targets(ids_BT, ids_BT, doc_ids_BT), table_VD).total
+                         for head in heads.values())]
+
+    # a tied table has its gradient from the losses before the embedding's own backward pass
+    first, (streams,) = measure(start, [ids_BT], parameters, autocast=autocast,
+                                gradients_exist=gradients_exist or model.unembedding is None)
+    costs: list[Cost] = [first]
+    known: dict[Any, tuple[Cost, Shape]] = {}
+    for layer, block_spec in enumerate(spec.layers):
+        kind = (repr(block_spec), streams.shape, streams.dtype)
+        if kind not in known:
+            known[kind] = _measure_block(without_data(model.layers[layer], dtype), streams, doc_ids_BT, autocast,
+                                         gradients_exist, hardware.activation_checkpointing)
+        cost, streams = known[kind]
+        costs.append(cost)
+    last, _ = measure(losses, [_leaf(streams)], parameters, autocast=autocast,
+                      gradients_exist=gradients_exist)
+    return [*costs, last]
+
+
+def _leaf(like: Shape) -> Tensor:
+    return shape_like(like).requires_grad_()
+
+
+def _measure_block(block: nn.Module, streams: Shape, doc_ids_BT: Tensor, autocast: torch.dtype | None,
+                   gradients_exist: bool, checkpointing: bool) -> tuple[Cost, Shape]:
+    routers = [m for m in block.modules() if isinstance(m, Router)]
+    padded_share = sum(r.mean_k / r.max_k for r in routers) / len(routers) if routers else 1.0
+
+    def run(streams: Tensor) -> list[Tensor]:
+        out, report = block(streams, None, doc_ids_BT)
+        return [out, *report.losses.values()]
+
+    cost, (out, *_) = measure(run, [_leaf(streams)], list(block.parameters()), autocast=autocast,
+                              gradients_exist=gradients_exist, checkpointing=checkpointing, padded_share=padded_share)
+    extra = sum(m.extra_flops(doc_ids_BT.numel()) for m in block.modules() if isinstance(m, Layer))
+    return replace(cost, flops_forward=cost.flops_forward + extra,
+                   flops_backward=cost.flops_backward + (3 if checkpointing else 2) * extra), out

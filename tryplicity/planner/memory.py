@@ -1,0 +1,140 @@
+"""The peak memory of one device in a training step, in closed form from measured stages. Loads no torch.
+
+A step walks the stages (embedding, blocks, losses) forward and back. Whatever is alive when one of them works is a
+sum of a few parts; the largest such sum is the plan. Strategies (family parallelism) differ in what they hold
+beside the stages: all weights, or a shard and the blocks gathered from the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tryplicity.hardware import Hardware
+    from tryplicity.planner.measure import Cost
+
+GB = 1e9
+
+#: what a device holds, in the order of pages and JSON
+PARTS = ("weights", "gradients", "optimizer", "activations", "workspace", "gathered", "buckets", "buffers", "overhead")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The peak of one device, in bytes, and what it is made of at that moment."""
+
+    parts: dict[str, int]
+    """weights; gradients; optimizer (its state, and temporaries while it steps); activations (what stages keep from
+    forward to backward); workspace (the stage at work); gathered (weights of other devices' shards); buckets
+    (gradients under way to other devices); buffers (the model's and the batch); overhead (context, communication
+    library, allocator waste)."""
+    moment: str
+    """When the peak is reached."""
+    sent_per_step: int = 0
+    """Bytes one device sends to others in one optimizer step."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", {name: int(self.parts.get(name, 0)) for name in PARTS}
+                           | {name: int(size) for name, size in self.parts.items() if name not in PARTS})
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def fits(self, capacity: int) -> bool:
+        return self.total <= capacity
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The embedding, one block, or the end of the model (norm, losses)."""
+
+    name: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a strategy may know of a model, one micro-batch of it, and its optimizer."""
+
+    stages: Sequence[Stage]
+    """In the order of the forward pass. A tied table counts once, with the embedding."""
+    buffer_bytes: int
+    """The model's buffers and a micro-batch's ids and targets."""
+    tokens: int
+    """Of one micro-batch on one device."""
+    optimizer_state_bytes: int
+    """Per parameter."""
+    optimizer_step_bytes: int
+    """Temporaries per parameter while the optimizer steps."""
+    measured: Callable[[str, bool], Sequence[Cost]] = field(repr=False)
+    """The cost of each stage. `measured(weights, gradients_exist)`: weights is "fp32" (products in the profile's
+    precision) or "bf16" (the stage sees bf16 weights, as a mixed-precision shard gives it); gradients_exist, whether
+    a backward pass adds to gradients or makes them."""
+
+    @property
+    def parameters(self) -> int:
+        return sum(stage.parameters for stage in self.stages)
+
+    @property
+    def largest_block(self) -> int:
+        """Parameters of the largest stage between embedding and end."""
+        return max((s.parameters for s in self.stages[1:-1]), default=0)
+
+    @property
+    def root_parameters(self) -> int:
+        """Parameters outside the blocks."""
+        return self.stages[0].parameters + self.stages[-1].parameters
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One point of a step at which memory may peak."""
+
+    name: str
+    activations: int
+    workspace: int
+    gradients: int
+    """Bytes of the gradients this micro-batch has made so far, where it makes them."""
+    finished: int
+    """Parameters of the stages whose backward pass has begun."""
+    backward: bool
+
+
+def moments(stages: Sequence[Stage], costs: Sequence[Cost]) -> Iterator[Moment]:
+    """The work of each stage of one micro-batch, forward then backward."""
+    kept = casts = gradients = finished = 0
+    for stage, cost in zip(stages, costs, strict=True):
+        yield Moment(f"forward of {stage.name}", kept + casts, cost.forward, 0, 0, False)
+        kept, casts = kept + cost.kept, casts + cost.casts
+    for stage, cost in reversed(list(zip(stages, costs, strict=True))):
+        kept -= cost.kept
+        finished += stage.parameters
+        yield Moment(f"backward of {stage.name}", kept, cost.backward, gradients + cost.made_at_peak, finished, True)
+        gradients += cost.made
+
+
+def overhead(hardware: Hardware, moving: int) -> int:
+    """What the device holds that no tensor accounts for.
+
+    moving: bytes of tensors that come and go within a step. On a GPU: 1 GB of context, kernels and library
+    workspaces, 1 GB of communication buffers where there are several devices, and allocator waste, 4% of what moves
+    with expandable segments and 10% without (weights, gradients and optimizer state are allocated once and waste
+    nothing). On a CPU: 0.4 GB of interpreter and libraries, and 4%.
+    """
+    if hardware.device == "cpu":
+        return int(0.4 * GB + 0.04 * moving)
+    waste = 0.04 if hardware.expandable_segments else 0.10
+    return int(GB + (GB if hardware.count > 1 else 0) + waste * moving)
+
+
+def finish_plan(hardware: Hardware, candidates: Iterator[tuple[str, dict[str, int]]], sent_per_step: int = 0) -> MemoryPlan:
+    """The largest of (moment, parts) with its overhead."""
+
+    def complete(moment: str, parts: dict[str, int]) -> MemoryPlan:
+        moving = sum(parts.get(name, 0) for name in ("activations", "workspace", "gathered", "buckets"))
+        return MemoryPlan({**parts, "overhead": overhead(hardware, moving)}, moment, sent_per_step)
+
+    return max((complete(*c) for c in candidates), key=lambda plan: plan.total)

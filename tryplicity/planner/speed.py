@@ -1,0 +1,50 @@
+"""Tokens per second and money, from measured FLOPs and a profile's figures. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tryplicity.hardware import Hardware
+    from tryplicity.planner.memory import MemoryPlan
+
+
+@dataclass(frozen=True)
+class Speed:
+    flops_per_token: float
+    """Of one training token: forward, backward and recomputation."""
+    tokens_per_second: float
+    """Of the whole machine."""
+    basis: str
+    """What the estimate assumes, in a sentence."""
+
+
+def estimate_speed(flops_per_token: float, tokens_per_micro_batch: int, memory: MemoryPlan, hardware: Hardware) -> Speed:
+    """A step's time: its products at the expected share of the peak, hidden behind them or not the bytes sent to
+    other devices (whichever takes longer), then the optimizer's reading and writing of all it holds.
+    """
+    tokens = tokens_per_micro_batch * hardware.accumulation
+    compute = flops_per_token * tokens / (hardware.tflops * 1e12 * hardware.utilisation)
+    sent = memory.sent_per_step / (hardware.link_bandwidth_gbs * 1e9) if memory.sent_per_step else 0.0
+    # weights and state are read and written, gradients read
+    touched = 2 * memory.parts["weights"] + 2 * memory.parts["optimizer"] + memory.parts["gradients"]
+    update = touched / (hardware.memory_bandwidth_gbs * 1e9)
+    step = max(compute, sent) + update
+    bound = "communication" if sent > compute else "compute"
+    basis = (f"{hardware.utilisation:.0%} of {hardware.count} x {hardware.tflops:g} TFLOP/s ({hardware.precision}) is an "
+             f"assumption: edit utilisation; per step {compute:.2f} s of products, {sent:.2f} s of communication "
+             f"behind them, {update:.2f} s of optimizer; {bound}-bound")
+    return Speed(flops_per_token, tokens * hardware.count / step, basis)
+
+
+@dataclass(frozen=True)
+class Money:
+    per_hour: float
+    per_billion_tokens: float
+
+
+def estimate_cost(speed: Speed, hardware: Hardware) -> Money:
+    """US dollars for the whole machine."""
+    per_hour = hardware.machine_price_per_hour
+    return Money(per_hour, per_hour / 3600 / speed.tokens_per_second * 1e9)
