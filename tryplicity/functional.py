@@ -5,6 +5,7 @@ Shapes: S rows sorted by expert, E experts, I in, O out, N tokens, D hidden, V v
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -135,7 +136,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h_ND, weight_VD, targets_N, ignore, chunk, with_gradients):
         device = h_ND.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
+        autocast = device != "meta" and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else h_ND.dtype
         wide = torch.promote_types(dtype, torch.float32)
         w_VD = weight_VD.to(dtype)
         valid_N1 = (targets_N != ignore)[:, None]
@@ -144,7 +146,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if with_gradients:
             grad_h_ND = torch.empty_like(h_ND)
             grad_w_VD = torch.zeros_like(weight_VD, dtype=wide)
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
             for start in range(0, h_ND.shape[0], chunk):
                 rows = slice(start, start + chunk)
                 valid_C1, index_C1 = valid_N1[rows], index_N1[rows]

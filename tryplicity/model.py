@@ -23,7 +23,8 @@ NEXT_TOKEN = "next_token"
 
 class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=0.02)
+        if not self.weight.is_meta:  # on meta it would import the compiler, two seconds of it
+            nn.init.normal_(self.weight, std=0.02)
 
 
 class Unembedding(nn.Module):

@@ -15,7 +15,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -209,13 +209,17 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-@functools.cache
-def load_plugins(files: tuple[str, ...] = (), strict: bool = False) -> Plugins:
+def load_plugins(files: Iterable[str] = (), strict: bool = False) -> Plugins:
     """Every installed plugin (entry points of the group `tryplicity`), and the given files.
 
     Broken ones are left out and named on stderr; with strict (or TRYPLICITY_STRICT=1) they raise UserError.
     """
-    plugins = Plugins(strict or os.environ.get("TRYPLICITY_STRICT") == "1")
+    return _load(tuple(files), strict or os.environ.get("TRYPLICITY_STRICT") == "1")
+
+
+@functools.cache
+def _load(files: tuple[str, ...], strict: bool) -> Plugins:
+    plugins = Plugins(strict)
     found = [(p, p.dist.name if p.dist else "") for p in importlib.metadata.entry_points(group=GROUP)]
     # the project's own first: a stranger's component cannot take the place of one of them
     for point, owner in sorted(found, key=lambda f: (f[1] != GROUP, f[1], f[0].name)):

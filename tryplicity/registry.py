@@ -157,9 +157,11 @@ def wanted(schema: Mapping[str, Any]) -> str:
     low = schema.get("minLength", schema.get("minItems")) if low is None else low
     high = schema.get("maxLength", schema.get("maxItems", schema.get("maximum")))
     unit = {"text": " character(s)", "a list": " element(s)"}.get(noun, "")
-    limits = [f"of at least {low:g}{unit}" if low is not None else "",
+    both = low is not None and high is not None
+    limits = [f"from {low:g} to {high:g}{unit}" if both else "",
+              f"of at least {low:g}{unit}" if low is not None and not both else "",
               f"greater than {above:g}" if above is not None else "",
-              f"of at most {high:g}{unit}" if high is not None else "",
+              f"of at most {high:g}{unit}" if high is not None and not both else "",
               f"less than {schema['exclusiveMaximum']:g}" if "exclusiveMaximum" in schema else ""]
     return " ".join([noun, " and ".join(limit for limit in limits if limit)]).strip()
 

@@ -13,9 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tryplicity_plugins.layers.router import BalancedRouter, full_precision
 
 from tryplicity import Mean, Routing
+from tryplicity_plugins.layers.router import BalancedRouter, full_precision
 
 
 def similarity_of(sketch_EM: Tensor) -> Tensor:

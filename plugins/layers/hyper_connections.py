@@ -24,7 +24,8 @@ FIRST_SCALE = 0.01  # of the input-dependent part, as in the paper
 def _no_autocast(x: Tensor):
     """No autocast within, forward or backward; free where there is none."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    on = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 def _mix(coefficients_NSW: Tensor, streams_NSD: Tensor) -> tuple[Tensor, Tensor]:

@@ -169,8 +169,9 @@ class Mamba2(Mixer):
         xBC_BC = F.silu((window_BWC * self.conv_weight).sum(1).add_(self.conv_bias), inplace=True)
         x_BI, B_BY, C_BY = xBC_BC.to(ssm_BHPN.dtype).split(self.channels, -1)
 
-        dt_BH1 = F.softplus(dt_B1H + self.dt_bias).view(batch, -1, 1)
-        ssm_BHPN.mul_((dt_BH1 * self.A_log.exp()[:, None]).neg_().exp_()[..., None])
+        wide = ssm_BHPN.dtype
+        dt_BH1 = F.softplus(dt_B1H.to(wide) + self.dt_bias.to(wide)).view(batch, -1, 1)
+        ssm_BHPN.mul_((dt_BH1 * self.A_log.to(wide).exp()[:, None]).neg_().exp_()[..., None])
         x_BHP = x_BI.unflatten(-1, (self.heads, config.head_dim))
         # one product for all heads of a group: X counts their head dims
         ssm_ZXN = ssm_BHPN.view(batch * config.groups, -1, config.state_size)

@@ -12,9 +12,9 @@ from typing import Annotated, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor
-from tryplicity_plugins.layers.router import full_precision
 
 from tryplicity import FeedForward, Part, Report, output_and_report, uses
+from tryplicity_plugins.layers.router import full_precision
 
 #: Every group begins and ends at a multiple of this many rows. MKL rounds a product of 1, and of 2 or 3 rows,
 #: unlike one of 4 or more (with several threads: the rows after the last multiple of 4), so without it a

@@ -35,7 +35,7 @@ class _RMSNorm(torch.autograd.Function):
         D = x.shape[-1]
         grad_times_x = (grad * x).reshape(-1, D).to(rstd.dtype)
         weight = weight_D.to(rstd.dtype)
-        with torch.autocast(x.device.type, enabled=False):  # backward may be called inside one
+        with torch.autocast("cpu", enabled=False):  # backward may be called inside one
             grad_weight_D = rstd.reshape(1, -1) @ grad_times_x
             # d/dx of x * rstd(x): the part along x shrinks, since rstd falls as x grows
             along_x = (grad_times_x @ weight).view_as(rstd).mul_(rstd.pow(3)).div_(-D)

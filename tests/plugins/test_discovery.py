@@ -13,7 +13,7 @@ import pluggy
 import pytest
 
 from tryplicity import UserError, hookspecs
-from tryplicity.plugins import Plugins, load_plugins
+from tryplicity.plugins import Plugins, _load, load_plugins
 from tryplicity.spec import load_spec, parse_yaml
 
 GOOD = """
@@ -284,9 +284,9 @@ def installed(tmp_path, monkeypatch):
         (info / "entry_points.txt").write_text(f"[tryplicity]\n{entry} = {name}_module\n")
 
     monkeypatch.syspath_prepend(tmp_path)
-    load_plugins.cache_clear()
+    _load.cache_clear()
     yield install
-    load_plugins.cache_clear()
+    _load.cache_clear()
     for name in [n for n in sys.modules if n.endswith("_module")]:
         del sys.modules[name]
 

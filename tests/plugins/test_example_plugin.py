@@ -44,5 +44,19 @@ def test_documents_do_not_reach_one_another(layer):
 
 
 def test_its_options_are_checked():
-    with pytest.raises(UserError, match=r"share: expected a number of at least 0 and of at most 1, got 2"):
+    with pytest.raises(UserError, match=r"share: expected a number from 0 to 1, got 2"):
         load_plugins((FILE,)).registry.part("mixer", {"type": "shift", "share": 2})
+
+
+def test_a_model_with_it_runs_whole_and_token_by_token():
+    from tryplicity.model import assemble, initialise
+    from tryplicity.spec import load_spec, parse_yaml
+
+    text = ("name: shifts\nvocab_size: 300\nhidden_size: 16\ncontext_length: 12\n"
+            "layers: [{repeat: 2, of: {mixer: shift, feed_forward: {type: gated_mlp, inner_size: 16}}}]\n")
+    model = initialise(assemble(load_spec(parse_yaml(text, "s.yaml"), load_plugins((FILE,)).registry)), "cpu", seed=0)
+    ids_BT = torch.randint(300, (2, 7), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        state = model.new_state(2)
+        one_by_one = [model(ids_B1, state=state) for ids_B1 in ids_BT.split(1, dim=1)]
+        torch.testing.assert_close(torch.cat(one_by_one, dim=1), model(ids_BT))

@@ -53,7 +53,7 @@ def mutated(data, draw):
         at.append(draw(JUNK))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_changed_values(data):
     source = parse_yaml(VALID, "s.yaml")
@@ -64,7 +64,7 @@ def test_changed_values(data):
         load_spec(source, REGISTRY)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_scrambled_text(data):
     text = VALID
@@ -77,7 +77,7 @@ def test_scrambled_text(data):
         load_spec(parse_yaml(text, "s.yaml"), REGISTRY)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.text(alphabet="layersbockmix.[]012=- :{}'", max_size=30))
 def test_any_setting(text):
     source = parse_yaml(VALID, "s.yaml")

@@ -85,7 +85,7 @@ def _attention_backward_flops(grad, q, k, v, out, lse, dropout: float = 0.0, cau
 
 
 _GROUPED = (aten._grouped_mm, torch.ops.tryplicity.grouped_rows, torch.ops.tryplicity.grouped_outer)
-_FORMULAS: dict[Any, Callable[..., int]] = {
+_PACKETS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     aten._grouped_mm: _grouped_flops,
     aten.convolution: _convolution_flops,
@@ -93,6 +93,8 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
+_FORMULAS = {packet.default: formula for packet, formula in _PACKETS.items() if hasattr(packet, "default")}
+
 
 # --- bytes ---
 
@@ -122,30 +124,20 @@ class Tracker(ShapeMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        formula = _FORMULAS.get(func._overloadpacket)
+        formula = _FORMULAS.get(func)
         if formula is not None:
             share = self.padded_share if func._overloadpacket in _GROUPED else 1.0
             self.flops += share * formula(*args, **(kwargs or {}), out_val=out)
-        if isinstance(out, Shape):
-            self._note(out)
-        elif isinstance(out, tuple | list):
-            for part in out:
-                if isinstance(part, Shape):
-                    self._note(part)
         return out
 
-    def _note(self, tensor: Shape) -> None:
+    def made(self, tensor: Shape) -> None:
         storage = tensor.meta.untyped_storage()
-        key = storage._cdata
-        if key in self._alive:
-            return
-        size = -(-storage.nbytes() // BLOCK) * BLOCK
+        key, size = storage._cdata, -(-storage.nbytes() // BLOCK) * BLOCK
         self._alive[key] = size
         weakref.finalize(storage, self._free, key)
         self.live += size
         if self.live > self.peak:
-            self.peak = self.live
-            self._at_peak = None
+            self.peak, self._at_peak = self.live, None
 
     def _free(self, key: int) -> None:
         if self._at_peak is None and self.live == self.peak:

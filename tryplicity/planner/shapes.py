@@ -232,6 +232,17 @@ _RULES: dict[Any, Callable[..., Any]] = {
 }
 
 
+_KINDS: dict[Any, str] = {torch.ops.prim.device.default: "device", aten._unsafe_view.default: "view"}
+
+
+def _kind(func: Any) -> str:
+    """Whether an operation writes into an argument, gives a view of one, or makes a new tensor."""
+    schema = func._schema
+    views = any(r.alias_info is not None for r in schema.returns)
+    _KINDS[func] = "writes" if schema.is_mutable else "view" if views else "new"
+    return _KINDS[func]
+
+
 def _pointwise(func: Any, args: list, kwargs: dict) -> Any:
     """Sizes by broadcasting; dtypes by running the operation on one element; strides of the first full input."""
 
@@ -258,16 +269,11 @@ def _key(value: Any) -> Any:
     if isinstance(value, Shape):
         meta = value.meta
         return meta.shape, meta.stride(), meta.dtype
+    if value.__class__ is int:
+        return value
     if isinstance(value, list | tuple):
         return tuple(map(_key, value))
-    return type(value), value
-
-
-def _like(value: Any) -> Any:
-    """A new tensor like one in memory of another call."""
-    if isinstance(value, Tensor):
-        return Shape(torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META))
-    return tuple(map(_like, value)) if isinstance(value, tuple | list) else value
+    return value.__class__, value  # 1, 1.0 and True are equal and give different dtypes
 
 
 class ShapeMode(TorchDispatchMode):
@@ -284,19 +290,30 @@ class ShapeMode(TorchDispatchMode):
     _seen: ClassVar[dict[Any, Any]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.prim.device.default:
+        kind = _KINDS.get(func) or _kind(func)
+        if kind == "device":
             return CPU
         kwargs = kwargs or {}
-        schema = func._schema
-        if schema.is_mutable:  # in place, or into `out`
+        if kind == "writes":
             return kwargs["out"] if "out" in kwargs else args[0]
-        if func is aten._unsafe_view.default or any(r.alias_info is not None for r in schema.returns):  # a view
+        if kind == "view":
             result = self._run(func, args, kwargs)
             return Shape(result) if isinstance(result, Tensor) else tree_map(_shape, result)
-        key = (func, _key(args), _key(tuple(kwargs.items())))
+        key = (func, _key(args), _key(tuple(kwargs.items())) if kwargs else None)
         if key not in self._seen:
             self._seen[key] = self._run(func, args, kwargs)
-        return _like(self._seen[key])
+        return self._fresh(self._seen[key])
+
+    def _fresh(self, value: Any) -> Any:
+        """Tensors like those of an earlier call, in memory of their own."""
+        if isinstance(value, Tensor):
+            new = Shape(torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META))
+            self.made(new)
+            return new
+        return tuple(map(self._fresh, value)) if isinstance(value, tuple | list) else value
+
+    def made(self, tensor: Shape) -> None:
+        """Called with each tensor that has new memory, not with views and results written in place."""
 
     @staticmethod
     def _run(func: Any, args: tuple, kwargs: dict) -> Any:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tryplicity_plugins.brain.dynamic_sparsity import DynamicSparsityRouter
 
 from tryplicity import Site
+from tryplicity_plugins.brain.dynamic_sparsity import DynamicSparsityRouter
 
 SITE = Site(hidden_size=16, vocab_size=64, context_length=64, layers=4)
 

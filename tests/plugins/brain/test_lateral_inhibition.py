@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+
+from tryplicity import Activation, Linear, Part, Site
 from tryplicity_plugins.brain.lateral_inhibition import LateralInhibitionRouter, similarity_of
 from tryplicity_plugins.layers.moe import MixtureOfExperts
 from tryplicity_plugins.layers.router import TopKRouter
-
-from tryplicity import Activation, Linear, Part, Site
 
 SITE = Site(hidden_size=32, vocab_size=64, context_length=64, layers=4, linear_part=Part(Linear, None))
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
-from tryplicity_plugins.brain.spike import Spike
 
 from tryplicity import Mean, Report, output_and_report
+from tryplicity_plugins.brain.spike import Spike
 
 
 def make(features=6, groups=None, **options):

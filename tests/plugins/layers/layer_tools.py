@@ -65,7 +65,7 @@ def surroundings():
 
     return {"plain": (nullcontext(), torch.float32), "bf16": (nullcontext(), torch.bfloat16),
             "autocast": (torch.autocast("cpu", torch.bfloat16), torch.float32),
-            "fake": (FakeTensorMode(), torch.float32)}
+            "fake": (FakeTensorMode(), torch.float32), "meta": (torch.device("meta"), torch.float32)}
 
 
 def runs_everywhere(build, call, *inputs):
@@ -75,12 +75,13 @@ def runs_everywhere(build, call, *inputs):
 
     for name, (context, dtype) in surroundings().items():
         with context:
-            if name == "fake":
+            if name in ("fake", "meta"):
                 module = build()
             else:
                 module = assemble(build, dtype=dtype)
             given = [torch.randn(i.shape, dtype=dtype, requires_grad=True) if i.is_floating_point()
-                     else torch.zeros(i.shape, dtype=i.dtype) if name == "fake" else i for i in inputs]
+                     else i if name in ("plain", "bf16", "autocast") else torch.zeros(i.shape, dtype=i.dtype)
+                     for i in inputs]
             for run in (call, lambda *a: checkpoint(call, *a, use_reentrant=False)):
                 module.zero_grad()
                 output = run(module, *given)
@@ -88,6 +89,6 @@ def runs_everywhere(build, call, *inputs):
                 for key, parameter in module.named_parameters():
                     assert parameter.grad is not None, (name, key)
                     assert parameter.grad.dtype == parameter.dtype, (name, key)
-                    if name != "fake":
+                    if name not in ("fake", "meta"):
                         assert parameter.grad.isfinite().all(), (name, key)
                 assert output.dtype in (dtype, torch.bfloat16, torch.float32), name

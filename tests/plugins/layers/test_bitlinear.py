@@ -148,7 +148,12 @@ def test_changed_weights_are_noticed(change):
     elif change in ("load", "assign"):
         linear.load_state_dict(other, assign=change == "assign")
     elif change == "replace":
+        version = linear.weight._version
         linear.weight = torch.nn.Parameter(other["weight"])
+        with torch.no_grad():
+            while linear.weight._version < version:  # so that only its being another one tells
+                linear.weight.add_(0)
+        assert linear.weight._version == version
     elif change == "in place":
         with torch.no_grad():
             linear.weight.mul_(-1)

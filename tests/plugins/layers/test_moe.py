@@ -9,14 +9,14 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from tryplicity import Activation, Linear, Part, Report, Routing, Site
 from tryplicity_plugins.brain.dynamic_sparsity import DynamicSparsityRouter
 from tryplicity_plugins.brain.lateral_inhibition import LateralInhibitionRouter
 from tryplicity_plugins.brain.spike import Spike
 from tryplicity_plugins.layers.bitlinear import BitLinear
 from tryplicity_plugins.layers.moe import MixtureOfExperts, lay_out
 from tryplicity_plugins.layers.router import BalancedRouter, TopKRouter
-
-from tryplicity import Activation, Linear, Part, Report, Routing, Site
 
 HIDDEN = 32
 SITE = Site(hidden_size=HIDDEN, vocab_size=64, context_length=64, layers=4, linear_part=Part(Linear, None))

@@ -1,0 +1,87 @@
+"""One optimizer step: cut into parts, checkpointed, skipped when it is not finite."""
+
+import pytest
+import torch
+
+from tryplicity.components import Mean
+from tryplicity.training.step import decay_groups, forward_backward, training_step
+
+
+def run(model, batch, micro_batch, checkpointing=False):
+    model.activation_checkpointing = checkpointing
+    model.zero_grad()
+    result = forward_backward(model, batch, micro_batch, "fp32")
+    return result, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def losses(result):
+    return {name: mean.value for name, mean in result.objectives.items()} | result.auxiliary
+
+
+@pytest.fixture
+def batch(prepared):
+    return prepared.stream(seed=0).batch(0, 8, 48)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 4])
+def test_a_batch_cut_into_parts_gives_the_same_losses_statistics_and_gradients(make_model, batch, micro_batch):
+    model = make_model(dtype=torch.float64)
+    whole, gradients = run(model, batch, 8)
+    parts, cut = run(model, batch, micro_batch)
+    assert losses(whole).keys() == losses(parts).keys() and len(losses(whole)) >= 3
+    for name, value in losses(whole).items():
+        torch.testing.assert_close(losses(parts)[name], value, rtol=1e-6, atol=1e-8)
+    for name, stat in whole.stats.items():
+        torch.testing.assert_close(Mean(*parts.stats[name]).value.double(), stat.value.double(), rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(cut[name], gradient, rtol=1e-5, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("linear", ["linear", "bitlinear"])
+def test_activation_checkpointing_changes_no_bit(make_model, batch, linear):
+    model = make_model(f"linear={linear}")
+    plain, gradients = run(model, batch, 4)
+    again, recomputed = run(model, batch, 4, checkpointing=True)
+    for name, value in losses(plain).items():
+        assert torch.equal(losses(again)[name], value), name
+    for name, stat in plain.stats.items():
+        assert torch.equal(again.stats[name].total, stat.total), name
+    for name, gradient in gradients.items():
+        assert torch.equal(recomputed[name], gradient), name
+
+
+def test_the_gradient_is_of_the_mean_over_all_valid_targets(make_model, batch):
+    """Rows with very different numbers of targets: each target counts the same, wherever it stands."""
+    targets = batch.targets_BT.clone()
+    targets[0, :-2] = -100
+    model, uneven = make_model("heads=[]", dtype=torch.float64), batch._replace(targets_BT=targets)
+    _, gradients = run(model, uneven, 1)
+    model.zero_grad()
+    out = model(batch.ids_BT, targets={"next_token": targets}, doc_ids_BT=batch.doc_ids_BT)
+    (out.objectives["next_token"].total / (targets != -100).sum() + sum(out.report.losses.values())).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(make_model, batch, registry):
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer.param_groups[0]["initial_lr"] = 1e-3
+    with torch.no_grad():
+        model.norm.weight[3] = torch.inf
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = training_step(model, optimizer, registry.part("parallelism", "single").build(), batch, step=0,
+                           micro_batch=4, precision="fp32", max_norm=1.0, learning_rate_factor=1.0)
+    assert not torch.isfinite(result.objectives["next_token"].total)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters()) and not optimizer.state
+
+
+def test_vectors_and_what_modules_name_are_not_decayed(make_model):
+    model = make_model()
+    decayed, undecayed = decay_groups(model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert len(decayed) + len(undecayed) == len(names)
+    left = {names[id(p)] for p in undecayed}
+    assert {"norm.weight", "layers.0.mixer.layer.A_log", "layers.0.mixer.layer.dt_bias"} <= left
+    assert "layers.0.mixer.residual.static" in left and "embedding.weight" not in left
