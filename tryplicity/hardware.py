@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from tryplicity.errors import UserError, did_you_mean
+from tryplicity.errors import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,46 +72,32 @@ class Hardware:
         return self.batch * self.accumulation * self.count
 
 
-def installed_profiles() -> dict[str, Path]:
-    """The profiles that come with the package, by name."""
-    import tryplicity_hardware
-
-    return {path.stem: path for folder in tryplicity_hardware.__path__ for path in sorted(Path(folder).glob("*.yaml"))}
-
-
-def find_profile(path_or_name: str | Path) -> Path:
-    """A file that exists, or else an installed profile of that name. Raises UserError."""
-    path = Path(path_or_name)
-    if path.exists() or path.suffix or path.name != str(path_or_name):
-        return path  # a path that is missing is reported by whoever reads it
-    profiles = installed_profiles()
-    if path.name not in profiles:
-        raise UserError(f"no hardware profile is called {path.name!r}{did_you_mean(path.name, profiles)}")
-    return profiles[path.name]
-
-
 def load_hardware(path_or_name: str | Path, registry: Registry, settings: Sequence[str] = ()) -> Hardware:
-    """Read a profile. Raises UserError with every problem of the file, each `file:line:column: path: message`.
+    """Read a profile: a file, or the name of an installed one. settings: `path=value` texts that replace values.
 
-    settings: `path=value` texts that replace values of the file.
+    Raises UserError with every problem of the file, each `file:line:column: path: message`.
     """
     from tryplicity.registry import Problem
-    from tryplicity.spec.loader import apply_settings, read_yaml
+    from tryplicity.spec.loader import apply_settings, find_file, read_yaml
 
-    source = read_yaml(find_profile(path_or_name))
+    source = read_yaml(find_file(path_or_name, "hardware"))
     apply_settings(source, list(settings))
     problems: list[Problem] = []
     hardware = registry.resolve(Hardware, source.data, (), problems)
     strategy, strategies = source.data.get("strategy", "auto"), registry.names("parallelism")
-    if isinstance(strategy, str) and strategy != "auto" and strategy not in strategies:
-        problems.append(Problem(("strategy",), f"no parallelism is called {strategy!r}"
-                                               f"{did_you_mean(strategy, ['auto', *strategies])}"))
+    if isinstance(strategy, str) and strategy not in ("auto", *strategies):
+        hint = did_you_mean(strategy, ["auto", *strategies])
+        problems.append(Problem(("strategy",), f"no parallelism is called {strategy!r}{hint}"))
     if hardware is not None:
         if hardware.device == "cpu" and hardware.precision == "bf16":
             problems.append(Problem(("precision",), "bf16 is not trained with on a CPU; use fp32"))
         if hardware.count > 1 and not hardware.link_bandwidth_gbs:
-            problems.append(Problem(("link_bandwidth_gbs",) if "link_bandwidth_gbs" in source.data else ("count",),
-                                    f"{hardware.count} devices need a link_bandwidth_gbs greater than 0"))
+            at = "link_bandwidth_gbs" if "link_bandwidth_gbs" in source.data else "count"
+            problems.append(Problem((at,), f"{hardware.count} devices need a link_bandwidth_gbs greater than 0"))
+        if strategy in strategies:
+            refusal = registry.part("parallelism", strategy).build().refuses(hardware)
+            if refusal is not None:
+                problems.append(Problem(("strategy",), f"{strategy} cannot be used here: {refusal}"))
     if problems:
         raise source.error(problems)
     assert hardware is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from tryplicity import Facts, MemoryPlan, Parallelism, finish_plan, initialise, moments
 
 

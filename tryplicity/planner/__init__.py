@@ -1,22 +1,25 @@
-"""What a model needs on a machine: parameters, FLOPs, memory, time, money. No accelerator and no memory is used."""
+"""What a model needs on a machine: parameters, FLOPs, memory, time, money. No accelerator is needed."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tryplicity.planner.memory import GB, Facts, MemoryPlan, Stage
 from tryplicity.planner.speed import Money, Speed, estimate_cost, estimate_speed
 
 if TYPE_CHECKING:
-    from tryplicity.components import Parallelism
     from tryplicity.hardware import Hardware
     from tryplicity.model import Model
     from tryplicity.planner.count import Counts
     from tryplicity.planner.measure import Cost
     from tryplicity.registry import Registry
+
+
+#: the strategies tried first, in this order
+ORDER = ("single", "ddp", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class Plan:
             "parameters": as_dict(self.counts),
             "packed_bytes_per_token": self.counts.packed_bytes_per_token,
             "memory": {
-                "budget_gb": budget / GB, "total_gb": memory.total / GB, "headroom_gb": (budget - memory.total) / GB,
+                "budget_gb": budget / GB, "total_gb": memory.total / GB,
+                "headroom_gb": (budget - memory.total) / GB,
                 "moment": memory.moment, "parts": {name: size / GB for name, size in memory.parts.items()},
             },
             "strategy": {
@@ -77,39 +81,36 @@ class Plan:
 
 
 def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
-    """model: assembled on the meta device. Strategies are tried in the order single, ddp, fsdp, then others by name;
-    a profile that names one gets that one, fitting or not, and hears of the others.
+    """model: assembled on the meta device. Strategies are tried in the order single, ddp, fsdp, then others by
+    name; a profile that names one gets that one, fitting or not.
     """
     from tryplicity.planner.count import count
 
     counts = count(model)
     facts = gather_facts(model, hardware, counts)
-    known = ["single", "ddp", "fsdp"]
-    names = [n for n in known if n in registry.names("parallelism")]
-    names += [n for n in registry.names("parallelism") if n not in known]
-    options = [_consider(registry.part("parallelism", name).build(), facts, hardware) for name in names]
-    wanted = [o for o in options if hardware.strategy in ("auto", o.name)]
-    chosen = next((o for o in wanted if o.reason is None), None)
-    usable = [o for o in wanted if o.memory.total <= hardware.memory_bytes or o.reason and "GB" in o.reason]
-    nearest = chosen or min(usable or wanted, key=lambda o: o.memory.total)
-    rejected = []
-    for option in options:
-        if option is not chosen:
-            reason = option.reason or (f"{chosen.name} is the first that fits" if hardware.strategy == "auto" and chosen
-                                       else f"the profile asks for {hardware.strategy}")
-            rejected.append(Option(option.name, option.memory, reason, option.cannot_train))
+    names = sorted(registry.names("parallelism"), key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
+    options, refused = [], set()
+    for name in names:
+        strategy = registry.part("parallelism", name).build()
+        memory, reason = strategy.memory(facts, hardware), strategy.refuses(hardware)
+        if reason is not None:
+            refused.add(name)
+        elif not memory.fits(hardware.memory_bytes):
+            reason = f"{memory.total / GB:.1f} GB > {hardware.memory_gb:g} GB"
+        options.append(Option(name, memory, reason, strategy.cannot_train))
+
+    asked = [o for o in options if hardware.strategy in ("auto", o.name)]
+    chosen = next((o for o in asked if o.reason is None), None)
+    nearest = chosen or min([o for o in asked if o.name not in refused] or asked, key=lambda o: o.memory.total)
+    unasked = (f"{chosen.name} is the first that fits" if hardware.strategy == "auto" and chosen else
+               f"the profile asks for {hardware.strategy}")
+    rejected = [replace(o, reason=o.reason or unasked) for o in options if o is not chosen]
+
     costs = facts.measured("fp32", hardware.accumulation > 1 or hardware.count > 1)
     flops = sum(c.flops_forward + c.flops_backward for c in costs) / facts.tokens
     speed = estimate_speed(flops, facts.tokens, nearest.memory, hardware)
-    return Plan(model.spec.name, hardware, counts, chosen, rejected, nearest, speed, estimate_cost(speed, hardware))
-
-
-def _consider(strategy: Parallelism, facts: Facts, hardware: Hardware) -> Option:
-    memory = strategy.memory(facts, hardware)
-    reason = strategy.refuses(hardware)
-    if reason is None and not memory.fits(hardware.memory_bytes):
-        reason = f"{memory.total / GB:.1f} GB > {hardware.memory_gb:g} GB"
-    return Option(strategy.name, memory, reason, strategy.cannot_train)
+    cost = estimate_cost(speed, hardware)
+    return Plan(model.spec.name, hardware, counts, chosen, rejected, nearest, speed, cost)
 
 
 def gather_facts(model: Model, hardware: Hardware, counts: Counts) -> Facts:
@@ -130,7 +131,7 @@ def gather_facts(model: Model, hardware: Hardware, counts: Counts) -> Facts:
 
     return Facts(
         stages=[Stage("the embedding", table), *blocks, Stage("the losses", rest)],
-        buffer_bytes=counts.buffer_bytes + 8 * tokens * (2 + objectives),
+        buffer_bytes=counts.buffer_bytes + 8 * tokens * hardware.accumulation * (2 + objectives),
         tokens=tokens,
         optimizer_state_bytes=spec.training.optimizer.component.state_bytes,
         optimizer_step_bytes=spec.training.optimizer.component.step_bytes,

@@ -1,8 +1,8 @@
 """What one stage of a model costs, measured: its forward and backward pass run on tensors without data.
 
-Every operation runs with real shapes and dtypes but touches no memory, so a block of any size is measured in a
-fraction of a second on any machine. A dispatch mode sees each tensor come and go (bytes) and each product (FLOPs).
-Kernels' inner scratch memory is not seen.
+Every operation runs with real shapes and dtypes but touches no memory, so a block of any size is measured in
+a fraction of a second on any machine. A dispatch mode sees each tensor come and go (bytes) and each product
+(FLOPs). Kernels' inner scratch memory is not seen.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,10 +38,8 @@ class Cost:
 
     kept: int
     """Held from its forward pass to its backward pass, its output included."""
-    casts: int
-    """Held until the whole forward pass ends: autocast's copies of the weights."""
     forward: int
-    """Peak of its forward pass; kept and casts included."""
+    """Peak of its forward pass, what it keeps included."""
     backward: int
     """Peak of its backward pass, the gradient of its output and what it kept included."""
     made: int
@@ -56,7 +54,7 @@ class Cost:
 # --- FLOPs ---
 
 def _grouped_flops(a: Tensor, b: Tensor, *_, out_val: Tensor, **__) -> int:
-    """[S,I]x[E,I,O], [I,S]x[S,O] (a weight's gradient), [E,..]x[..]: two per multiplied pair of the rows' axis."""
+    """[S,I]x[E,I,O], the gradient of its weights [I,S]x[S,O], and stacks: every row meets one matrix."""
     if a.dim() == 2 and b.dim() == 2:
         return 2 * a.shape[0] * a.shape[1] * b.shape[1]
     if a.dim() == 2:
@@ -74,13 +72,13 @@ def _convolution_backward_flops(grad: Tensor, x: Tensor, weight: Tensor, *args, 
     return 2 * grad.numel() * weight[0].numel() * (bool(output_mask[0]) + bool(output_mask[1]))
 
 
-def _attention_flops(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, causal: bool = False, *_, out_val, **__) -> int:
+def _attention_flops(q, k, v, dropout: float = 0.0, causal: bool = False, *_, out_val, **__) -> int:
     """A causal kernel skips the masked half."""
     return sdpa_flop_count(q.shape, k.shape, v.shape) // (2 if causal else 1)
 
 
-def _attention_backward_flops(grad, q, k, v, out, lse, dropout: float = 0.0, causal: bool = False, *_, out_val,
-                              **__) -> int:
+def _attention_backward_flops(grad, q, k, v, out, lse, dropout: float = 0.0, causal: bool = False, *_,
+                              out_val, **__) -> int:
     return sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape) // (2 if causal else 1)
 
 
@@ -101,8 +99,8 @@ _FORMULAS = {packet.default: formula for packet, formula in _PACKETS.items() if 
 class Tracker(ShapeMode):
     """Sums the bytes of all storages made under it that are alive, remembers their peak, and counts FLOPs.
 
-    padded_share: the share of the rows of grouped products that hold a token (a router with a varying number of
-        experts fills the rest with rows that kernels skip).
+    padded_share: the share of the rows of grouped products that hold a token (a router with a varying number
+        of experts fills the rest with rows that kernels skip).
     """
 
     def __init__(self, padded_share: float = 1.0) -> None:
@@ -160,7 +158,7 @@ class _GradientsArrive(torch.autograd.Function):
 
 
 class _CudaAutocast(TorchFunctionMode):
-    """Autocast on a CPU leaves in bf16 some operations that autocast on a GPU does in fp32; this does them so."""
+    """Autocast on a CPU leaves in bf16 some operations that it does in fp32 on a GPU; this does them so."""
 
     _CAST = ("exp", "log", "pow", "rsqrt", "softplus", "layer_norm", "rms_norm", "norm")
     _DTYPE = ("softmax", "log_softmax", "sum", "cumsum")
@@ -202,8 +200,8 @@ def measure(stage: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], pa
 
     stage: from inputs to the tensors through which gradients come back (what the next stage reads first).
     inputs: leaves; those that require a gradient get one, as the stage before would.
-    gradients_exist: every parameter has a gradient already, to which this pass adds (accumulation); else the pass
-        makes them, and their bytes are left out of the cost.
+    gradients_exist: every parameter has a gradient already, to which this pass adds (accumulation); else the
+        pass makes them, and their bytes are told apart in the cost.
     checkpointing: keep only the outputs, and run forward again before the backward pass.
     """
     for p in parameters:
@@ -211,28 +209,24 @@ def measure(stage: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], pa
     tracker = Tracker(padded_share)
 
     def forward() -> list[Tensor]:
-        with _CudaAutocast() if autocast else contextlib.nullcontext():
+        if autocast is None:
             return list(stage(*inputs))
-
-    def precision() -> contextlib.AbstractContextManager:
-        return torch.autocast("cpu", dtype=autocast) if autocast else contextlib.nullcontext()
+        with torch.autocast("cpu", dtype=autocast, cache_enabled=False), _CudaAutocast():
+            return list(stage(*inputs))
 
     # what checkpointing does: nothing is saved for the backward pass, since it will be computed again
     forgets = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None)
     with tracker:
-        with precision():
-            with forgets if checkpointing else contextlib.nullcontext():
-                outputs = forward()
-            peak, with_casts, flops = tracker.peak, tracker.live, tracker.flops
-        kept = tracker.live
+        with forgets if checkpointing else contextlib.nullcontext():
+            outputs = forward()
+        kept, peak, flops = tracker.live, tracker.peak, tracker.flops
         like = [(o.shape, o.dtype) for o in outputs]
         if checkpointing:
             del outputs
         tracker.start_phase()
         arriving = [torch.empty(shape, dtype=dtype) for shape, dtype in like]
         if checkpointing:
-            with precision():
-                outputs = forward()
+            outputs = forward()
         end = _GradientsArrive.apply(arriving, *outputs)
         del outputs, arriving
         end.backward()
@@ -241,21 +235,37 @@ def measure(stage: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], pa
         backward = tracker.peak - made_at_peak
     for p in parameters:
         p.grad = None
-    cost = Cost(kept, with_casts - kept, peak, backward, made, made_at_peak, int(flops), int(tracker.flops))
+    cost = Cost(kept, peak, backward, made, made_at_peak, int(flops), int(tracker.flops))
     return cost, [Shape(torch.empty(shape, dtype=dtype, device="meta")) for shape, dtype in like]
 
 
-def measure_stages(model: Model, hardware: Hardware, weights: str, gradients_exist: bool) -> list[Cost]:
-    """The embedding, each block, and the losses of one micro-batch, in order; blocks that are alike are measured once.
+#: tokens of a micro-batch up to which it is measured as it is
+DIRECT = 2**15
 
-    weights: "fp32" or "bf16", as in `Facts.measured`.
+
+def measure_stages(model: Model, hardware: Hardware, weights: str, gradients_exist: bool) -> list[Cost]:
+    """The embedding, each block, and the losses of one micro-batch, in order; alike blocks are measured once.
+
+    weights: "fp32" or "bf16", as in `Facts.measured`. A micro-batch of many sequences is extrapolated from two
+    small ones: all costs are a constant and a share for each sequence.
     """
+    context, batch = model.spec.context_length, hardware.batch
+    if batch <= 4 or batch * context <= DIRECT:
+        return _measure_batch(model, hardware, batch, weights, gradients_exist)
+    small = max(2, DIRECT // 4 // context)
+    few, more = (_measure_batch(model, hardware, n, weights, gradients_exist) for n in (small, 2 * small))
+    share = (batch - small) / small
+    return [Cost(*(round(x + (y - x) * share) for x, y in zip(astuple(a), astuple(b), strict=True)))
+            for a, b in zip(few, more, strict=True)]
+
+
+def _measure_batch(model: Model, hardware: Hardware, batch: int, weights: str, gradients_exist: bool) -> list[Cost]:
     spec = model.spec
     autocast = torch.bfloat16 if weights == "fp32" and hardware.precision == "bf16" else None
     dtype = torch.bfloat16 if weights == "bf16" else None
     for tried in {torch.float32, autocast or dtype or torch.float32}:
         grouped_product_works("cpu", tried)  # decided by trying it, with data
-    ids_BT = Shape(torch.empty(hardware.batch, spec.context_length, dtype=torch.int64, device="meta"))
+    ids_BT = Shape(torch.empty(batch, spec.context_length, dtype=torch.int64, device="meta"))
     doc_ids_BT = shape_like(ids_BT)
     ends = without_data(nn.ModuleList([
         model.embedding, model.norm, model.layers[0].mixer.residual, model.heads,
@@ -264,7 +274,8 @@ def measure_stages(model: Model, hardware: Hardware, weights: str, gradients_exi
     parameters = list(ends.parameters())
 
     def start(ids_BT: Tensor) -> list[Tensor]:
-        return [residual.expand(embedding(ids_BT))]
+        x_BTD = embedding(ids_BT)
+        return [residual.expand(x_BTD if autocast is None else x_BTD.to(autocast))]  # as the model does
 
     def losses(streams: Tensor) -> list[Tensor]:
         h_BTD = norm(residual.reduce(streams))
@@ -281,8 +292,9 @@ def measure_stages(model: Model, hardware: Hardware, weights: str, gradients_exi
     for layer, block_spec in enumerate(spec.layers):
         kind = (repr(block_spec), streams.shape, streams.dtype)
         if kind not in known:
-            known[kind] = _measure_block(without_data(model.layers[layer], dtype), streams, doc_ids_BT, autocast,
-                                         gradients_exist, hardware.activation_checkpointing)
+            block = without_data(model.layers[layer], dtype)
+            known[kind] = _measure_block(block, streams, doc_ids_BT, autocast, gradients_exist,
+                                         hardware.activation_checkpointing)
         cost, streams = known[kind]
         costs.append(cost)
     last, _ = measure(losses, [_leaf(streams)], parameters, autocast=autocast,
@@ -304,7 +316,8 @@ def _measure_block(block: nn.Module, streams: Shape, doc_ids_BT: Tensor, autocas
         return [out, *report.losses.values()]
 
     cost, (out, *_) = measure(run, [_leaf(streams)], list(block.parameters()), autocast=autocast,
-                              gradients_exist=gradients_exist, checkpointing=checkpointing, padded_share=padded_share)
+                              gradients_exist=gradients_exist, checkpointing=checkpointing,
+                              padded_share=padded_share)
     extra = sum(m.extra_flops(doc_ids_BT.numel()) for m in block.modules() if isinstance(m, Layer))
     return replace(cost, flops_forward=cost.flops_forward + extra,
                    flops_backward=cost.flops_backward + (3 if checkpointing else 2) * extra), out

@@ -1,13 +1,13 @@
 """The peak memory of one device in a training step, in closed form from measured stages. Loads no torch.
 
-A step walks the stages (embedding, blocks, losses) forward and back. Whatever is alive when one of them works is a
-sum of a few parts; the largest such sum is the plan. Strategies (family parallelism) differ in what they hold
-beside the stages: all weights, or a shard and the blocks gathered from the others.
+A step walks the stages (embedding, blocks, losses) forward and back. Whatever is alive when one of them works
+is a sum of a few parts; the largest such sum is the plan. Strategies (family parallelism) differ in what they
+hold beside the stages: all weights, or a shard and the blocks gathered from the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 GB = 1e9
 
 #: what a device holds, in the order of pages and JSON
-PARTS = ("weights", "gradients", "optimizer", "activations", "workspace", "gathered", "buckets", "buffers", "overhead")
+PARTS = ("weights", "gradients", "optimizer", "activations", "workspace", "gathered", "buckets", "buffers",
+         "overhead")
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class MemoryPlan:
     """The peak of one device, in bytes, and what it is made of at that moment."""
 
     parts: dict[str, int]
-    """weights; gradients; optimizer (its state, and temporaries while it steps); activations (what stages keep from
-    forward to backward); workspace (the stage at work); gathered (weights of other devices' shards); buckets
-    (gradients under way to other devices); buffers (the model's and the batch); overhead (context, communication
-    library, allocator waste)."""
+    """weights; gradients; optimizer (its state, and temporaries while it steps); activations (what stages keep
+    from forward to backward); workspace (the stage at work); gathered (weights of other devices' shards);
+    buckets (gradients under way to other devices); buffers (the model's and the batch); overhead (context,
+    communication library, allocator waste)."""
     moment: str
     """When the peak is reached."""
     sent_per_step: int = 0
@@ -62,7 +63,7 @@ class Facts:
     stages: Sequence[Stage]
     """In the order of the forward pass. A tied table counts once, with the embedding."""
     buffer_bytes: int
-    """The model's buffers and a micro-batch's ids and targets."""
+    """The model's buffers, and a step's tokens, documents and targets."""
     tokens: int
     """Of one micro-batch on one device."""
     optimizer_state_bytes: int
@@ -70,9 +71,9 @@ class Facts:
     optimizer_step_bytes: int
     """Temporaries per parameter while the optimizer steps."""
     measured: Callable[[str, bool], Sequence[Cost]] = field(repr=False)
-    """The cost of each stage. `measured(weights, gradients_exist)`: weights is "fp32" (products in the profile's
-    precision) or "bf16" (the stage sees bf16 weights, as a mixed-precision shard gives it); gradients_exist, whether
-    a backward pass adds to gradients or makes them."""
+    """The cost of each stage. `measured(weights, gradients_exist)`: weights is "fp32" (products in the
+    profile's precision) or "bf16" (the stage sees bf16 weights, as a mixed-precision shard gives it);
+    gradients_exist, whether a backward pass adds to gradients or makes them."""
 
     @property
     def parameters(self) -> int:
@@ -105,14 +106,15 @@ class Moment:
 
 def moments(stages: Sequence[Stage], costs: Sequence[Cost]) -> Iterator[Moment]:
     """The work of each stage of one micro-batch, forward then backward."""
-    kept = casts = gradients = finished = 0
+    kept = gradients = finished = 0
     for stage, cost in zip(stages, costs, strict=True):
-        yield Moment(f"forward of {stage.name}", kept + casts, cost.forward, 0, 0, False)
-        kept, casts = kept + cost.kept, casts + cost.casts
+        yield Moment(f"forward of {stage.name}", kept, cost.forward, 0, 0, False)
+        kept += cost.kept
     for stage, cost in reversed(list(zip(stages, costs, strict=True))):
         kept -= cost.kept
         finished += stage.parameters
-        yield Moment(f"backward of {stage.name}", kept, cost.backward, gradients + cost.made_at_peak, finished, True)
+        made = gradients + cost.made_at_peak
+        yield Moment(f"backward of {stage.name}", kept, cost.backward, made, finished, True)
         gradients += cost.made
 
 
@@ -120,9 +122,9 @@ def overhead(hardware: Hardware, moving: int) -> int:
     """What the device holds that no tensor accounts for.
 
     moving: bytes of tensors that come and go within a step. On a GPU: 1 GB of context, kernels and library
-    workspaces, 1 GB of communication buffers where there are several devices, and allocator waste, 4% of what moves
-    with expandable segments and 10% without (weights, gradients and optimizer state are allocated once and waste
-    nothing). On a CPU: 0.4 GB of interpreter and libraries, and 4%.
+    workspaces, 1 GB of communication buffers where there are several devices, and allocator waste, 4% of what
+    moves with expandable segments and 10% without (weights, gradients and optimizer state are allocated once and
+    waste nothing). On a CPU: 0.4 GB of interpreter and libraries, and 4%. Margins, not measurements.
     """
     if hardware.device == "cpu":
         return int(0.4 * GB + 0.04 * moving)
@@ -130,7 +132,8 @@ def overhead(hardware: Hardware, moving: int) -> int:
     return int(GB + (GB if hardware.count > 1 else 0) + waste * moving)
 
 
-def finish_plan(hardware: Hardware, candidates: Iterator[tuple[str, dict[str, int]]], sent_per_step: int = 0) -> MemoryPlan:
+def finish_plan(hardware: Hardware, candidates: Iterable[tuple[str, dict[str, int]]],
+                sent_per_step: int = 0) -> MemoryPlan:
     """The largest of (moment, parts) with its overhead."""
 
     def complete(moment: str, parts: dict[str, int]) -> MemoryPlan:

@@ -20,9 +20,10 @@ class Speed:
     """What the estimate assumes, in a sentence."""
 
 
-def estimate_speed(flops_per_token: float, tokens_per_micro_batch: int, memory: MemoryPlan, hardware: Hardware) -> Speed:
-    """A step's time: its products at the expected share of the peak, hidden behind them or not the bytes sent to
-    other devices (whichever takes longer), then the optimizer's reading and writing of all it holds.
+def estimate_speed(flops_per_token: float, tokens_per_micro_batch: int, memory: MemoryPlan,
+                   hardware: Hardware) -> Speed:
+    """A step takes the longer of its products, at the expected share of the peak, and of what is sent to other
+    devices meanwhile; then the optimizer reads and writes all it holds.
     """
     tokens = tokens_per_micro_batch * hardware.accumulation
     compute = flops_per_token * tokens / (hardware.tflops * 1e12 * hardware.utilisation)
@@ -32,9 +33,9 @@ def estimate_speed(flops_per_token: float, tokens_per_micro_batch: int, memory: 
     update = touched / (hardware.memory_bandwidth_gbs * 1e9)
     step = max(compute, sent) + update
     bound = "communication" if sent > compute else "compute"
-    basis = (f"{hardware.utilisation:.0%} of {hardware.count} x {hardware.tflops:g} TFLOP/s ({hardware.precision}) is an "
-             f"assumption: edit utilisation; per step {compute:.2f} s of products, {sent:.2f} s of communication "
-             f"behind them, {update:.2f} s of optimizer; {bound}-bound")
+    basis = (f"assumes {hardware.utilisation:.0%} of {hardware.count} x {hardware.tflops:g} TFLOP/s "
+             f"({hardware.precision}), the profile's utilisation; per step {compute:.2f} s of products, {sent:.2f} s "
+             f"of communication meanwhile, {update:.2f} s of optimizer; {bound}-bound")
     return Speed(flops_per_token, tokens * hardware.count / step, basis)
 
 

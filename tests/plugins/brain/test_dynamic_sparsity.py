@@ -47,7 +47,7 @@ def test_the_choice_by_hand():
     x = torch.randn(1, 20, 16)
     routing = router(x)
     for n, x_D in enumerate(x[0]):
-        kappa = 4 + 8 * (router.difficulty_D @ x_D + router.offset).sigmoid()
+        kappa = 4 + 8 * (router.difficulty_D.detach() @ x_D + router.offset).sigmoid()
         scores = (router.weight @ x_D).sigmoid()
         order = scores.argsort(descending=True)[: int(kappa.ceil())]
         gates = torch.tensor([min(1.0, float(kappa) - j) for j in range(len(order))])

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from layer_tools import part
+
 from tryplicity_plugins.layers.activations import GELU, ReLU2, SiLU
 
 

@@ -5,6 +5,7 @@ import cmath
 import pytest
 import torch
 from layer_tools import assemble, assert_same, gradients, part, runs_everywhere, site
+
 from tryplicity_plugins.layers.attention import GroupedQueryAttention
 from tryplicity_plugins.layers.bitlinear import BitLinear
 

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from layer_tools import assemble, assert_same, gradients, part, runs_everywhere
+
 from tryplicity_plugins.layers import bitlinear
 from tryplicity_plugins.layers.bitlinear import BitLinear
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from layer_tools import assemble, assert_same, gradients, part, runs_everywhere, site
 from torch import nn
+
+from tryplicity import Activation, Mean, Report
 from tryplicity_plugins.layers.activations import ReLU2, SiLU
 from tryplicity_plugins.layers.bitlinear import BitLinear
 from tryplicity_plugins.layers.gated_mlp import GatedMLP
-
-from tryplicity import Activation, Mean, Report
 
 
 class Telling(Activation):

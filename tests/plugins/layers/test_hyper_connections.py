@@ -4,10 +4,10 @@ import pytest
 import torch
 from layer_tools import assemble, assert_same, gradients, part, runs_everywhere, site
 from torch import nn
-from tryplicity_plugins.layers.hyper_connections import HyperConnections
-from tryplicity_plugins.layers.residual import Add
 
 from tryplicity import Report
+from tryplicity_plugins.layers.hyper_connections import HyperConnections
+from tryplicity_plugins.layers.residual import Add
 
 B, T, D = 2, 3, 8
 

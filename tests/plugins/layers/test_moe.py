@@ -197,9 +197,8 @@ def test_the_layout_places_every_used_slot_once(tokens, slots, experts):
 
 
 @every_router
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("linear", [Linear, BitLinear])
-@pytest.mark.parametrize("tokens", [13, 1201])
+@pytest.mark.parametrize("activation, linear", [("silu", Linear), ("spike", BitLinear)])
+@pytest.mark.parametrize("tokens", [13, 701])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_other_tokens_change_nothing_bit_for_bit(router, activation, linear, tokens, threads):
     """With other neighbours a token lies in other rows of groups of other sizes."""
@@ -208,9 +207,9 @@ def test_other_tokens_change_nothing_bit_for_bit(router, activation, linear, tok
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for seed in range(6):
+        for seed in range(4):
             torch.manual_seed(seed)
-            kept = 1 + seed * tokens // 6
+            kept = 1 + seed * tokens // 4
             x = torch.randn(1, tokens, 64)
             other = torch.cat([x[:, :kept], torch.randn(1, tokens - kept, 64) * 3 + 1], 1)
             with torch.no_grad():

@@ -4,10 +4,10 @@ import pytest
 import torch
 from layer_tools import assemble, assert_same, gradients, part, runs_everywhere, site
 from torch.nn import functional as F
-from tryplicity_plugins.layers.bitlinear import BitLinear
-from tryplicity_plugins.layers.multi_token import MultiTokenPrediction
 
 from tryplicity import IGNORE
+from tryplicity_plugins.layers.bitlinear import BitLinear
+from tryplicity_plugins.layers.multi_token import MultiTokenPrediction
 
 V = 50
 

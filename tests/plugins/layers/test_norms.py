@@ -3,6 +3,7 @@
 import pytest
 import torch
 from layer_tools import assemble, assert_same, gradients, part, runs_everywhere
+
 from tryplicity_plugins.layers.norms import LayerNorm, RMSNorm
 
 
