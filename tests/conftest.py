@@ -5,8 +5,12 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-WORDS = """the model reads a list of numbers and returns their sum if it is not empty otherwise it raises an error
-while another function opens file closes socket prints text for each line in order to learn what comes next""".split()
+WORDS = [
+    "the", "model", "reads", "a", "list", "of", "numbers", "and", "returns", "their", "sum", "if", "it", "is",
+    "not", "empty", "otherwise", "it", "raises", "an", "error", "while", "another", "function", "opens",
+    "file", "closes", "socket", "prints", "text", "for", "each", "line", "in", "order", "to", "learn", "what",
+    "comes", "next",
+]
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ from tryplicity.model import NEXT_TOKEN, assemble, initialise
 DOCS = torch.tensor([[0] * 11 + [1] * 20 + [2] * 6, [0] * 3 + [1] * 1 + [2] * 33])
 
 
+# fp64 throughout but for routers and decays, which compute in fp32: hence the tolerances
+
 def random_ids(rows=2, length=37, seed=1):
     return torch.randint(0, 300, (rows, length), generator=torch.Generator().manual_seed(seed))
 
@@ -25,7 +27,7 @@ def test_whole_equals_chunks_of_any_size(make_model, sizes, docs):
         here = slice(start, start + size)
         parts.append(model(ids[:, here], state=state, doc_ids_BT=None if docs is None else docs[:, here]))
         start += size
-    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-6)  # routers and decays compute in fp32
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("linear", ["linear", "bitlinear"])
@@ -54,7 +56,7 @@ def test_packed_documents_come_out_as_alone(make_model):
         for document in range(3):
             inside = DOCS[row] == document
             alone = model(ids[row:row + 1, inside])
-            torch.testing.assert_close(packed[row, inside], alone[0], rtol=1e-5, atol=1e-6)  # routers and decays compute in fp32
+            torch.testing.assert_close(packed[row, inside], alone[0], rtol=1e-5, atol=1e-6)
 
 
 def test_every_parameter_gets_a_finite_gradient(make_model):

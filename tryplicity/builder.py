@@ -54,6 +54,6 @@ def check_expectations(spec: Spec, planned: Plan) -> None:
         if wanted is not None and abs(actual - wanted) > spec.expect.within * wanted:
             problems.append(Problem(("expect", key), (
                 f"the model has {actual:,.0f} {key.replace('_', ' ')}, {actual / wanted - 1:+.1%} from the expected "
-                f"{wanted:,.0f} and more than the allowed {spec.expect.within:.0%}; mend the layers, or the expectation")))
+                f"{wanted:,.0f} and more than the allowed {spec.expect.within:.0%}; mend one of them")))
     if problems:
         raise spec.source.error(problems)

@@ -219,8 +219,13 @@ def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], plu
     from tryplicity.inference.engine import Engine
 
     engine = Engine.load(run, plugins.registry)
+    _write(engine, prompt, chosen, max_tokens, stop)
+
+
+def _write(engine: Any, prompt: str, sampling: Any, max_tokens: int, stop: tuple[str, ...] = ()) -> None:
+    """The prompt, and the model's text as it comes."""
     click.secho(prompt, bold=True, nl=False)
-    for piece in engine.stream(prompt, chosen, max_tokens, stop):
+    for piece in engine.stream(prompt, sampling, max_tokens, stop):
         click.echo(piece, nl=False)
         sys.stdout.flush()
     click.echo()
@@ -286,12 +291,9 @@ def quickstart(minutes: float, folder: Path, plugins: Any) -> None:
     prompts = ("The function returns", "A list is", "import ")
     pages.heading("3  Write", f'tryplicity generate {folder} "{prompts[0]}"')
     engine = Engine.load(folder, plugins.registry)
-    for seed, prompt in enumerate(prompts):
-        click.secho(prompt, bold=True, nl=False)
-        for piece in engine.stream(prompt, Sampling(temperature=0.7, top_p=0.95, repetition_penalty=1.1, seed=seed), 60):
-            click.echo(piece, nl=False)
-            sys.stdout.flush()
-        click.echo("\n")
+    for prompt in prompts:
+        _write(engine, prompt, Sampling(temperature=0.7, top_p=0.95, repetition_penalty=1.1, seed=1), 60)
+        click.echo()
     pages.next_steps(folder)
 
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -411,7 +411,34 @@ FAMILIES: dict[str, type[Component]] = {
                 Parallelism, Optimizer, Schedule, Source, Judge, Retriever)
 }
 
-__all__ = ["FAMILIES", "IGNORE", "Activation", "Brain", "Component", "Document", "FeedForward", "Head", "Judge",
-           "Layer", "Linear", "Mean", "Mixer", "Norm", "Objective", "Optimizer", "Parallelism", "Part", "Report",
-           "Residual", "Retriever", "Router", "Routing", "Schedule", "Site", "Source", "State", "Iterable",
-           "output_and_report"]
+__all__ = [
+    "FAMILIES",
+    "IGNORE",
+    "Activation",
+    "Brain",
+    "Component",
+    "Document",
+    "FeedForward",
+    "Head",
+    "Iterable",
+    "Judge",
+    "Layer",
+    "Linear",
+    "Mean",
+    "Mixer",
+    "Norm",
+    "Objective",
+    "Optimizer",
+    "Parallelism",
+    "Part",
+    "Report",
+    "Residual",
+    "Retriever",
+    "Router",
+    "Routing",
+    "Schedule",
+    "Site",
+    "Source",
+    "State",
+    "output_and_report",
+]

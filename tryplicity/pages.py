@@ -82,11 +82,12 @@ def build_page(built: Any) -> None:
         console.print(Text.assemble(("does not fit", "bold red"), f": the nearest plan needs {memory['total_gb']:.1f} "
                                     f"of {memory['budget_gb']:g} GB"))
     for other in strategy["rejected"]:
-        console.print(f"  not {other['name']}: {other['reason']} (it would take {other['total_gb']:.1f} GB)", style="dim")
+        console.print(f"  not {other['name']}: {other['reason']}", style="dim")
     if strategy.get("cannot_train"):
         console.print(f"  {strategy['cannot_train']}", style="yellow")
     speed, cost = plan["throughput"], plan["cost"]
-    console.print(f"speed: about {speed['tokens_per_second']:,.0f} tokens/s, {_count(speed['flops_per_token'])}FLOP a token")
+    console.print(f"speed: about {speed['tokens_per_second']:,.0f} tokens/s, "
+                  f"{_count(speed['flops_per_token'])}FLOP a token")
     console.print(f"  {speed['basis']}", style="dim")
     if cost["per_hour"]:
         console.print(f"money: ${cost['per_hour']:,.2f} an hour, ${cost['per_billion_tokens']:,.0f} per billion tokens")
@@ -96,8 +97,9 @@ def _print_layers(layers: list[dict[str, Any]]) -> None:
     """Runs of equal layers as one row each."""
     table = _plain_table("layers", "mixer", "feed-forward", "parameters each", right=(3,))
     start = 0
+    kinds = [(layer["mixer"], layer["feed_forward"], layer["parameters"]) for layer in layers]
     for i in range(1, len(layers) + 1):
-        same = i < len(layers) and all(layers[i][k] == layers[start][k] for k in ("mixer", "feed_forward", "parameters"))
+        same = i < len(layers) and kinds[i] == kinds[start]
         if not same:
             label = f"{start}" if i - start == 1 else f"{start}-{i - 1}"
             first = layers[start]
@@ -170,7 +172,7 @@ def _line_watcher() -> Any:
         validated = "validation_bits_per_byte" in metrics
         if validated or time.monotonic() - last[0] > 10:
             last[0] = time.monotonic()
-            text = (f"step {progress.step}  {spent:4.0%}  loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left")
+            text = f"step {progress.step}  {spent:4.0%}  loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left"
             if validated:
                 text += f"  held-out {metrics['validation_bits_per_byte']:.3f} bits/byte"
             print(text, file=sys.stderr, flush=True)
@@ -190,7 +192,7 @@ def training_summary(run: Any, outcome: Any, prepared: Any) -> None:
     progress = outcome.progress
     console.print(f"{progress.step:,} steps, {_count(progress.tokens)} tokens, {duration(progress.seconds)}")
     if outcome.reason == "interrupted":
-        console.print(f"interrupted; everything is saved at step {progress.step}. Go on with the same command and --resume")
+        console.print(f"interrupted; all is saved at step {progress.step}. Go on with the same command and --resume")
     else:
         console.print(f"held-out bits per byte: {outcome.bits_per_byte:.3f}, and a byte bigram model of the same text: "
                       f"{prepared.bigram_bits_per_byte():.3f}")

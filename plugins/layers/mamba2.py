@@ -18,9 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tryplicity_plugins.layers.ssd import conv_masks, conv_silu, gated_norm, scan
 
 from tryplicity import Mixer, State
+from tryplicity_plugins.layers.ssd import conv_masks, conv_silu, gated_norm, scan
 
 
 class Mamba2(Mixer):

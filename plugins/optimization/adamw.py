@@ -7,6 +7,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
+
 from tryplicity import Optimizer
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
+
 from tryplicity import Schedule
 
 

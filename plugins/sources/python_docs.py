@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from tryplicity_plugins.sources import harvest
-
 from tryplicity import Document, Source, UserError
+from tryplicity_plugins.sources import harvest
 
 Package = Literal["python", "torch", "numpy", "sympy", "networkx", "mpmath"]
 

@@ -70,7 +70,7 @@ def ours_train(count: int) -> dict:
         group["initial_lr"] = group["lr"]
     strategy = registry.part("parallelism", "single").build()
     ids_BT = torch.randint(0, VOCAB, (ROWS, CONTEXT + 1))
-    batch = Batch(ids_BT[:, :-1], ids_BT[:, 1:], None)
+    batch = Batch(ids_BT[:, :-1], ids_BT[:, 1:], None, 0)
     steps = iter(range(10_000))
 
     def step() -> None:

@@ -49,6 +49,8 @@ class TextStream:
         if cuts:
             self.stopped, self._held = True, ""
             return text[:min(cuts)]
-        keep = max((size for stop in self.stop for size in range(1, len(stop)) if text.endswith(stop[:size])), default=0)
+        beginnings = [len(part) for stop in self.stop for part in (stop[:n] for n in range(1, len(stop)))
+                      if text.endswith(part)]
+        keep = max(beginnings, default=0)
         self._held = text[len(text) - keep:]
         return text[:len(text) - keep]

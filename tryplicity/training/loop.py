@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import sys
 import time
 from collections.abc import Callable
@@ -112,7 +111,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
 
             metrics = _metrics(model, result, progress, optimizer, seconds, rows * context)
             if budget.spent(progress) < 1 and progress.step % training.validate_every == 0:
-                metrics["validation_bits_per_byte"] = heldout.score(training.validation_rows, lambda: signals.received is not None)
+                metrics["validation_bits_per_byte"] = heldout.score(training.validation_rows, signals.requested)
             metrics_file.write(metrics)
             plugins.call("tryplicity_step_finished", run=run.folder, step=progress.step, metrics=metrics)
             left = budget.seconds_left(progress, progress.seconds / progress.step, rows * context)
@@ -129,7 +128,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
             if good and progress.step % training.checkpoint_every == 0:
                 saved_step = _save(run, model, optimizer, progress, training.keep_checkpoints, plugins) or saved_step
 
-    if bad_steps == 0 and progress.step > saved_step or not checkpoint.steps(run.checkpoints):
+    if (bad_steps == 0 and progress.step > saved_step) or not checkpoint.steps(run.checkpoints):
         _save(run, model, optimizer, progress, training.keep_checkpoints, plugins, last=True)
     interrupted = signals.received is not None
     score = None if interrupted else heldout.score()

@@ -59,7 +59,8 @@ def curve(values: list[float], *, width: int = 72, height: int = 12) -> str:
     before = None
     for x, value in enumerate(means):
         y = round((high - value) / (high - low or 1) * (rows - 1))
-        for filled in range(min(y, before if before is not None else y), max(y, before if before is not None else y) + 1):
+        before = y if before is None else before
+        for filled in range(min(y, before), max(y, before) + 1):
             dots[filled // 4][x // 2] |= bits[filled % 4][x % 2]
         before = y
     lines = ["".join(chr(0x2800 + cell) for cell in row) for row in dots]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -41,11 +42,13 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         for number in (signal.SIGINT, signal.SIGTERM):
-            try:
+            with contextlib.suppress(ValueError):  # not the main thread: whoever started it handles signals
                 self._before[number] = signal.signal(number, self._receive)
-            except ValueError:
-                pass  # not the main thread: whoever started the thread handles signals
         return self
+
+    def requested(self) -> bool:
+        """Whether to stop."""
+        return self.received is not None
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tryplicity_plugins.layers import ssd
-from tryplicity_plugins.layers.mamba2 import Mamba2
 
 from tryplicity import Linear, Part, Site
+from tryplicity_plugins.layers import ssd
+from tryplicity_plugins.layers.mamba2 import Mamba2
 
 
 class Plain(Linear):

@@ -4,9 +4,9 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tryplicity_plugins.sources.files import Files
 
 from tryplicity import UserError
+from tryplicity_plugins.sources.files import Files
 
 
 def read(path, **options):

@@ -3,6 +3,7 @@
 import ast
 
 import pytest
+
 from tryplicity_plugins.sources.harvest import Block, Docstring, blocks, clean, docstrings, reads_as_prose
 
 

@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from tryplicity_plugins.sources import huggingface
-from tryplicity_plugins.sources.huggingface import HuggingFace
 
 from tryplicity import UserError
+from tryplicity_plugins.sources import huggingface
+from tryplicity_plugins.sources.huggingface import HuggingFace
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tryplicity_plugins.sources import harvest, python_docs
-from tryplicity_plugins.sources.python_docs import PythonDocs
 
 from tryplicity import UserError
+from tryplicity_plugins.sources import harvest, python_docs
+from tryplicity_plugins.sources.python_docs import PythonDocs
 
 
 def source(*packages):
