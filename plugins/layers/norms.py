@@ -17,16 +17,22 @@ from torch.nn import functional as F
 from tryplicity import Norm
 
 
+def _rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The normalised x, and 1 / sqrt(mean(x²) + eps) in fp32 or wider."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    rstd = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    rstd = rstd.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
+    return (x * rstd).mul_(weight_D).to(x.dtype), rstd
+
+
 class _RMSNorm(torch.autograd.Function):
     """RMS norm with a hand-written backward: torch's on CPU is a chain of a dozen passes over x."""
 
     @staticmethod
     def forward(ctx, x, weight_D, eps):
-        wide = torch.promote_types(x.dtype, torch.float32)
-        rstd = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        rstd = rstd.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        y, rstd = _rms_norm(x, weight_D, eps)
         ctx.save_for_backward(x, weight_D, rstd)
-        return (x * rstd).mul_(weight_D).to(x.dtype)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -62,8 +68,9 @@ class RMSNorm(Norm):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and torch.is_grad_enabled():  # elsewhere torch has a fused kernel
-            return _RMSNorm.apply(x, self.weight, self.eps)
+        if x.device.type == "cpu":  # elsewhere torch has a fused kernel
+            return _RMSNorm.apply(x, self.weight, self.eps) if torch.is_grad_enabled() else _rms_norm(
+                x, self.weight, self.eps)[0]
         return F.rms_norm(x, (self.size,), self.weight.to(x.dtype), self.eps)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,12 +25,26 @@ def decode(model: Model, prompt: Sequence[int], sampler: Sampler) -> Iterator[in
     device = model.embedding.weight.device
     state = model.new_state(1)
     ids_BT = torch.tensor([list(prompt)], device=device)
-    while True:
-        with torch.inference_mode():
-            logits_V = model(ids_BT, state=state, last_only=True)[0, -1]
-            token = sampler(logits_V)
-        yield token
-        ids_BT = torch.tensor([[token]], device=device)
+    threads = torch.get_num_threads()
+    try:
+        while True:
+            with torch.inference_mode():
+                logits_V = model(ids_BT, state=state, last_only=True)[0, -1]
+                token = sampler(logits_V)
+            if fits_caches(model):
+                torch.set_num_threads(1)
+            yield token
+            ids_BT = torch.tensor([[token]], device=device)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@functools.lru_cache(maxsize=1)
+def fits_caches(model: Model) -> bool:
+    """Whether the weights are so few that a product for one token ends before a second thread has begun: then one
+    thread decodes up to 1.5 times as fast as two."""
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return model.embedding.weight.device.type == "cpu" and size < 128e6
 
 
 @dataclass

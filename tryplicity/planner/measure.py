@@ -7,7 +7,6 @@ a fraction of a second on any machine. A dispatch mode sees each tensor come and
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -39,7 +38,7 @@ class Cost:
     kept: int
     """Held from its forward pass to its backward pass, its output included."""
     forward: int
-    """Peak of its forward pass, what it keeps included."""
+    """Peak of its forward pass, what it keeps included; with checkpointing what it keeps alone."""
     backward: int
     """Peak of its backward pass, the gradient of its output and what it kept included."""
     made: int
@@ -63,13 +62,13 @@ def _grouped_flops(a: Tensor, b: Tensor, *_, out_val: Tensor, **__) -> int:
 
 
 def _convolution_flops(x: Tensor, weight: Tensor, *_, out_val: Tensor, **__) -> int:
-    return 2 * out_val.numel() * weight[0].numel()
+    return 2 * out_val.numel() * weight.shape[1:].numel()
 
 
 def _convolution_backward_flops(grad: Tensor, x: Tensor, weight: Tensor, *args, out_val: Any, **__) -> int:
     """torch's own formula ignores groups in the weight's gradient."""
     output_mask = args[-1]
-    return 2 * grad.numel() * weight[0].numel() * (bool(output_mask[0]) + bool(output_mask[1]))
+    return 2 * grad.numel() * weight.shape[1:].numel() * (bool(output_mask[0]) + bool(output_mask[1]))
 
 
 def _attention_flops(q, k, v, dropout: float = 0.0, causal: bool = False, *_, out_val, **__) -> int:
@@ -85,13 +84,16 @@ def _attention_backward_flops(grad, q, k, v, out, lse, dropout: float = 0.0, cau
 _GROUPED = (aten._grouped_mm, torch.ops.tryplicity.grouped_rows, torch.ops.tryplicity.grouped_outer)
 _PACKETS: dict[Any, Callable[..., int]] = {
     **flop_registry,
+    aten.addmm_: flop_registry[aten.addmm],
+    aten.baddbmm_: flop_registry[aten.baddbmm],
     aten._grouped_mm: _grouped_flops,
     aten.convolution: _convolution_flops,
     aten.convolution_backward: _convolution_backward_flops,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
-_FORMULAS = {packet.default: formula for packet, formula in _PACKETS.items() if hasattr(packet, "default")}
+_FORMULAS = {getattr(packet, overload): formula for packet, formula in _PACKETS.items()
+             if hasattr(packet, "overloads") for overload in packet.overloads()}
 
 
 # --- bytes ---
@@ -214,29 +216,30 @@ def measure(stage: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], pa
         with torch.autocast("cpu", dtype=autocast, cache_enabled=False), _CudaAutocast():
             return list(stage(*inputs))
 
-    def gradients_of(outputs: list[Tensor]) -> list[Tensor]:
-        return [torch.empty(o.shape, dtype=o.dtype) for o in outputs]
-
     with tracker:
         outputs = forward()
         like = [(o.shape, o.dtype) for o in outputs]
-        kept, peak, flops = tracker.live, tracker.peak, tracker.flops
-        if checkpointing:
-            # its forward pass keeps the outputs alone and peaks lower than when it runs again, beside the gradient
-            # that has arrived by then: the run above is taken for that second one
-            kept = peak = tracker.sizes(outputs)[0]
-            arriving = gradients_of(outputs)
-            tracker.peak += tracker.live - kept_by_run if False else 0
+        kept, forward_peak, forward_flops = tracker.live, tracker.peak, tracker.flops
+        kept_outputs, _ = tracker.sizes(outputs)
+        arriving = [torch.empty(shape, dtype=dtype) for shape, dtype in like]
         tracker.start_phase()
         end = _GradientsArrive.apply(arriving, *outputs)
         del outputs, arriving
         end.backward()
         gradients = () if gradients_exist else [p.grad for p in parameters if p.grad is not None]
         made, made_at_peak = tracker.sizes(gradients)
-        backward = tracker.peak - made_at_peak
     for p in parameters:
         p.grad = None
-    cost = Cost(kept, peak, backward, made, made_at_peak, int(flops), int(tracker.flops))
+    backward_peak, backward_flops = tracker.peak - made_at_peak, tracker.flops
+    if checkpointing:
+        # the first run keeps its outputs alone; the second is as large as the run above, with the gradient that
+        # has arrived by then beside it (no less than the first, so that one's peak decides nothing)
+        again = forward_peak + kept_outputs
+        if again > tracker.peak:
+            backward_peak, made_at_peak = again, 0
+        kept = forward_peak = kept_outputs
+        backward_flops += forward_flops
+    cost = Cost(kept, forward_peak, backward_peak, made, made_at_peak, int(forward_flops), int(backward_flops))
     return cost, [Shape(torch.empty(shape, dtype=dtype, device="meta")) for shape, dtype in like]
 
 
@@ -253,7 +256,7 @@ def measure_stages(model: Model, hardware: Hardware, weights: str, gradients_exi
     context, batch = model.spec.context_length, hardware.batch
     if batch <= 4 or batch * context <= DIRECT:
         return _measure_batch(model, hardware, batch, weights, gradients_exist)
-    small = max(2, DIRECT // 4 // context)
+    small = max(2, DIRECT // 2 // context)
     few, more = (_measure_batch(model, hardware, n, weights, gradients_exist) for n in (small, 2 * small))
     share = (batch - small) / small
     return [Cost(*(round(x + (y - x) * share) for x, y in zip(astuple(a), astuple(b), strict=True)))

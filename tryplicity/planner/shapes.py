@@ -114,7 +114,7 @@ def _stack(tensors, dim=0):
 
 
 def _reduce(x, dim=None, keepdim=False, *, dtype=None):
-    """Sums and means."""
+    """Sums, means and norms."""
     dims = range(x.dim()) if not dim and dim != 0 else [dim] if isinstance(dim, int) else dim
     gone = {d % x.dim() for d in dims} if x.dim() else set()
     sizes = [1 if d in gone else n for d, n in enumerate(x.shape) if keepdim or d not in gone]
@@ -166,6 +166,11 @@ def _copy(x, *, dtype=None, layout=None, device=None, pin_memory=None, non_block
     return _new(x, dtype, memory_format)
 
 
+def _repeat(x, repeats):
+    sizes = [1] * (len(repeats) - x.dim()) + list(x.shape)
+    return _empty(*(n * r for n, r in zip(sizes, repeats, strict=True)), like=x)
+
+
 def _softmax(x, dim, half_to_float):
     return _new(x, torch.float32 if half_to_float else None)
 
@@ -197,9 +202,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.arange.default: _arange,
     aten.arange.start: _arange,
     aten.arange.start_step: _arange,
-    aten.repeat.default: lambda x, repeats: _empty(*x.expand(*repeats[:len(repeats) - x.dim()], *x.shape).shape[
-        :len(repeats) - x.dim()], *(n * r for n, r in zip(x.shape, repeats[len(repeats) - x.dim():], strict=True)),
-        like=x),
+    aten.repeat.default: _repeat,
     aten.mv.default: lambda matrix, vector: _empty(matrix.shape[0], like=matrix),
     aten._softmax.default: _softmax,
     aten._log_softmax.default: _softmax,
@@ -226,7 +229,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.mean.default: _reduce,
     aten.mean.dim: _reduce,
     aten.logsumexp.default: _reduce,
-    aten.amax.default: _reduce,
+    aten.amax.default: lambda x, dim=(), keepdim=False: _reduce(x, dim, keepdim, dtype=x.dtype),
     aten.linalg_vector_norm.default: lambda x, ord=2, dim=None, keepdim=False, *, dtype=None:
         _reduce(x, dim, keepdim, dtype=dtype),
 }
@@ -319,12 +322,11 @@ class ShapeMode(TorchDispatchMode):
     def _run(func: Any, args: tuple, kwargs: dict) -> Any:
         flat = [[_meta(x) for x in a] if isinstance(a, list | tuple) else _meta(a) for a in args]
         named = {k: _meta(v) for k, v in kwargs.items()}
-        rule = _RULES.get(func)
-        if rule is not None:
-            return rule(*flat, **named)
-        if torch.Tag.pointwise in func.tags or func is aten.floor_divide.default:
-            return _pointwise(func, flat, named)
         try:
+            if func in _RULES:
+                return _RULES[func](*flat, **named)
+            if torch.Tag.pointwise in func.tags or func is aten.floor_divide.default:
+                return _pointwise(func, flat, named)
             return func(*flat, **named)
         except (NotImplementedError, RuntimeError) as error:
             if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
