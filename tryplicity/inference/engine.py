@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,23 @@ def decode(model: Model, prompt: Sequence[int], sampler: Sampler) -> Iterator[in
         torch.set_num_threads(threads)
 
 
+def ready_for_decoding(model: Model) -> Model:
+    """Put a loaded model in evaluation mode, and on a CPU make decoding fast; shapes and values stay.
+
+    Every matrix that has more rows than columns is stored column by column: its product with one token then runs
+    up to twice as fast. What Python holds by now is taken out of the garbage collector's rounds, which otherwise
+    walk through all of torch again and again.
+    """
+    model.eval()
+    gc.freeze()
+    if model.embedding.weight.device.type == "cpu":
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim >= 2 and parameter.shape[-2] > parameter.shape[-1]:
+                    parameter.data = parameter.data.mT.contiguous().mT
+    return model
+
+
 @functools.lru_cache(maxsize=1)
 def fits_caches(model: Model) -> bool:
     """Whether the weights are so few that a product for one token ends before a second thread has begun: then one
@@ -70,7 +88,7 @@ class Engine:
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()  # fills the buffers that are computed rather than saved
         checkpoint.load_weights(model, weights)
-        return cls(model.eval(), load_tokenizer(run.tokenizer, spec.vocab_size))
+        return cls(ready_for_decoding(model), load_tokenizer(run.tokenizer, spec.vocab_size))
 
     def tokens(self, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> Iterator[int]:
         """At most `max_tokens` tokens after `prompt`, up to and without the end-of-text token."""
