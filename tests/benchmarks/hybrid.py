@@ -1,24 +1,26 @@
 """Training and decoding speed of a hybrid beside transformers' GraniteMoeHybridForCausalLM of the same shape.
 
-    python -m tests.benchmarks.hybrid            both sides in turn, A B A B ..., and the ratio pair by pair
+    python -m tests.benchmarks.hybrid [train|decode]      short bursts in turn, and the ratio pair by pair
 
-Every measurement is a process of its own; ours runs the project's own training step and engine, theirs a plain
-torch training loop and a cached greedy loop, each with its library's defaults.
+Each side is a process of its own that stays alive, so that a drift in the machine's speed meets both alike. Ours
+runs the project's own training step and engine; theirs a plain training loop and a cached greedy loop in eager
+PyTorch with its defaults, and for decoding once more with a single thread.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROWS, CONTEXT, VOCAB = 8, 512, 8192
 SPEC = Path(__file__).with_name("hybrid.yaml")
-DECODED = 64
+PROMPT, WARM, DECODED = 64, 4, 32  # tokens read, decoded untimed, decoded timed
+ROOT = Path(__file__).parents[2]
 
 
 def ours_model(seed: int = 0):
@@ -44,17 +46,8 @@ def theirs_model(seed: int = 0):
         tie_word_embeddings=True, position_embedding_type="rope", max_position_embeddings=CONTEXT))
 
 
-def _tokens_per_second(step, count: int, tokens: int) -> float:
-    step()  # warm-up
-    times = []
-    for _ in range(count):
-        started = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - started)
-    return tokens / statistics.median(times)
-
-
-def ours_train(count: int) -> dict:
+def ours_train() -> Callable[[], float]:
+    """Makes one training step ready; each call does one and gives tokens per second."""
     from tryplicity.training.process import polite_threads, tune_malloc
 
     polite_threads()
@@ -65,6 +58,7 @@ def ours_train(count: int) -> dict:
     from tryplicity.training.step import decay_groups, training_step
 
     spec, registry, model = ours_model()
+    _say_size(model)
     optimizer = spec.training.optimizer.build().build(*decay_groups(model))
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
@@ -73,47 +67,53 @@ def ours_train(count: int) -> dict:
     batch = Batch(ids_BT[:, :-1], ids_BT[:, 1:], None, 0)
     steps = iter(range(10_000))
 
-    def step() -> None:
+    def burst() -> float:
+        started = time.perf_counter()
         training_step(model, optimizer, strategy, batch, step=next(steps), micro_batch=ROWS, precision="fp32",
                       max_norm=1.0, learning_rate_factor=0.1)
+        return ROWS * CONTEXT / (time.perf_counter() - started)
 
-    speed = _tokens_per_second(step, count, ROWS * CONTEXT)
-    return {"tokens_per_second": speed, "parameters": sum(p.numel() for p in model.parameters())}
+    return burst
 
 
-def theirs_train(count: int) -> dict:
+def theirs_train() -> Callable[[], float]:
     import torch
 
     model = theirs_model().train()
+    _say_size(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
     ids_BT = torch.randint(0, VOCAB, (ROWS, CONTEXT))
 
-    def step() -> None:
+    def burst() -> float:
+        started = time.perf_counter()
         model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        return ROWS * CONTEXT / (time.perf_counter() - started)
 
-    speed = _tokens_per_second(step, count, ROWS * CONTEXT)
-    return {"tokens_per_second": speed, "parameters": sum(p.numel() for p in model.parameters())}
+    return burst
 
 
-def _decode_speed(start, count: int) -> dict:
-    """`start(prompt)` reads a prompt and gives an iterator of tokens; only those after the first are timed."""
+def _decode_burst(start: Callable[..., Iterator[int]]) -> Callable[[], float]:
+    """`start(prompt_BT)` reads a prompt and iterates over tokens; only decoding is timed, not the prompt."""
     import torch
 
-    times = []
-    for _ in range(count + 1):
-        tokens = start(torch.randint(6, VOCAB, (1, 64)))
-        next(tokens)
+    def burst() -> float:
+        tokens = start(torch.randint(6, VOCAB, (1, PROMPT)))
+        for _ in range(1 + WARM):
+            next(tokens)
         started = time.perf_counter()
         for _ in range(DECODED):
             next(tokens)
-        times.append(time.perf_counter() - started)
-    return {"tokens_per_second": DECODED / statistics.median(times[1:])}  # the first is a warm-up
+        seconds = time.perf_counter() - started
+        tokens.close()
+        return DECODED / seconds
+
+    return burst
 
 
-def ours_decode(count: int) -> dict:
+def ours_decode() -> Callable[[], float]:
     from tryplicity.training.process import polite_threads, tune_malloc
 
     polite_threads()
@@ -122,61 +122,113 @@ def ours_decode(count: int) -> dict:
     from tryplicity.inference.sampler import Sampler, Sampling
 
     _, _, model = ours_model()
+    _say_size(model)
     ready_for_decoding(model)
 
-    def start(prompt_BT):
+    def start(prompt_BT) -> Iterator[int]:
         return decode(model, prompt_BT[0].tolist(), Sampler(Sampling(temperature=0), [], prompt_BT.device))
 
-    return _decode_speed(start, count)
+    return _decode_burst(start)
 
 
-def theirs_decode(count: int) -> dict:
+def theirs_decode() -> Callable[[], float]:
     import torch
 
     model = theirs_model().eval()
+    _say_size(model)
 
-    def start(prompt_BT):
+    def start(prompt_BT) -> Iterator[int]:
         cache, ids_BT = None, prompt_BT
         while True:
             with torch.inference_mode():
                 out = model(input_ids=ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                cache, ids_BT = out.past_key_values, out.logits[:, -1:].argmax(-1)
+                cache, ids_BT = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)
                 token = ids_BT.item()
             yield token
 
-    return _decode_speed(start, count)
+    return _decode_burst(start)
 
 
-def compare(what: str, rounds: int, count: int) -> None:
-    """Alternate whole processes and print each pair."""
-    ratios = []
-    print(f"{what}: tokens per second   ours   transformers   ratio")
-    for _ in range(rounds):
-        pair = []
-        for side in ("ours", "theirs"):
-            command = [sys.executable, "-m", "tests.benchmarks.hybrid", what, side, "--count", str(count)]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            pair.append(json.loads(output.splitlines()[-1]))
-        ours, theirs = (p["tokens_per_second"] for p in pair)
-        ratios.append(ours / theirs)
-        print(f"{'':27}{ours:7.1f}{theirs:15.1f}{ratios[-1]:8.2f}", flush=True)
-    if what == "train":
-        print(f"parameters: ours {pair[0]['parameters']:,}, theirs {pair[1]['parameters']:,}")
-    print(f"median ratio {statistics.median(ratios):.2f}\n", flush=True)
+def theirs_decode_one_thread() -> Callable[[], float]:
+    import torch
+
+    torch.set_num_threads(1)
+    return theirs_decode()
+
+
+def _say_size(model) -> None:
+    print(sum(p.numel() for p in model.parameters()), flush=True)
+
+
+class Worker:
+    """A process that holds one side and does one burst at a time when told to."""
+
+    def __init__(self, side: str) -> None:
+        self.process = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.hybrid", "--serve", side],
+                                        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.parameters = int(self._answer())
+
+    def _answer(self) -> str:
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a worker died with {self.process.wait()}; its error is above")
+        return line
+
+    def burst(self) -> float:
+        """Tokens per second of one burst."""
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return float(self._answer())
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve(side: str) -> None:
+    """A worker's own loop: a burst for every line."""
+    burst = globals()[side]()
+    for _ in sys.stdin:
+        print(burst(), flush=True)
+
+
+def compare(what: str, pairs: int) -> None:
+    """Alternate bursts and print each pair."""
+    sides = [f"ours_{what}", f"theirs_{what}"] + (["theirs_decode_one_thread"] if what == "decode" else [])
+    workers = [Worker(side) for side in sides]
+    print(f"{what}, tokens per second; parameters: ours {workers[0].parameters:,}, "
+          f"theirs {workers[1].parameters:,}")
+    print("".join(f"{name:>15}" for name in ["ours", "transformers", "ratio", "on one thread", "ratio"][:2 * len(sides) - 1]))
+    for worker in workers:
+        for _ in range(2):
+            worker.burst()  # warm-up
+    ratios: list[list[float]] = [[] for _ in sides[1:]]
+    for pair in range(pairs):
+        order = range(len(workers)) if pair % 2 == 0 else reversed(range(len(workers)))  # who is first has no edge
+        speeds = {i: workers[i].burst() for i in order}
+        line = f"{speeds[0]:15.1f}"
+        for i, found in enumerate(ratios, 1):
+            found.append(speeds[0] / speeds[i])
+            line += f"{speeds[i]:15.1f}{found[-1]:15.2f}"
+        print(line, flush=True)
+    for side, found in zip(sides[1:], ratios, strict=True):
+        print(f"ours / {side}: median {statistics.median(found):.2f}, min {min(found):.2f}, max {max(found):.2f}")
+    print(flush=True)
+    for worker in workers:
+        worker.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("what", nargs="?", choices=["train", "decode"])
-    parser.add_argument("side", nargs="?", choices=["ours", "theirs"])
-    parser.add_argument("--count", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, help="by default 8 for train, 20 for decode")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.side:
-        print(json.dumps(globals()[f"{arguments.side}_{arguments.what}"](arguments.count)))
+    if arguments.serve:
+        serve(arguments.serve)
         return
     for what in [arguments.what] if arguments.what else ["train", "decode"]:
-        compare(what, arguments.rounds, arguments.count)
+        compare(what, arguments.pairs or {"train": 8, "decode": 20}[what])
 
 
 if __name__ == "__main__":
