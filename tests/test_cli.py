@@ -59,7 +59,8 @@ def test_the_page_says_what_the_json_says(capfd):
     code, page, _ = call(capfd, "build", "tiny", "--hw", "cpu")
     assert code == 0
     for text in (f"{plan['parameters']['total']:,}", f"{plan['parameters']['active']:,}", "fits: single",
-                 f"{plan['memory']['total_gb']:.1f} of 8 GB", f"{plan['throughput']['tokens_per_second']:,.0f} tokens/s"):
+                 f"{plan['memory']['total_gb']:.1f} of 8 GB",
+                 f"{plan['throughput']['tokens_per_second']:,.0f} tokens/s"):
         assert text in page, text
 
 

@@ -218,9 +218,10 @@ class Linear(_Module):
             return F.linear(x, weight, self.bias)
         return grouped_linear(x if spread is None else spread(x), weight, offsets_E)
 
-    def expert(self, x: Tensor, expert: int) -> Tensor:
-        """One expert of a stack on [..., in]; for decoding, where only the chosen weights should be read."""
-        return F.linear(self.effective_input(x), self.effective_weight(self.weight[expert]))
+    def expert_weight(self, expert: int) -> Tensor:
+        """The [out, in] weight of one expert of a stack as it enters the product with an `effective_input`; for
+        decoding, where only the chosen weights should be read."""
+        return self.effective_weight(self.weight[expert])
 
     def extra_repr(self) -> str:
         stack = "" if self.experts is None else f"experts={self.experts}, "
@@ -274,6 +275,11 @@ class Router(_Module):
         """x_BTD: the tokens, N = B*T. sketch_EM: a random projection of each expert's weights whose inner
         products estimate those of the weights, given in the steps that `wants_sketch` asks for."""
         raise NotImplementedError
+
+    def choose(self, x_D: Tensor) -> list[tuple[int, float]]:
+        """What `forward` chooses for one token, as experts and their weights on the host; for decoding."""
+        routing = self(x_D[None, None])
+        return list(zip(routing.experts_NK[0].tolist(), routing.weights_NK[0].tolist(), strict=True))
 
 
 class Residual(_Module):

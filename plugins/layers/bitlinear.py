@@ -104,15 +104,15 @@ class BitLinear(Linear):
             return F.linear(x, self._kept_weight(), self.bias)
         return grouped_linear(x if spread is None else spread(x), self._kept_weight(), offsets_E)
 
-    def expert(self, x: Tensor, expert: int) -> Tensor:
-        if not self._decoding(x):
-            return super().expert(x, expert)
-        return F.linear(self.effective_input(x), self._kept_weight()[expert])
+    def expert_weight(self, expert: int) -> Tensor:
+        return self._kept_weight()[expert] if self._can_keep() else super().expert_weight(expert)
 
     def _decoding(self, x: Tensor) -> bool:
+        return self._can_keep() and x.numel() <= DECODING_ROWS * self.in_features
+
+    def _can_keep(self) -> bool:
         # an inference tensor has no version to notice a change by
-        return not (self.training or torch.is_grad_enabled() or self.weight.is_inference()
-                    or x.numel() > DECODING_ROWS * self.in_features)
+        return not (self.training or torch.is_grad_enabled() or self.weight.is_inference())
 
     def _kept_weight(self) -> Tensor:
         kept, weight = self._kept, self.weight

@@ -163,26 +163,33 @@ class Mamba2(Mixer):
             conv_BWC.mul_(same_B11)
             ssm_BHPN.mul_(same_B11[..., None])
             state["doc"].copy_(doc_ids[:, 0])
-        z_B1I, xBC_B1C, dt_B1H = self.in_proj(x_B1D).split(self.projected, -1)
+        # split_with_sizes and view rather than split and unflatten, which are Python around them
+        z_B1I, xBC_B1C, dt_B1H = self.in_proj(x_B1D).split_with_sizes(self.projected, -1)
         window_BWC = torch.cat([conv_BWC, xBC_B1C], 1)
         conv_BWC.copy_(window_BWC[:, 1:])
         xBC_BC = F.silu((window_BWC * self.conv_weight).sum(1).add_(self.conv_bias), inplace=True)
-        x_BI, B_BY, C_BY = xBC_BC.to(ssm_BHPN.dtype).split(self.channels, -1)
-
         wide = ssm_BHPN.dtype
-        dt_BH1 = F.softplus(dt_B1H.to(wide) + self.dt_bias.to(wide)).view(batch, -1, 1)
-        ssm_BHPN.mul_((dt_BH1 * self.A_log.to(wide).exp()[:, None]).neg_().exp_()[..., None])
-        x_BHP = x_BI.unflatten(-1, (self.heads, config.head_dim))
+        x_BI, B_BY, C_BY = xBC_BC.to(wide).split_with_sizes(self.channels, -1)
+
+        dt_B1H = F.softplus(dt_B1H + self.dt_bias)  # its bias is wide already
+        decay_B1H = torch.mul(dt_B1H, self.A_log.exp()).neg_().exp_()
+        ssm_BHPN.mul_(decay_B1H.view(batch, -1, 1, 1))
+        x_BHP = x_BI.view(batch, self.heads, -1)
         # one product for all heads of a group: X counts their head dims
-        ssm_ZXN = ssm_BHPN.view(batch * config.groups, -1, config.state_size)
-        B_Z1N, C_ZN1 = B_BY.reshape(len(ssm_ZXN), 1, -1), C_BY.reshape(len(ssm_ZXN), -1, 1)
-        ssm_ZXN.addcmul_((x_BHP * dt_BH1).view(len(ssm_ZXN), -1, 1), B_Z1N)
-        y_BHP = torch.bmm(ssm_ZXN, C_ZN1).view(x_BHP.shape).addcmul_(x_BHP, self.D[:, None])
+        sets = batch * config.groups
+        ssm_ZXN = ssm_BHPN.view(sets, -1, config.state_size)
+        ssm_ZXN.addcmul_((x_BHP * dt_B1H.view(batch, -1, 1)).view(sets, -1, 1), B_BY.reshape(sets, 1, -1))
+        y_BHP = torch.bmm(ssm_ZXN, C_BY.reshape(sets, -1, 1)).view(x_BHP.shape).addcmul_(x_BHP, self.D[:, None])
 
         # F.rms_norm is a dozen operations on a CPU
         g_BGX = (y_BHP.view(z_B1I.shape) * F.silu(z_B1I)).view(batch, config.groups, -1)
+        size = g_BGX.shape[-1]
+        if sets == 1 and g_BGX.device.type == "cpu" and type(g_BGX) is Tensor:  # one number: on the host
+            mean_square = float(torch.linalg.vector_norm(g_BGX)) ** 2 / size
+            g_BGX = (g_BGX * self.norm_weight).mul_((mean_square + config.norm_eps) ** -0.5)
+            return self.out_proj(g_BGX.to(z_B1I.dtype))
         norm_BG1 = torch.linalg.vector_norm(g_BGX, dim=-1, keepdim=True)
-        g_BGX.mul_(norm_BG1.square_().mul_(1 / g_BGX.shape[-1]).add_(config.norm_eps).rsqrt_())
+        g_BGX.mul_(norm_BG1.square_().mul_(1 / size).add_(config.norm_eps).rsqrt_())
         return self.out_proj((g_BGX.view(z_B1I.shape) * self.norm_weight).to(z_B1I.dtype))
 
 

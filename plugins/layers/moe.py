@@ -164,8 +164,8 @@ class MixtureOfExperts(FeedForward):
     def forward(self, x_BTD: Tensor, *, state=None, doc_ids=None):
         # a FakeTensor or DTensor has no values to read on the host
         if (x_BTD.shape[0] * x_BTD.shape[1] <= FEW_TOKENS and not torch.is_grad_enabled()
-                and type(x_BTD) is Tensor and x_BTD.device.type == "cpu"):
-            return self._few_tokens(x_BTD)
+                and type(x_BTD) is Tensor and x_BTD.device.type == "cpu" and not torch.is_autocast_enabled("cpu")):
+            return torch.stack([self._one_token(x_D) for x_D in x_BTD.flatten(0, 1)]).view(x_BTD.shape)
         report = Report()
         sketch_EM = self._sketch() if self.router.wants_sketch and self.training else None
         routing = self.router(x_BTD, sketch_EM)
@@ -188,21 +188,20 @@ class MixtureOfExperts(FeedForward):
         report.include("shared_activation", said)
         return self.shared_down(gate * up)
 
-    def _few_tokens(self, x_BTD: Tensor) -> Tensor:
-        """Decoding: the weights of the chosen experts alone are read."""
-        x_ND = x_BTD.flatten(0, 1)
-        routing = self.router(x_BTD)
-        out_ND = self._shared(x_ND, Report()) if self.config.shared_experts else torch.zeros_like(x_ND)
-        chosen = zip(routing.experts_NK.tolist(), routing.weights_NK.tolist(), strict=True)
-        for n, (experts, weights) in enumerate(chosen):
-            used = [expert for expert in experts if expert < self.config.experts]  # these come first
-            x_1D, out_1D = x_ND[n:n + 1], out_ND[n:n + 1]
-            gate_up_KF = torch.cat([self.gate_up.expert(x_1D, expert) for expert in used])
-            gate_KF, up_KF = gate_up_KF.chunk(2, dim=-1)
-            gate_KF, _ = output_and_report(self.activation(gate_KF, routing.experts_NK[n, :len(used)]))
-            for h_F, expert, weight in zip((gate_KF * up_KF).split(1), used, weights, strict=False):
-                out_1D.add_(self.down.expert(h_F, expert), alpha=weight)
-        return out_ND.view_as(x_BTD)
+    def _one_token(self, x_D: Tensor) -> Tensor:
+        """Decoding: the weights of the chosen experts alone are read. A small operation costs as much as the
+        product of a small expert, so there are as few as can be, and the choice is made on the host."""
+        out_D = self._shared(x_D, Report()) if self.config.shared_experts else torch.zeros_like(x_D)
+        chosen = [(expert, weight) for expert, weight in self.router.choose(x_D) if expert < self.config.experts]
+        gate_up, down = self.gate_up, self.down
+        x_D = gate_up.effective_input(x_D)
+        gate_up_KF = torch.stack([torch.mv(gate_up.expert_weight(expert), x_D) for expert, _ in chosen])
+        gate_KF, up_KF = gate_up_KF.chunk(2, dim=-1)
+        gate_KF, _ = output_and_report(self.activation(gate_KF, torch.tensor([expert for expert, _ in chosen])))
+        h_KF = down.effective_input(gate_KF * up_KF)
+        for h_F, (expert, weight) in zip(h_KF.unbind(), chosen, strict=True):
+            out_D.addmv_(down.expert_weight(expert), h_F, alpha=weight)
+        return out_D
 
     @torch.no_grad()
     def _sketch(self) -> Tensor:

@@ -55,24 +55,36 @@ def test_epochs_differ_in_order_and_so_do_seeds(prepared, stream):
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_batch_anywhere_equals_the_stream_put_together_by_hand(stream, data):
+def test_a_batch_anywhere_equals_rows_put_together_by_hand(stream, data):
     n = stream.tokens_per_epoch
     rows, length = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 90))
-    position = data.draw(st.integers(0, 3 * n))
-    ids, docs = [], []
-    for epoch in range(position // n, (position + rows * length) // n + 1):
-        epoch_ids, epoch_docs = plain_epoch(stream, epoch)
-        ids, docs = ids + epoch_ids, docs + epoch_docs
-    start = position % n
-    batch = stream.batch(position, rows, length)
+    first = data.draw(st.integers(0, 3 * n // length))
+    batch = stream.batch(first * length, rows, length)
+    per_epoch = math.ceil(n / length)
     for row in range(rows):
-        at = range(start + row * length, start + (row + 1) * length)
+        epoch, place = divmod(first + row, per_epoch)
+        ids, docs = plain_epoch(stream, epoch)
+        next_ids, next_docs = plain_epoch(stream, epoch + 1)
+        ids, docs = ids + next_ids, docs + next_docs
+        start = int(permutation(per_epoch, stream.seed + 1, epoch)[place]) * length
+        at = range(start, start + length)
         assert batch.ids_BT[row].tolist() == [ids[i] for i in at]
         expected = [ids[i + 1] if docs[i + 1] == docs[i] else IGNORE for i in at]
         assert batch.targets_BT[row].tolist() == expected
         distinct = list(dict.fromkeys(docs[i] for i in at))
         assert batch.doc_ids_BT[row].tolist() == [distinct.index(docs[i]) for i in at]
     assert [t.dtype for t in batch[:3]] == [torch.int64, torch.int64, torch.int32]
+
+
+@pytest.mark.parametrize("length", [7, 64, 4001])
+def test_the_rows_of_an_epoch_hold_every_token_once(stream, length):
+    n = stream.tokens_per_epoch
+    per_epoch = math.ceil(n / length)
+    for epoch in (0, 1):
+        starts = stream.starts(epoch * per_epoch * length, per_epoch, length)
+        assert sorted(starts) == [epoch * n + place * length for place in range(per_epoch)]
+    if per_epoch > 20:
+        assert stream.starts(0, per_epoch, length) != sorted(stream.starts(0, per_epoch, length))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
@@ -127,8 +139,9 @@ def test_the_documents_of_a_batch_can_be_named(prepared, stream):
     for position in (0, 5, n // 2, n - 1, n - 40):
         _, docs_N = stream.run(position, 60)
         assert stream.documents_in(position, 60) == [order[d] for d in dict.fromkeys(docs_N.tolist())]
-    assert stream.describe(0, 1) == f"the document {order[0]}"
-    assert stream.describe(0, n) == f"the documents {', '.join(order[:5])} and {len(ids) - 5} more"
+    assert stream.describe(0, 1, n) == f"the documents {', '.join(order[:5])} and {len(ids) - 5} more"
+    start = stream.starts(8, 1, 2)[0]
+    assert stream.describe(8, 1, 2) == f"the document {stream.documents_in(start, 1)[0]}"
 
 
 def test_domains_can_be_asked_for_alone(prepared):

@@ -95,7 +95,8 @@ LOGITS = torch.log(torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05]))
 
 
 @pytest.mark.parametrize("options, kept", [({"top_k": 2}, [0, 1]), ({"top_p": 0.6}, [0, 1]), ({"top_p": 0.5}, [0]),
-                                           ({"top_p": 0.01}, [0]), ({}, [0, 1, 2, 3, 4]), ({"top_k": 9}, [0, 1, 2, 3, 4]),
+                                           ({"top_p": 0.01}, [0]), ({}, [0, 1, 2, 3, 4]),
+                                           ({"top_k": 9}, [0, 1, 2, 3, 4]),
                                            ({"top_k": 4, "top_p": 0.75}, [0, 1, 2])])
 def test_filters_keep_what_they_say(options, kept):
     assert filtered(LOGITS, Sampling(**options)).isfinite().nonzero()[:, 0].tolist() == kept

@@ -1,10 +1,11 @@
 """Rows of packed documents as a pure function of (seed, position).
 
-Every epoch the documents of the training part are put in a new order and joined into one stream of tokens;
-the epochs follow one another without end. A row of T tokens is cut at a position in that stream, counted in
-tokens, so the only state of a training run is that one number: any batch size, context length or number of
-ranks may go on from it. Rank r of W that takes R rows of T tokens a step asks for
-`batch(position + r * R * T, R, T)` and all of them go on at `position + W * R * T`.
+Every epoch the documents of the training part are put in a new order and joined into one stream of tokens; the
+stream is cut into rows of T tokens, and these are delivered in an order of their own, so that the rows of a batch
+are of different documents even where documents are long. The only state of a training run is how many tokens were
+delivered: any batch size or number of ranks goes on from there with the same rows. Rank r of W that takes R rows of
+T tokens a step asks for `batch(position + r * R * T, R, T)` and all of them go on at `position + W * R * T`. With
+another T the rest of the epoch is cut anew.
 
 Shapes: B rows, T time (tokens of a row), N tokens in a run of the stream.
 """
@@ -102,6 +103,7 @@ class PackedStream:
         if self.tokens_per_epoch == 0:
             raise UserError(f"no training text in the domains {', '.join(domains or tokens.domains)}")
         self._epoch = functools.lru_cache(maxsize=2)(self._order_of)
+        self._row_order = functools.lru_cache(maxsize=2)(functools.partial(permutation, seed=seed + 1))
 
     def _order_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The documents in an epoch's order, and where in the epoch each ends."""
@@ -145,16 +147,28 @@ class PackedStream:
                     names[number] = json.loads(line)
         return [names[number] for number in found]
 
-    def describe(self, position: int, count: int, most: int = 5) -> str:
-        """Those documents in words: "the documents a, b, c and 4 more"."""
-        names = self.documents_in(position, count)
+    def starts(self, position: int, rows: int, context_length: int) -> list[int]:
+        """Where in the stream the rows begin that are delivered from `position` on. The last row of an epoch may
+        reach into the next epoch."""
+        per_epoch = -(-self.tokens_per_epoch // context_length)
+        starts = []
+        for row in range(position // context_length, position // context_length + rows):
+            epoch, place = divmod(row, per_epoch)
+            place = int(self._row_order(per_epoch, epoch=epoch)[place])
+            starts.append(epoch * self.tokens_per_epoch + place * context_length)
+        return starts
+
+    def describe(self, position: int, rows: int, context_length: int, most: int = 5) -> str:
+        """The documents of those rows in words: "the documents a, b, c and 4 more"."""
+        names = list(dict.fromkeys(name for start in self.starts(position, rows, context_length)
+                                   for name in self.documents_in(start, context_length)))
         more = f" and {len(names) - most} more" if len(names) > most else ""
         return f"the document{'s' if len(names) > 1 else ''} {', '.join(names[:most])}{more}"
 
     def batch(self, position: int, rows: int, context_length: int) -> Batch:
-        """`rows` rows that follow one another in the stream, the first at `position` (in tokens)."""
-        ids_N, docs_N = self.run(position, rows * context_length + 1)
-        return _batch(ids_N, docs_N, rows, context_length, self.tokens.token_bytes_V)
+        """The `rows` rows that are delivered from `position` (in tokens) on."""
+        return _joined([_batch(*self.run(start, context_length + 1), 1, context_length, self.tokens.token_bytes_V)
+                        for start in self.starts(position, rows, context_length)])
 
 
 class HeldOut:

@@ -120,11 +120,11 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
             bad_steps = 0 if good else bad_steps + 1
             if not good:
                 print(f"warning: step {progress.step}: the loss is not a number; it changed nothing "
-                      f"(tokens {position} to {progress.position - 1} of the stream)", file=sys.stderr)
+                      f"(tokens {position} to {progress.position - 1})", file=sys.stderr)
             if bad_steps >= training.bad_steps:
                 metrics_file.close()
                 plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason="failed")
-                raise Refused(_bad_loss(bad_steps, stream, position, progress.position, run, saved_step))
+                raise Refused(_bad_loss(bad_steps, stream, position, rows, context, run, saved_step))
             if good and progress.step % training.checkpoint_every == 0:
                 saved_step = _save(run, model, optimizer, progress, training.keep_checkpoints, plugins) or saved_step
 
@@ -194,8 +194,8 @@ def _check_belongs(saved: Path, progress: Progress) -> None:
             raise UserError(f"{saved}: belongs to another {what}; give the one it was begun with, or another --run")
 
 
-def _bad_loss(bad: int, stream: Any, position: int, end: int, run: Run, saved: int) -> str:
+def _bad_loss(bad: int, stream: Any, position: int, rows: int, context: int, run: Run, saved: int) -> str:
     kept = f"the last good checkpoint is step {saved}" if checkpoint.steps(run.checkpoints) else "nothing was saved yet"
-    return (f"the loss was not a number {bad} steps in a row, lastly on tokens {position} to {end - 1} of the stream "
-            f"({stream.describe(position, end - position)}); training stopped; {kept}. Lower "
-            "training.optimizer.learning_rate, or look at that text")
+    return (f"the loss was not a number {bad} steps in a row, lastly on tokens {position} to "
+            f"{position + rows * context - 1} ({stream.describe(position, rows, context)}); training stopped; {kept}. "
+            "Lower training.optimizer.learning_rate, or look at that text")

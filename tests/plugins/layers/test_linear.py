@@ -30,7 +30,7 @@ def test_stack_and_single_expert():
     actual, expected = linear(x, torch.tensor(ENDS, dtype=torch.int32)), stacked(x, linear.weight)
     assert_same([actual], [expected], 1e-5)
     assert_same(gradients(actual, [x, linear.weight]), gradients(expected, [x, linear.weight]), 1e-5)
-    assert_same([linear.expert(x[3:], 2)], [expected[3:]], 1e-6)
+    assert_same([linear.effective_input(x[3:]) @ linear.expert_weight(2).T], [expected[3:]], 1e-6)
 
 
 def test_initialisation_follows_init_std():
