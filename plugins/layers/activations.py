@@ -8,14 +8,14 @@ from torch.nn import functional as F
 from tryplicity import Activation
 
 
-class _Elementwise(Activation):
+class Elementwise(Activation):
     """An activation that is the same for every neuron, so that features and groups do not matter."""
 
     def __init__(self, config, features: int, groups: int | None = None) -> None:
         super().__init__()
 
 
-class SiLU(_Elementwise):
+class SiLU(Elementwise):
     """x * sigmoid(x) (Elfwing et al., arXiv:1702.03118)."""
 
     name = "silu"
@@ -24,7 +24,7 @@ class SiLU(_Elementwise):
         return F.silu(x)
 
 
-class GELU(_Elementwise):
+class GELU(Elementwise):
     """x * Phi(x) with the exact normal distribution function (Hendrycks and Gimpel, arXiv:1606.08415)."""
 
     name = "gelu"
@@ -33,7 +33,7 @@ class GELU(_Elementwise):
         return F.gelu(x)
 
 
-class ReLU2(_Elementwise):
+class ReLU2(Elementwise):
     """max(x, 0)² (So et al., arXiv:2109.08668): zero for every negative input."""
 
     name = "relu2"

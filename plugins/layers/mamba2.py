@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tryplicity import Mixer, State
+from tryplicity_plugins.layers.norms import ZERO
 from tryplicity_plugins.layers.ssd import conv_masks, conv_silu, gated_norm, scan
 
 
@@ -184,10 +185,10 @@ class Mamba2(Mixer):
         # F.rms_norm is a dozen operations on a CPU
         g_BGX = (y_BHP.view(z_B1I.shape) * F.silu(z_B1I)).view(batch, config.groups, -1)
         size = g_BGX.shape[-1]
-        if sets == 1 and g_BGX.device.type == "cpu" and type(g_BGX) is Tensor:  # one number: on the host
-            mean_square = float(torch.linalg.vector_norm(g_BGX)) ** 2 / size
-            g_BGX = (g_BGX * self.norm_weight).mul_((mean_square + config.norm_eps) ** -0.5)
-            return self.out_proj(g_BGX.to(z_B1I.dtype))
+        if sets == 1 and g_BGX.device.type == "cpu" and type(g_BGX) is Tensor and g_BGX.dtype == torch.float32:
+            # one number, and on the host: see RMSNorm
+            rstd = (float(torch.linalg.vector_norm(g_BGX)) ** 2 / size + config.norm_eps) ** -0.5
+            return self.out_proj(torch.addcmul(ZERO, g_BGX, self.norm_weight, value=rstd).to(z_B1I.dtype))
         norm_BG1 = torch.linalg.vector_norm(g_BGX, dim=-1, keepdim=True)
         g_BGX.mul_(norm_BG1.square_().mul_(1 / size).add_(config.norm_eps).rsqrt_())
         return self.out_proj((g_BGX.view(z_B1I.shape) * self.norm_weight).to(z_B1I.dtype))

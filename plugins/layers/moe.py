@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tryplicity import FeedForward, Part, Report, output_and_report, uses
+from tryplicity_plugins.layers.activations import Elementwise
 from tryplicity_plugins.layers.router import full_precision
 
 #: Every group begins and ends at a multiple of this many rows. MKL rounds a product of 1, and of 2 or 3 rows,
@@ -160,11 +161,16 @@ class MixtureOfExperts(FeedForward):
             self.shared_gate_up = site.linear(hidden, 2 * width)
             self.shared_activation = config.activation.build(width)
             self.shared_down = site.linear(width, hidden, writes_residual=True)
+        # one elementwise function for the routed experts and the shared, of one width
+        self.all_alike = (config.shared_experts > 0 and width == inner
+                          and isinstance(self.activation, Elementwise))
 
     def forward(self, x_BTD: Tensor, *, state=None, doc_ids=None):
         # a FakeTensor or DTensor has no values to read on the host
         if (x_BTD.shape[0] * x_BTD.shape[1] <= FEW_TOKENS and not torch.is_grad_enabled()
                 and type(x_BTD) is Tensor and x_BTD.device.type == "cpu" and not torch.is_autocast_enabled("cpu")):
+            if x_BTD.shape[0] == 1 and x_BTD.shape[1] == 1:
+                return self._one_token(x_BTD.view(-1)).view(x_BTD.shape)
             return torch.stack([self._one_token(x_D) for x_D in x_BTD.flatten(0, 1)]).view(x_BTD.shape)
         report = Report()
         sketch_EM = self._sketch() if self.router.wants_sketch and self.training else None
@@ -191,16 +197,21 @@ class MixtureOfExperts(FeedForward):
     def _one_token(self, x_D: Tensor) -> Tensor:
         """Decoding: the weights of the chosen experts alone are read. A small operation costs as much as the
         product of a small expert, so there are as few as can be, and the choice is made on the host."""
-        out_D = self._shared(x_D, Report()) if self.config.shared_experts else torch.zeros_like(x_D)
         chosen = [(expert, weight) for expert, weight in self.router.choose(x_D) if expert < self.config.experts]
         gate_up, down = self.gate_up, self.down
-        x_D = gate_up.effective_input(x_D)
-        gate_up_KF = torch.stack([torch.mv(gate_up.expert_weight(expert), x_D) for expert, _ in chosen])
-        gate_KF, up_KF = gate_up_KF.chunk(2, dim=-1)
-        gate_KF, _ = output_and_report(self.activation(gate_KF, torch.tensor([expert for expert, _ in chosen])))
-        h_KF = down.effective_input(gate_KF * up_KF)
-        for h_F, (expert, weight) in zip(h_KF.unbind(), chosen, strict=True):
-            out_D.addmv_(down.expert_weight(expert), h_F, alpha=weight)
+        in_D = gate_up.effective_input(x_D)
+        gate_up_F = [torch.mv(gate_up.expert_weight(expert), in_D) for expert, _ in chosen]
+        if self.all_alike:  # the shared expert goes through the activation with the others
+            gate_KF, up_KF = torch.stack([*gate_up_F, self.shared_gate_up(x_D)]).chunk(2, dim=-1)
+            *h_F, shared_F = (self.activation(gate_KF) * up_KF).unbind()
+            out_D = self.shared_down(shared_F)
+        else:
+            gate_KF, up_KF = torch.stack(gate_up_F).chunk(2, dim=-1)
+            gate_KF, _ = output_and_report(self.activation(gate_KF, torch.tensor([e for e, _ in chosen])))
+            h_F = (gate_KF * up_KF).unbind()
+            out_D = self._shared(x_D, Report()) if self.config.shared_experts else torch.zeros_like(x_D)
+        for h, (expert, weight) in zip(h_F, chosen, strict=True):
+            out_D.addmv_(down.expert_weight(expert), down.effective_input(h), alpha=weight)
         return out_D
 
     @torch.no_grad()

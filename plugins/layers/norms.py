@@ -17,6 +17,9 @@ from torch.nn import functional as F
 from tryplicity import Norm
 
 
+ZERO = torch.zeros((), device="cpu")
+
+
 def _rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The normalised x, and 1 / sqrt(mean(x²) + eps) in fp32 or wider."""
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -69,9 +72,10 @@ class RMSNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() == self.size and x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled():
-            # one decoded token: the scalar part costs less on the host than as five operations
+            # one decoded token: the scalar part costs less on the host than as five operations, and addcmul
+            # multiplies by it on the way, where a product with a number first makes a tensor of that
             mean_square = float(torch.linalg.vector_norm(x)) ** 2 / self.size
-            return (x * self.weight).mul_((mean_square + self.eps) ** -0.5)
+            return torch.addcmul(ZERO, x, self.weight, value=(mean_square + self.eps) ** -0.5)
         if x.device.type == "cpu":  # elsewhere torch has a fused kernel
             return _RMSNorm.apply(x, self.weight, self.eps) if torch.is_grad_enabled() else _rms_norm(
                 x, self.weight, self.eps)[0]
