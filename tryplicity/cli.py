@@ -26,8 +26,6 @@ class _Group(click.Group):
             sys.exit(_say(error, 2))
         except Refused as error:
             sys.exit(_say(error, 1))
-        except KeyboardInterrupt:
-            sys.exit(_say("interrupted", 130))
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
@@ -37,8 +35,8 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except click.exceptions.Abort:
-            raise KeyboardInterrupt from None
+        except KeyboardInterrupt:
+            sys.exit(_say("interrupted", 130))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *self._foreign()})
@@ -184,8 +182,8 @@ def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str, folde
                    data={"source": data, "fingerprint": prepared.identity})
     from tryplicity.training.loop import Budget, train
 
-    with pages.training(built) as watch:
-        outcome = train(built, prepared, run, Budget(**budget), plugins, resume=resume, watch=watch)
+    with pages.training() as watcher:
+        outcome = train(built, prepared, run, Budget(**budget), plugins, resume=resume, watcher=watcher)
     pages.training_summary(run, outcome, prepared)
     if outcome.signal is not None:
         sys.exit(128 + outcome.signal)

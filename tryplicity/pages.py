@@ -127,28 +127,33 @@ def preparation() -> Iterator[Any]:
 
 
 @contextmanager
-def training(built: Any) -> Iterator[Any]:
+def training() -> Iterator[Any]:
     """A watcher for the training loop: a live line on a terminal, a line every ten seconds elsewhere."""
     if not status.is_terminal:
-        yield _line_watcher()
+        yield _Lines()
         return
-    columns = (TextColumn("step {task.fields[step]}"), BarColumn(complete_style=ACCENT),
-               TextColumn("{task.percentage:>3.0f}%"), TextColumn("loss {task.fields[loss]}"),
-               TextColumn("{task.fields[speed]} tokens/s"), TextColumn("{task.fields[left]} left"),
-               TextColumn("{task.fields[extra]}", style="dim"))
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=16, complete_style=ACCENT),
+               TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[figures]}"))
     with Progress(*columns, console=status) as bar:
-        task = bar.add_task("", total=1.0, step=0, loss="-", speed="-", left="-", extra="")
-        smooth = _Smooth()
+        yield _Live(bar)
 
-        def watch(progress: Any, metrics: dict[str, Any], spent: float, left: float) -> None:
-            loss, speed = smooth(metrics)
-            extra = {}
-            if "validation_bits_per_byte" in metrics:
-                extra["extra"] = f"held-out {metrics['validation_bits_per_byte']:.3f} bits/byte"
-            bar.update(task, completed=spent, step=progress.step, loss=f"{loss:.3f}", speed=f"{speed:,.0f}",
-                       left=duration(left), **extra)
 
-        yield watch
+class _Live:
+    """One line that is rewritten at each step."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar, self.task = bar, bar.add_task("starting", total=1.0, figures="")
+        self.smooth, self.held_out = _Smooth(), ""
+
+    def step(self, progress: Any, metrics: dict[str, Any], spent: float, left: float) -> None:
+        loss, speed = self.smooth(metrics)
+        if "validation_bits_per_byte" in metrics:
+            self.held_out = f"  held-out {metrics['validation_bits_per_byte']:.2f} bits/byte"
+        figures = f"loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left{self.held_out}"
+        self.bar.update(self.task, completed=spent, description=f"step {progress.step}", figures=figures)
+
+    def scoring(self, share: float) -> None:
+        self.bar.update(self.task, completed=share, description="scoring held-out text", figures="")
 
 
 class _Smooth:
@@ -164,20 +169,27 @@ class _Smooth:
         return self.loss, self.speed
 
 
-def _line_watcher() -> Any:
-    smooth, last = _Smooth(), [0.0]
+class _Lines:
+    """A line every ten seconds, and at each validation."""
 
-    def watch(progress: Any, metrics: dict[str, Any], spent: float, left: float) -> None:
-        loss, speed = smooth(metrics)
-        validated = "validation_bits_per_byte" in metrics
-        if validated or time.monotonic() - last[0] > 10:
-            last[0] = time.monotonic()
-            text = f"step {progress.step}  {spent:4.0%}  loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left"
-            if validated:
-                text += f"  held-out {metrics['validation_bits_per_byte']:.3f} bits/byte"
-            print(text, file=sys.stderr, flush=True)
+    def __init__(self) -> None:
+        self.smooth, self.last = _Smooth(), 0.0
 
-    return watch
+    def step(self, progress: Any, metrics: dict[str, Any], spent: float, left: float) -> None:
+        loss, speed = self.smooth(metrics)
+        text = f"step {progress.step}  {spent:4.0%}  loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left"
+        if "validation_bits_per_byte" in metrics:
+            self._print(f"{text}  held-out {metrics['validation_bits_per_byte']:.3f} bits/byte")
+        elif time.monotonic() - self.last > 10:
+            self._print(text)
+
+    def scoring(self, share: float) -> None:
+        if time.monotonic() - self.last > 10:
+            self._print(f"scoring held-out text  {share:4.0%}")
+
+    def _print(self, text: str) -> None:
+        self.last = time.monotonic()
+        print(text, file=sys.stderr, flush=True)
 
 
 def training_summary(run: Any, outcome: Any, prepared: Any) -> None:

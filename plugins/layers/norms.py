@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from tryplicity import Norm
 
-
+#: for torch.addcmul as a product of three in one operation: ZERO + x * weight * value
 ZERO = torch.zeros((), device="cpu")
 
 
@@ -71,7 +71,8 @@ class RMSNorm(Norm):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() == self.size and x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled():
+        if (x.numel() == self.size and x.dtype == torch.float32 and x.device.type == "cpu"
+                and not torch.is_grad_enabled()):
             # one decoded token: the scalar part costs less on the host than as five operations, and addcmul
             # multiplies by it on the way, where a product with a number first makes a tensor of that
             mean_square = float(torch.linalg.vector_norm(x)) ** 2 / self.size

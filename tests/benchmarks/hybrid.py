@@ -198,7 +198,8 @@ def compare(what: str, pairs: int) -> None:
     workers = [Worker(side) for side in sides]
     print(f"{what}, tokens per second; parameters: ours {workers[0].parameters:,}, "
           f"theirs {workers[1].parameters:,}")
-    print("".join(f"{name:>15}" for name in ["ours", "transformers", "ratio", "on one thread", "ratio"][:2 * len(sides) - 1]))
+    titles = ["ours", "transformers", "ratio", "on one thread", "ratio"][:2 * len(sides) - 1]
+    print("".join(f"{title:>15}" for title in titles))
     for worker in workers:
         for _ in range(2):
             worker.burst()  # warm-up

@@ -14,14 +14,18 @@ from tryplicity.training.step import autocast, on_device
 
 @torch.no_grad()
 def bits_per_byte(model: Model, batches: Iterable[Any], *, precision: str,
-                  stopping: Callable[[], bool] = lambda: False) -> float:
-    """Bits the model needs for each byte of the batches' text; NaN if stopped before the first one."""
+                  stopping: Callable[[], bool] = lambda: False,
+                  progress: Callable[[int], None] = lambda batches: None) -> float:
+    """Bits the model needs for each byte of the batches' text; NaN if stopped before the first one.
+
+    progress: called with the number of batches scored so far.
+    """
     device = model.embedding.weight.device
     was_training = model.training
     model.eval()
     nats, size = 0.0, 0
     try:
-        for batch in batches:
+        for done, batch in enumerate(batches, start=1):
             if stopping():
                 break
             batch = on_device(batch, device)
@@ -29,6 +33,7 @@ def bits_per_byte(model: Model, batches: Iterable[Any], *, precision: str,
                 losses = model(batch.ids_BT, targets={NEXT_TOKEN: batch.targets_BT}, doc_ids_BT=batch.doc_ids_BT)
             nats += losses.objectives[NEXT_TOKEN].total.item()
             size += batch.bytes
+            progress(done)
     finally:
         model.train(was_training)
     return nats / math.log(2) / size if size else math.nan

@@ -59,17 +59,24 @@ class Outcome:
     signal: int | None = None
 
 
-#: called after each step with the progress, the metrics, the share spent and the seconds left
-Watcher = Callable[[Progress, dict[str, Any], float, float], None]
+class Watcher:
+    """Is told how a training goes on; this one keeps it to itself."""
+
+    def step(self, progress: Progress, metrics: dict[str, Any], spent: float, seconds_left: float) -> None:
+        """A step is done; spent: the share of the budget."""
+
+    def scoring(self, share: float) -> None:
+        """At the end, so much of the held-out part is scored."""
 
 
 def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: Plugins, *, resume: bool = False,
-          watch: Watcher = lambda *_: None) -> Outcome:
+          watcher: Watcher | None = None) -> Outcome:
     """Train a built spec on prepared data into a run folder.
 
     Raises UserError when the folder's checkpoints belong to another spec or other data, and Refused when the loss
     is not a number for several steps, or the last checkpoint cannot be written.
     """
+    watcher = watcher or Watcher()
     spec, hardware, training = build.spec, build.hardware, build.spec.training
     device = torch.device(hardware.torch_device)
     strategy, schedule = build.strategy, training.schedule.build()
@@ -115,7 +122,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
             metrics_file.write(metrics)
             plugins.call("tryplicity_step_finished", run=run.folder, step=progress.step, metrics=metrics)
             left = budget.seconds_left(progress, progress.seconds / progress.step, rows * context)
-            watch(progress, metrics, min(1.0, budget.spent(progress)), max(0.0, left))
+            watcher.step(progress, metrics, min(1.0, budget.spent(progress)), max(0.0, left))
 
             bad_steps = 0 if good else bad_steps + 1
             if not good:
@@ -131,7 +138,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     if (bad_steps == 0 and progress.step > saved_step) or not checkpoint.steps(run.checkpoints):
         _save(run, model, optimizer, progress, training.keep_checkpoints, plugins, last=True)
     interrupted = signals.received is not None
-    score = None if interrupted else heldout.score()
+    score = None if interrupted else heldout.score(scoring=watcher.scoring)
     if not interrupted:
         try:
             checkpoint.save_weights(model, run.weights)
@@ -151,9 +158,12 @@ class _HeldOut:
     def __init__(self, model: Model, prepared: Prepared, hardware: Any, context: int) -> None:
         self.model, self.part, self.hardware, self.context = model, prepared.held_out(), hardware, context
 
-    def score(self, max_rows: int | None = None, stopping: Callable[[], bool] = lambda: False) -> float:
+    def score(self, max_rows: int | None = None, stopping: Callable[[], bool] = lambda: False,
+              scoring: Callable[[float], None] = lambda share: None) -> float:
         batches = self.part.batches(self.hardware.batch, self.context, max_rows)
-        return bits_per_byte(self.model, batches, precision=self.hardware.precision, stopping=stopping)
+        total = -(-min(max_rows or sys.maxsize, self.part.rows(self.context)) // self.hardware.batch)
+        return bits_per_byte(self.model, batches, precision=self.hardware.precision, stopping=stopping,
+                             progress=lambda done: scoring(done / total))
 
 
 def _metrics(model: Model, result: StepResult, progress: Progress, optimizer: Any, seconds: float,

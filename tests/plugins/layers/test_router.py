@@ -36,6 +36,19 @@ def test_equals_a_choice_made_by_hand(score, normalize):
         torch.testing.assert_close(routing.weights_NK[n], weights)
 
 
+@pytest.mark.parametrize("score", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_choice_on_the_host_is_that_of_forward(score, normalize):
+    router = make(score=score, normalize=normalize)
+    with torch.no_grad():
+        router.bias.copy_(torch.tensor([0.5, 0, 0, 0, 0, -0.5]))
+        for x_D in torch.randn(20, 16):
+            experts_1K, weights_1K, _ = router(x_D[None, None])
+            chosen = router.choose(x_D)
+            assert [expert for expert, _ in chosen] == experts_1K[0].tolist()
+            torch.testing.assert_close(torch.tensor([weight for _, weight in chosen]), weights_1K[0])
+
+
 def test_the_balance_loss_by_hand():
     router = make(balance_loss=0.5)
     x = torch.randn(3, 4, 16)
