@@ -214,10 +214,14 @@ def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], plu
 
     Example: tryplicity generate runs/first "A list is" --temperature 0.7 --seed 1
     """
+    from tryplicity.training.process import polite_threads, tune_malloc
+
+    polite_threads()
+    tune_malloc()
+    from tryplicity.inference.engine import Engine
     from tryplicity.inference.sampler import Sampling
 
     chosen = Sampling(**sampling)
-    from tryplicity.inference.engine import Engine
 
     engine = Engine.load(run, plugins.registry)
     _write(engine, prompt, chosen, max_tokens, stop)

@@ -28,8 +28,13 @@ def tune_malloc() -> None:
 
 
 def polite_threads() -> None:
-    """Before torch is imported: let waiting OpenMP threads sleep when the cores are shared."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """Before torch is imported: let a waiting OpenMP thread spin about a tenth of a millisecond, then sleep.
+
+    GNU OpenMP spins much longer by itself, which ruins both sides when the cores are shared; sleeping at once
+    (OMP_WAIT_POLICY=PASSIVE) costs a fifth of the speed when they are not. What the user set stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
