@@ -27,7 +27,7 @@ def losses(folder):
 
 
 def test_two_minutes_fall_well_below_a_byte_bigram(command):
-    line, folder = command
+    line, _ = command
     done = subprocess.run(line("two-minutes", "--minutes", "2"), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = next(text for text in done.stdout.splitlines() if text.startswith("held-out bits per byte"))
