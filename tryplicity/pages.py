@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -221,9 +222,12 @@ def plugin_table(plugins: Any) -> None:
 
 def next_steps(folder: Path) -> None:
     heading("Next", "")
-    for command, what in ((f'tryplicity generate {folder} "A dictionary is"', "let it write more"),
-                          ("tryplicity build full --hw h200", "plan the 9-billion model on eight H200"),
-                          ("cp specs/tiny.yaml my.yaml", "make it yours, then: tryplicity build my.yaml --hw cpu"),
-                          ("tryplicity train my.yaml --hw cpu --data path/to/texts --run runs/mine --minutes 10",
-                           "train on your own text")):
+    steps = [(f'tryplicity generate {folder} "A dictionary is"', "let it write more"),
+             ("tryplicity build full --hw h200", "plan the 9-billion model on eight H200"),
+             ("cp specs/tiny.yaml my.yaml", "make it yours, then: tryplicity build my.yaml --hw cpu"),
+             ("tryplicity train my.yaml --hw cpu --data path/to/texts --run runs/mine --minutes 10",
+              "train on your own text")]
+    if shutil.which("tryplicity") is None:
+        steps.insert(0, (f"source {Path(sys.prefix) / 'bin' / 'activate'}", "so that your shell finds tryplicity"))
+    for command, what in steps:
         console.print(Text.assemble("  ", (command, "bold"), "   ", (what, "dim")))
