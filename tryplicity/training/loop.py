@@ -135,16 +135,20 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
             if good and progress.step % training.checkpoint_every == 0:
                 saved_step = _save(run, model, optimizer, progress, training.keep_checkpoints, plugins) or saved_step
 
-    if (bad_steps == 0 and progress.step > saved_step) or not checkpoint.steps(run.checkpoints):
-        _save(run, model, optimizer, progress, training.keep_checkpoints, plugins, last=True)
-    interrupted = signals.received is not None
-    score = None if interrupted else heldout.score(scoring=watcher.scoring)
+        # still inside: a second SIGTERM, or a Ctrl-C just now, must not cut this short
+        healthy = bad_steps == 0 or all(bool(p.isfinite().all()) for p in model.parameters())
+        if (healthy and progress.step > saved_step) or not checkpoint.steps(run.checkpoints):
+            _save(run, model, optimizer, progress, training.keep_checkpoints, plugins, last=True)
+        interrupted = signals.received is not None
+
+    score = None
     if not interrupted:
         try:
             checkpoint.save_weights(model, run.weights)
         except checkpoint.WRITE_ERRORS as error:
             raise Refused(f"{run.weights}: could not be written: {error}; the checkpoint is complete: free some "
                           "room and run the same command with --resume") from None
+        score = heldout.score(scoring=watcher.scoring)
         metrics_file.write({"step": progress.step, "tokens": progress.tokens, "validation_bits_per_byte": score})
     metrics_file.close()
     reason = "interrupted" if interrupted else "budget"
