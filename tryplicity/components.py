@@ -26,14 +26,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tryplicity.errors import UserError
 from tryplicity.functional import grouped_linear
 from tryplicity.parts import Component, Part
+
+if TYPE_CHECKING:
+    import numpy as np
 
 IGNORE = -100  # the target of a position that has none
 
@@ -109,6 +114,14 @@ class Site:
         return self.norm_part.build(size)
 
 
+class Repair(NamedTuple):
+    """What a module repaired in itself while the model slept."""
+
+    stats: dict[str, float]
+    #: own parameters by (dotted) name -> bool mask over dim 0: rows whose optimizer state must be zeroed
+    reset: dict[str, Tensor]
+
+
 class _Module(nn.Module, Component):
     """A component that is a torch module."""
 
@@ -130,6 +143,14 @@ class _Module(nn.Module, Component):
 
     def after_step(self, step: int, stats: Mapping[str, Mean]) -> None:
         """Adapt buffers once per optimizer step, from this module's own statistics summed over the batch."""
+
+    def consolidate(self, min_use: float, generator: torch.Generator) -> Repair | None:
+        """Called at a sleep: repair what has gone unused or astray; None where there is nothing of the kind.
+
+        min_use: a part used less than so many times its even share counts as dead. generator: the source of
+        whatever is drawn anew.
+        """
+        return None
 
     def metrics(self, stats: Mapping[str, Mean]) -> dict[str, float | list[float]]:
         """What to log of this module's summed statistics; by default the mean of each."""
@@ -318,15 +339,92 @@ class Head(_Module):
 
 
 class Objective(_Module):
-    """A training signal of the brain family's kind that weights or adds to the losses."""
+    """`Class(config, site)`: a training signal beside the heads'. Overrides one of the two methods below.
+
+    With `block_loss` each block holds an instance, `site.layer` being its index; with `token_weights` the model
+    holds one.
+    """
 
     family = "objective"
+    #: set before a step by the stage of a curriculum, on the host; multiplies what the objective adds
+    factor: float = 1.0
+    #: share of each row's tokens whose loss is propagated: those with the largest weights
+    keep: float = 1.0
+
+    def block_loss(self, x_BTD: Tensor, y_BTD: Tensor, doc_ids_BT: Tensor | None) -> Report:
+        """A loss from a block's input and output alone, in training only. Each loss of the report is weighted,
+        multiplied by `factor`, and a mean over rows of something computed for each row."""
+        raise NotImplementedError
+
+    def token_weights(self, nll_BT: Tensor, valid_BT: Tensor):
+        """Weights [B, T] for the next-token loss of each token; their mean over the valid tokens of each row is
+        one, and invalid tokens have zero. nll_BT: nats of the right token as the model stands, detached, fp32;
+        zero where not valid. Returns the weights, or (weights, Report)."""
+        raise NotImplementedError
+
+    @classmethod
+    def weighs_tokens(cls) -> bool:
+        return cls.token_weights is not Objective.token_weights
+
+    @classmethod
+    def reads_blocks(cls) -> bool:
+        return cls.block_loss is not Objective.block_loss
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a part of pretraining does differently."""
+
+    name: str
+    context_length: int
+    learning_rate_factor: float = 1.0
+    tokens_per_step: int | None = None  # None: as many as the hardware profile gives
+    mixture: Mapping[str, float] | None = None  # share of the tokens by domain; None: as the corpus is
+    max_grade: float | None = None  # reading level up to this school grade; None: any
+    factors: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of objectives, by name
+
+
+@dataclass
+class Night:
+    """What a sleeping brain module can reach."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int
+    seed: int
+    checkpoints: list[Path]  # the regular ones on disk, oldest first; each holds model.safetensors
+    score: Callable[[], float]  # held-out bits per byte of the model as it is now
+    #: (numbers of training documents, steps, learning-rate factor) -> mean loss; trains on rows packed of them
+    replay: Callable[[np.ndarray, int, float], float]
+    interrupted: Callable[[], bool]  # then return at once: the whole sleep is undone
 
 
 class Brain(Component):
-    """A module of the `brain:` list: wires objectives, phases, schedules and data mixes into a run."""
+    """`Class(config)`: a module of the `brain:` list that acts on the run, from the host. All methods optional."""
 
     family = "brain"
+
+    def stage(self, spent: float, context_length: int) -> Stage | None:
+        """The stage of pretraining when this share of its budget is spent. context_length: the spec's."""
+        return None
+
+    def observe(self, documents: np.ndarray, losses: np.ndarray, seed: int) -> None:
+        """After each step of pretraining: the training documents seen in it and each one's mean nats a token."""
+
+    def wants_sleep(self, step: int) -> bool:
+        """Asked after each step of pretraining with the number of steps done."""
+        return False
+
+    def sleep(self, night: Night) -> dict[str, Any]:
+        """What is done between steps; returns what to log. Called when `wants_sleep`, and at a sleep phase."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep of this object, as JSON."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
 
 
 class Optimizer(Component):
@@ -361,8 +459,16 @@ class Document(NamedTuple):
     url: str
 
 
+class Conversation(NamedTuple):
+    """A dialogue to learn from. The messages are mappings of `role` (system, user, assistant, tool) and `content`."""
+
+    id: str
+    messages: tuple[Mapping[str, str], ...]
+    url: str
+
+
 class Source(Component):
-    """`Class(config)`: where training text comes from."""
+    """`Class(config)`: where training text comes from; it gives documents, or conversations, or both."""
 
     family = "source"
 
@@ -371,7 +477,13 @@ class Source(Component):
         raise NotImplementedError
 
     def documents(self) -> Iterator[Document]:
+        """Raises UserError where the source holds conversations alone."""
         raise NotImplementedError
+
+    def conversations(self) -> Iterator[Conversation]:
+        """What a chat phase learns from."""
+        raise UserError(f"source {self.name}: holds documents, not conversations; a chat phase needs conversations, "
+                        "such as a .jsonl file of {\"messages\": [...]}")
 
 
 class Judge(Component):
@@ -423,6 +535,7 @@ __all__ = [
     "Activation",
     "Brain",
     "Component",
+    "Conversation",
     "Document",
     "FeedForward",
     "Head",
@@ -432,11 +545,13 @@ __all__ = [
     "Linear",
     "Mean",
     "Mixer",
+    "Night",
     "Norm",
     "Objective",
     "Optimizer",
     "Parallelism",
     "Part",
+    "Repair",
     "Report",
     "Residual",
     "Retriever",
@@ -445,6 +560,7 @@ __all__ = [
     "Schedule",
     "Site",
     "Source",
+    "Stage",
     "State",
     "output_and_report",
 ]

@@ -134,7 +134,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Loss and both gradients chunk by chunk in the forward pass; backward only scales them."""
 
     @staticmethod
-    def forward(ctx, h_ND, weight_VD, targets_N, ignore, chunk, with_gradients):
+    def forward(ctx, h_ND, weight_VD, targets_N, factors_N, ignore, chunk, with_gradients):
         device = h_ND.device.type
         autocast = device != "meta" and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else h_ND.dtype
@@ -142,7 +142,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         w_VD = weight_VD.to(dtype)
         valid_N1 = (targets_N != ignore)[:, None]
         index_N1 = targets_N[:, None].where(valid_N1, torch.zeros_like(targets_N[:, None]))
-        total = torch.zeros((), device=h_ND.device, dtype=wide)
+        nll_N = torch.empty(h_ND.shape[0], device=h_ND.device, dtype=wide)
         if with_gradients:
             grad_h_ND = torch.empty_like(h_ND)
             grad_w_VD = torch.zeros_like(weight_VD, dtype=wide)
@@ -153,10 +153,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 # with its ignored rows at zero here, no [C, V] tensor needs a mask
                 h_CD = h_ND[rows].to(dtype).masked_fill(~valid_C1, 0)
                 logp_CV = F.log_softmax(h_CD @ w_VD.T, dim=-1, dtype=wide)
-                total -= logp_CV.gather(1, index_C1).masked_fill_(~valid_C1, 0).sum()
+                nll_N[rows] = -logp_CV.gather(1, index_C1).masked_fill_(~valid_C1, 0)[:, 0]
                 if with_gradients:
                     p_CV = logp_CV.exp_()
                     p_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, -1, dtype=wide))
+                    if factors_N is not None:
+                        p_CV.mul_(factors_N[rows, None])
                     p_CV = p_CV.to(dtype)
                     grad_h_ND[rows] = (p_CV @ w_VD).masked_fill_(~valid_C1, 0)
                     if dtype == wide:
@@ -165,22 +167,31 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                         grad_w_VD += p_CV.T @ h_CD
         if with_gradients:
             ctx.save_for_backward(grad_h_ND, grad_w_VD.to(weight_VD.dtype))
-        return total
+        ctx.mark_non_differentiable(nll_N)
+        return (nll_N if factors_N is None else nll_N * factors_N).sum(), nll_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad, _):
         grad_h_ND, grad_w_VD = ctx.saved_tensors
         grads = (grad.to(saved.dtype) * saved for saved in (grad_h_ND, grad_w_VD))
-        return *grads, None, None, None, None
+        return *grads, None, None, None, None, None
+
+
+def cross_entropy_and_nll(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, factors_N: Tensor | None = None, *,
+                          ignore: int = -100, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+    """The summed cross-entropy (nats) of `h @ weight.T` against targets, and that of each position, [N].
+
+    `chunk` rows of logits at a time; softmax and sum in fp32 at least. A position whose target is `ignore` counts
+    nothing, whatever h is there. factors_N: a factor of each position in the sum and its gradient, itself
+    constant. The sum is differentiable in h and weight, once; the positions' own values are detached and without
+    factors. Same values and gradients as F.cross_entropy.
+    """
+    with_gradients = torch.is_grad_enabled() and (h_ND.requires_grad or weight_VD.requires_grad)
+    return _ChunkedCrossEntropy.apply(h_ND, weight_VD, targets_N, factors_N, ignore, chunk, with_gradients)
 
 
 def chunked_cross_entropy(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, ignore: int = -100,
                           chunk: int = 1024) -> Tensor:
-    """The summed cross-entropy (nats) of `h @ weight.T` against targets, `chunk` rows of logits at a time.
-
-    Softmax and sum in fp32 at least. A position whose target is `ignore` counts nothing, whatever h is there.
-    Differentiable in h and weight, once. Same values and gradients as F.cross_entropy(reduction="sum").
-    """
-    with_gradients = torch.is_grad_enabled() and (h_ND.requires_grad or weight_VD.requires_grad)
-    return _ChunkedCrossEntropy.apply(h_ND, weight_VD, targets_N, ignore, chunk, with_gradients)
+    """The sum of `cross_entropy_and_nll`, without factors."""
+    return cross_entropy_and_nll(h_ND, weight_VD, targets_N, ignore=ignore, chunk=chunk)[0]

@@ -1,11 +1,12 @@
 """The model: embed -> blocks -> norm -> heads. Nothing here names a concrete layer.
 
-Shapes: B batch, T time, D hidden, V vocabulary; `streams` is whatever the residual component keeps, [B, T, D] or
+Shapes: B batch, T time, D hidden, V vocabulary, K kept tokens of a row; `streams` is whatever the residual component keeps, [B, T, D] or
 [B, T, S, D].
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tryplicity.components import IGNORE, Mean, Report, State, output_and_report
-from tryplicity.functional import chunked_cross_entropy
+from tryplicity.components import IGNORE, Mean, Objective, Report, State, output_and_report
+from tryplicity.functional import cross_entropy_and_nll
 from tryplicity.spec import Spec
 
 NEXT_TOKEN = "next_token"
@@ -63,6 +64,7 @@ class Block(nn.Module):
         block = spec.layers[layer]
         self.mixer = SubLayer(spec, block.mixer, layer, 0)
         self.feed_forward = SubLayer(spec, block.feed_forward, layer, 1) if block.feed_forward else None
+        self.objectives = _objectives(spec, "reads_blocks", spec.site(layer))
 
     def new_state(self, batch: int, **options: Any) -> list[State | None]:
         parts = [self.mixer] if self.feed_forward is None else [self.mixer, self.feed_forward]
@@ -70,20 +72,32 @@ class Block(nn.Module):
 
     def forward(self, streams: Tensor, state: list[State | None] | None = None,
                 doc_ids_BT: Tensor | None = None) -> tuple[Tensor, Report]:
-        report = Report()
+        report, before = Report(), streams
         streams, said = self.mixer(streams, state and state[0], doc_ids_BT)
         report.include("mixer.layer", said)
         if self.feed_forward is not None:
             streams, said = self.feed_forward(streams, state and state[1], doc_ids_BT)
             report.include("feed_forward.layer", said)
+        if self.objectives and self.training and torch.is_grad_enabled():
+            reduce = self.mixer.residual.reduce
+            x_BTD, y_BTD = reduce(before), reduce(streams)
+            for name, objective in self.objectives.items():
+                report.include(f"objectives.{name}", objective.block_loss(x_BTD, y_BTD, doc_ids_BT))
         return streams, report
+
+
+def _objectives(spec: Spec, kind: str, site: Any) -> nn.ModuleDict:
+    """The objectives of the spec's `brain` that act at a site: `reads_blocks` or `weighs_tokens`."""
+    return nn.ModuleDict({part.name: part.build(site) for part in spec.brain
+                          if issubclass(part.component, Objective) and getattr(part.component, kind)()})
 
 
 class Losses(NamedTuple):
     """What a training forward gives."""
 
     objectives: dict[str, Mean]  # the next token's and each head's: summed nats and their number
-    report: Report  # auxiliary losses and statistics of the layers
+    report: Report  # auxiliary losses and statistics of the layers and objectives
+    nll_BT: Tensor  # nats of each next token, unweighted and detached; zero where there is none
 
 
 class Model(nn.Module):
@@ -97,6 +111,7 @@ class Model(nn.Module):
         self.norm = spec.site().norm(spec.hidden_size)
         self.unembedding = None if spec.tied_embeddings else Unembedding(spec.vocab_size, spec.hidden_size)
         self.heads = nn.ModuleDict({part.name: part.build(spec.site()) for part in spec.heads})
+        self.objectives = _objectives(spec, "weighs_tokens", spec.site())
         self.activation_checkpointing = False
 
     @property
@@ -131,12 +146,33 @@ class Model(nn.Module):
         if targets is None:
             return F.linear(h_BTD[:, -1:] if last_only else h_BTD, self.unembedding_VD.to(h_BTD.dtype))
         next_BT = targets[NEXT_TOKEN]
-        total = chunked_cross_entropy(h_BTD.flatten(0, 1), self.unembedding_VD, next_BT.flatten())
+        total, nll_BT = self._next_token_loss(h_BTD, next_BT, report)
         objectives = {NEXT_TOKEN: Mean(total, (next_BT != IGNORE).sum())}
         if self.training:
             for name, head in self.heads.items():
                 objectives[name] = head(h_BTD, targets[name], self.unembedding_VD)
-        return Losses(objectives, report)
+        return Losses(objectives, report, nll_BT)
+
+    def _next_token_loss(self, h_BTD: Tensor, next_BT: Tensor, report: Report) -> tuple[Tensor, Tensor]:
+        """The summed loss, weighted by the objectives that weigh tokens, and each token's own [B, T]."""
+        h_ND, next_N, weight_VD = h_BTD.flatten(0, 1), next_BT.flatten(), self.unembedding_VD
+        if not self.objectives or not self.training:
+            total, nll_N = cross_entropy_and_nll(h_ND, weight_VD, next_N)
+            return total, nll_N.view_as(next_BT)
+        with torch.no_grad():  # the weights of a row depend on all its losses, so that they come first
+            nll_BT = cross_entropy_and_nll(h_ND, weight_VD, next_N)[1].view_as(next_BT)
+        weights_BT, keep = torch.ones_like(nll_BT), 1.0
+        for name, objective in self.objectives.items():
+            own_BT, said = output_and_report(objective.token_weights(nll_BT, next_BT != IGNORE))
+            report.include(f"objectives.{name}", said)
+            weights_BT, keep = weights_BT * own_BT, min(keep, objective.keep)
+        if keep == 1.0:
+            return cross_entropy_and_nll(h_ND, weight_VD, next_N, weights_BT.flatten())[0], nll_BT
+        kept_BK = weights_BT.topk(math.ceil(keep * next_BT.shape[1]), dim=1).indices
+        h_BKD = h_BTD.gather(1, kept_BK[..., None].expand(-1, -1, h_BTD.shape[-1]))
+        total, _ = cross_entropy_and_nll(h_BKD.flatten(0, 1), weight_VD, next_BT.gather(1, kept_BK).flatten(),
+                                         weights_BT.gather(1, kept_BK).flatten())
+        return total, nll_BT
 
     def targets(self, ids_BT: Tensor, next_BT: Tensor, doc_ids_BT: Tensor | None) -> dict[str, Tensor]:
         """What each objective must predict, from data alone; IGNORE where nothing."""
@@ -151,6 +187,12 @@ class Model(nn.Module):
         """An empty decoding state for `batch` sequences."""
         weight = self.embedding.weight
         return [block.new_state(batch, device=weight.device, dtype=weight.dtype) for block in self.layers]
+
+    def set_factors(self, factors: Mapping[str, float]) -> None:
+        """The factor of each objective by name; one where none is given."""
+        for module in self.modules():
+            if isinstance(module, Objective):
+                module.factor = factors.get(module.name, 1.0)
 
     def after_step(self, step: int, stats: Mapping[str, Mean]) -> None:
         """Let every module adapt its buffers from its statistics, summed over the whole batch."""

@@ -116,9 +116,10 @@ def check_config(config_class: type, families: Iterable[str]) -> None:
     for field in dataclasses.fields(config_class):
         hint, label = _hints(config_class)[field.name], f"{config_class.__qualname__}.{field.name}"
         if holds := field.metadata.get("holds"):
-            if holds.what not in families:
-                hint = did_you_mean(holds.what, families)
-                raise UserError(f"{label} uses an unknown family {holds.what!r}{hint}")
+            for family in holds.what.split("|"):
+                if family not in families:
+                    hint = did_you_mean(family, families)
+                    raise UserError(f"{label} uses an unknown family {family!r}{hint}")
         elif Part in (hint, *typing.get_args(hint)):
             raise UserError(f"{label} holds a component: declare it as `{field.name}: Part = uses(...)`")
 
@@ -236,7 +237,8 @@ class Registry:
         self._owners |= dict.fromkeys(new, owner)
 
     def names(self, family: str) -> list[str]:
-        return sorted(name for f, name in self._components if f == family)
+        """The components of a family, or of several (`brain|objective`)."""
+        return sorted(name for f, name in self._components if f in family.split("|"))
 
     def owner(self, family: str, name: str) -> str:
         return self._owners[family, name]
@@ -246,8 +248,9 @@ class Registry:
 
     def get(self, family: str, name: str) -> type[Component]:
         """Raises UserError naming the nearest, and the plugins that failed to load, if there is none."""
-        if (family, name) in self._components:
-            return self._components[family, name]
+        for one in family.split("|"):
+            if (one, name) in self._components:
+                return self._components[one, name]
         hint = did_you_mean(name, self.names(family))
         failed = "; not loaded: " + "; ".join(self.failures) if self.failures else ""
         raise UserError(f"no {family} is called {name!r}{hint}{failed}")
@@ -383,7 +386,11 @@ def referencing_schema(config_class: type) -> dict[str, Any]:
         if (holds := _holds(config_class, field)) is None:
             continue
         what = holds.what
-        entry = {"$ref": f"#/$defs/{what}"} if isinstance(what, str) else referencing_schema(what)
+        if isinstance(what, str):
+            families = [{"$ref": f"#/$defs/{family}"} for family in what.split("|")]
+            entry = families[0] if len(families) == 1 else {"anyOf": families}
+        else:
+            entry = referencing_schema(what)
         entry = {"type": "array", "items": entry} if holds.many else entry
         entry = {"anyOf": [entry, {"type": "null"}]} if holds.optional else entry
         default = {} if holds.default is None else {"default": holds.default}

@@ -33,14 +33,18 @@ class Batch(NamedTuple):
     """Rows for one step, on the CPU."""
 
     ids_BT: Tensor          # int64
-    targets_BT: Tensor      # int64: the next token; IGNORE where that belongs to another document or to none
+    targets_BT: Tensor      # int64: the next token; IGNORE where there is none in the document, or it is masked
     doc_ids_BT: Tensor      # int32: 0, 1, ... along each row, a new number for each document
     bytes: int              # bytes of UTF-8 text that the targets stand for
+    documents: tuple[np.ndarray, ...] = ()  # a row's: the TokenFile's number of each doc_id's document; -1: padding
 
 
 class TokenFile:
     """The tokens of one part (train or heldout) of a prepared folder, memory-mapped; each document is
-    <|bos|> text <|eos|>."""
+    <|bos|> text <|eos|>.
+
+    mask_N: uint8, 1 where the token is one that a model must learn to write; None: all are.
+    """
 
     def __init__(self, folder: Path, part: str) -> None:
         self.folder, self.part = Path(folder), part
@@ -48,18 +52,23 @@ class TokenFile:
         self.counts = manifest["parts"][part]
         self.domains: list[str] = manifest["domains"]
         self.token_bytes_V = np.load(self.folder / "token_bytes.npy")
-        path, dtype = self.folder / f"{part}.bin", np.dtype(manifest["dtype"])
-        expected = self.counts["tokens"] * dtype.itemsize
-        if not path.exists() or path.stat().st_size != expected:
-            found = path.stat().st_size if path.exists() else 0
-            raise UserError(f"{path}: {found} bytes where the manifest says {expected}; delete {self.folder} "
-                            "and prepare the data again")
-        self.tokens_N = np.memmap(path, dtype=dtype, mode="r")
+        self.tokens_N = self._mapped(f"{part}.bin", manifest["dtype"])
+        mask = f"{part}.mask.bin"
+        self.mask_N = self._mapped(mask, "u1") if (self.folder / mask).exists() else None
         documents = np.load(self.folder / f"{part}.documents.npy")
         self.end_D = documents["end"].astype(np.int64)
         self.start_D = np.concatenate([[0], self.end_D[:-1]]).astype(np.int64)
         self.bytes_D = documents["bytes"].astype(np.int64)
         self.domain_D = documents["domain"]
+
+    def _mapped(self, name: str, dtype: str) -> np.ndarray:
+        """A file with one entry for each token."""
+        path, expected = self.folder / name, self.counts["tokens"] * np.dtype(dtype).itemsize
+        found = path.stat().st_size if path.exists() else 0
+        if found != expected:
+            raise UserError(f"{path}: {found} bytes where the manifest says {expected}; delete {self.folder} "
+                            "and prepare the data again")
+        return np.memmap(path, dtype=dtype, mode="r")
 
     def __len__(self) -> int:
         return len(self.tokens_N)
@@ -92,16 +101,21 @@ def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class PackedStream:
-    """The endless training stream of a part's documents, or of those of some domains."""
+    """The endless training stream of a part's documents, or of some of them."""
 
-    def __init__(self, tokens: TokenFile, seed: int, domains: Sequence[str] | None = None) -> None:
-        """Raises UserError when the chosen domains hold no document."""
+    def __init__(self, tokens: TokenFile, seed: int, domains: Sequence[str] | None = None,
+                 documents: np.ndarray | None = None) -> None:
+        """domains, documents: only these domains, and of them only the documents of these numbers, each once;
+        None: all. Raises UserError when that leaves nothing."""
         self.tokens, self.seed = tokens, seed
         self.chosen = tokens.choose(domains)
+        if documents is not None:
+            self.chosen = self.chosen[np.isin(self.chosen, documents)]
         self.length_D = (tokens.end_D - tokens.start_D)[self.chosen]
         self.tokens_per_epoch = int(self.length_D.sum())
         if self.tokens_per_epoch == 0:
-            raise UserError(f"no training text in the domains {', '.join(domains or tokens.domains)}")
+            among = "" if documents is None else f" among the {len(documents)} documents asked for"
+            raise UserError(f"no training text in the domains {', '.join(domains or tokens.domains)}{among}")
         self._epoch = functools.lru_cache(maxsize=2)(self._order_of)
         self._row_order = functools.lru_cache(maxsize=2)(functools.partial(permutation, seed=seed + 1))
 
@@ -113,7 +127,12 @@ class PackedStream:
     def run(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """`count` tokens of the stream from `position` on, and for each the number of its document, counted
         along the stream from the beginning (a document is another one in each epoch). int64 [N] both."""
-        ids_N, docs_N = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
+        places_N, docs_N = self._places(position, count)
+        return self.tokens.tokens_N[places_N].astype(np.int64), docs_N
+
+    def _places(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `run`, with where in the file each token stands."""
+        places_N, docs_N = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
         done = 0
         while done < count:
             epoch, offset = divmod(position + done, self.tokens_per_epoch)
@@ -124,10 +143,10 @@ class PackedStream:
                 end = self.tokens.end_D[document]
                 start = end - (ends[place] - offset)
                 taken = min(int(end - start), count - done)
-                ids_N[done:done + taken] = self.tokens.tokens_N[start:start + taken]
+                places_N[done:done + taken] = np.arange(start, start + taken)
                 docs_N[done:done + taken] = epoch * len(order) + place
                 done, offset, place = done + taken, offset + taken, place + 1
-        return ids_N, docs_N
+        return places_N, docs_N
 
     def documents_in(self, position: int, count: int) -> list[str]:
         """The ids of the documents that `count` tokens from `position` on are of, in order."""
@@ -167,8 +186,13 @@ class PackedStream:
 
     def batch(self, position: int, rows: int, context_length: int) -> Batch:
         """The `rows` rows that are delivered from `position` (in tokens) on."""
-        return _joined([_batch(*self.run(start, context_length + 1), 1, context_length, self.tokens.token_bytes_V)
-                        for start in self.starts(position, rows, context_length)])
+        return joined([self._row(start, context_length) for start in self.starts(position, rows, context_length)])
+
+    def _row(self, start: int, context_length: int) -> Batch:
+        places_N, docs_N = self._places(start, context_length + 1)
+        epochs, in_epoch = np.divmod(np.arange(docs_N[0], docs_N[-2] + 1), len(self.chosen))
+        documents = np.array([self._epoch(int(epoch))[0][place] for epoch, place in zip(epochs, in_epoch, strict=True)])
+        return _row(self.tokens, places_N, docs_N, documents)
 
 
 class HeldOut:
@@ -185,9 +209,10 @@ class HeldOut:
 
     @functools.cached_property
     def _all(self) -> tuple[np.ndarray, np.ndarray]:
-        pieces = [self.tokens.tokens_N[self.tokens.start_D[d]:self.tokens.end_D[d]] for d in self.chosen]
-        ids_N = np.concatenate(pieces) if pieces else np.empty(0, self.tokens.tokens_N.dtype)
-        return ids_N, np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
+        """Where in the file each token stands, and of which of the chosen documents it is."""
+        pieces = [np.arange(self.tokens.start_D[d], self.tokens.end_D[d]) for d in self.chosen]
+        places_N = np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+        return places_N, np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
 
     def rows(self, context_length: int) -> int:
         return -(-self.length // context_length)
@@ -204,42 +229,41 @@ class HeldOut:
             taken = [number * total // max_rows for number in range(max_rows)]
         for first in range(0, len(taken), rows):
             parts = [self._row(number, context_length) for number in taken[first:first + rows]]
-            yield _joined(parts)
+            yield joined(parts)
 
     def _row(self, number: int, context_length: int) -> Batch:
-        all_ids_N, all_docs_N = self._all
-        start = number * context_length
-        ids_N = all_ids_N[start:start + context_length + 1].astype(np.int64)
-        docs_N = all_docs_N[start:start + context_length + 1]
-        missing = context_length + 1 - len(ids_N)
-        docs_N = np.concatenate([docs_N, np.full(missing, len(self.chosen))])
-        ids_N = np.concatenate([ids_N, np.zeros(missing, dtype=np.int64)])
-        batch = _batch(ids_N, docs_N, 1, context_length, self.tokens.token_bytes_V)
-        batch.targets_BT[0, docs_N[:-1] == len(self.chosen)] = IGNORE
-        return batch
+        part = slice(number * context_length, (number + 1) * context_length + 1)
+        places_N, docs_N = (whole_N[part] for whole_N in self._all)
+        missing, padding = context_length + 1 - len(places_N), len(self.chosen)
+        docs_N = np.concatenate([docs_N, np.full(missing, padding)])
+        documents = np.append(self.chosen, -1)[docs_N[0]:docs_N[-2] + 1]
+        return _row(self.tokens, places_N, docs_N, documents)
 
 
-def _batch(ids_N: np.ndarray, docs_N: np.ndarray, rows: int, context_length: int,
-           token_bytes_V: np.ndarray) -> Batch:
-    """Rows out of rows * context_length + 1 tokens that follow one another."""
+def _row(tokens: TokenFile, places_N: np.ndarray, docs_N: np.ndarray, documents: np.ndarray) -> Batch:
+    """One row out of T + 1 tokens that follow one another: where in the file each stands (those missing at the end
+    are padding), numbers that rise by one from document to document, and the documents of the first T."""
     import torch
 
-    shape = (rows, context_length)
-    next_in_document_N = docs_N[1:] == docs_N[:-1]
-    targets_N = np.where(next_in_document_N, ids_N[1:], IGNORE)
-    docs_BT = docs_N[:-1].reshape(shape)
-    # number them anew in each row; a document that has no token in a batch never lies between two that have
-    doc_ids_BT = (docs_BT - docs_BT[:, :1]).astype(np.int32)
-    return Batch(ids_BT=torch.from_numpy(ids_N[:-1].reshape(shape).copy()),
-                 targets_BT=torch.from_numpy(targets_N.reshape(shape)),
-                 doc_ids_BT=torch.from_numpy(doc_ids_BT),
-                 bytes=int(token_bytes_V[ids_N[1:][next_in_document_N]].sum(dtype=np.int64)))
+    ids_N = np.zeros(len(docs_N), dtype=np.int64)
+    ids_N[:len(places_N)] = tokens.tokens_N[places_N]
+    wanted_N = docs_N[1:] == docs_N[:-1]
+    wanted_N[len(places_N) - 1:] = False
+    if tokens.mask_N is not None:
+        wanted_N[:len(places_N) - 1] &= tokens.mask_N[places_N[1:]] != 0
+    targets_N = np.where(wanted_N, ids_N[1:], IGNORE)
+    # numbered anew in each row
+    doc_ids_N = (docs_N[:-1] - docs_N[0]).astype(np.int32)
+    return Batch(ids_BT=torch.from_numpy(ids_N[None, :-1].copy()), targets_BT=torch.from_numpy(targets_N[None]),
+                 doc_ids_BT=torch.from_numpy(doc_ids_N[None]),
+                 bytes=int(tokens.token_bytes_V[ids_N[1:][wanted_N]].sum(dtype=np.int64)), documents=(documents,))
 
 
-def _joined(batches: list[Batch]) -> Batch:
+def joined(batches: Sequence[Batch]) -> Batch:
+    """The rows of several batches as one."""
     import torch
 
     if len(batches) == 1:
         return batches[0]
-    ids, targets, docs, sizes = zip(*batches, strict=True)
-    return Batch(torch.cat(ids), torch.cat(targets), torch.cat(docs), sum(sizes))
+    ids, targets, docs, sizes, documents = zip(*batches, strict=True)
+    return Batch(torch.cat(ids), torch.cat(targets), torch.cat(docs), sum(sizes), sum(documents, ()))

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -64,6 +64,29 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A part of a training."""
+
+    kind: Literal["pretrain", "sleep", "chat"]
+    """pretrain: on documents; sleep: what the sleeping modules of `brain` do; chat: on conversations"""
+    share: Annotated[float | None, Field(gt=0)] = None
+    """of the whole budget, relative to the other phases' (1 by default); a sleep has none"""
+    data: Any = None
+    """the source, as --data would say it; by default --data (pretrain) or --chat-data (chat)"""
+    schedule: Part | None = uses("schedule", optional=True)
+    """by default that of `training`"""
+    learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
+    """multiplies the optimizer's learning rate in this phase"""
+
+    def __post_init__(self) -> None:
+        if self.kind == "sleep" and (self.share or self.data is not None or self.schedule is not None):
+            raise ValueError("a sleep takes no share, data or schedule; its module in `brain` says what it does")
+
+
+PRETRAIN_ONLY = (Phase("pretrain"),)
+
+
+@dataclass(frozen=True)
 class Expect:
     """What the model must come out as; `build` refuses it otherwise."""
 
@@ -95,7 +118,9 @@ class _SpecFile:
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     """changes to single layers: {"3": {...}, "8-15": {...}}, counted from 0"""
     heads: tuple[Part, ...] = uses("head", many=True)
-    brain: tuple[Part, ...] = uses("brain", many=True)
+    brain: tuple[Part, ...] = uses("brain|objective", many=True)
+    phases: list[Phase] = dataclasses.field(default_factory=list)
+    """what training consists of, in order; by default one phase of pretraining"""
     training: Training = dataclasses.field(default_factory=Training)
     expect: Expect | None = None
 
@@ -115,6 +140,7 @@ class Spec:
     layers: tuple[BlockSpec, ...]
     heads: tuple[Part, ...]
     brain: tuple[Part, ...]
+    phases: tuple[Phase, ...]
     training: Training
     expect: Expect | None
     source: Source = dataclasses.field(compare=False, repr=False)
@@ -195,9 +221,20 @@ def load_spec(source: Source | str | FilePath, registry: Registry, settings: Ite
         problems += _repeated(data.get(key), key)
     if problems or file is None:
         raise source.error(problems)
-    names = {field.name for field in dataclasses.fields(Spec)} - {"layers", "source"}
+    names = {field.name for field in dataclasses.fields(Spec)} - {"layers", "phases", "source"}
     fields = {name: getattr(file, name) for name in names}
-    return Spec(**fields, layers=tuple(layers), source=source)
+    phases = tuple(file.phases) or PRETRAIN_ONLY
+    for i, phase in enumerate(phases):
+        if phase.kind == "sleep" and not any(_sleeps(part) for part in file.brain):
+            raise source.error([Problem(("phases", i, "kind"), "nothing in `brain` sleeps; add a module that "
+                                                               "does to it, or leave this phase out")])
+    return Spec(**fields, phases=phases, layers=tuple(layers), source=source)
+
+
+def _sleeps(part: Part) -> bool:
+    from tryplicity.components import Brain
+
+    return issubclass(part.component, Brain) and part.component.sleep is not Brain.sleep
 
 
 def _repeated(parts: Any, key: str) -> list[Problem]:

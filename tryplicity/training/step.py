@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tryplicity.components import IGNORE, Mean
-from tryplicity.model import NEXT_TOKEN, Model
+from tryplicity.model import NEXT_TOKEN, Losses, Model
 
 
 @dataclass
@@ -23,17 +23,24 @@ class StepResult:
     objectives: dict[str, Mean] = field(default_factory=dict)
     auxiliary: dict[str, Tensor] = field(default_factory=dict)  # weighted, by name, over all layers
     stats: dict[str, Mean] = field(default_factory=dict)
+    nll: list[Tensor] = field(default_factory=list)  # nats of each next token, [rows, T], part by part
     gradient_norm: Tensor | None = None
 
-    def add(self, objectives: dict[str, Mean], losses: dict[str, Tensor], stats: dict[str, Mean], share: float) -> None:
-        for name, mean in objectives.items():
+    def add(self, losses: Losses, share: float) -> None:
+        for name, mean in losses.objectives.items():
             mean = Mean(mean.total.detach(), mean.count)
             self.objectives[name] = self.objectives[name] + mean if name in self.objectives else mean
-        for path, loss in losses.items():
+        for path, loss in losses.report.losses.items():
             name, value = path.rpartition(".")[2], loss.detach() * share
             self.auxiliary[name] = self.auxiliary[name] + value if name in self.auxiliary else value
-        for path, stat in stats.items():
+        for path, stat in losses.report.stats.items():
             self.stats[path] = self.stats[path] + stat if path in self.stats else stat
+        self.nll.append(losses.nll_BT)
+
+    @property
+    def loss(self) -> Mean:
+        """The next token's, unweighted: what is compared between runs."""
+        return Mean(torch.stack([nll.sum() for nll in self.nll]).sum(), self.objectives[NEXT_TOKEN].count)
 
 
 def autocast(device_type: str, precision: str) -> Any:
@@ -64,12 +71,12 @@ def forward_backward(model: Model, batch: Any, micro_batch: int, precision: str)
         part = slice(start, min(start + micro_batch, rows))
         share = (part.stop - part.start) / rows
         with autocast(batch.ids_BT.device.type, precision):
-            objectives, report = model(batch.ids_BT[part], targets={n: t[part] for n, t in targets.items()},
-                                       doc_ids_BT=None if batch.doc_ids_BT is None else batch.doc_ids_BT[part])
-        loss = sum(mean.total * scale[name] for name, mean in objectives.items())
-        loss = loss + share * sum(report.losses.values())
+            losses = model(batch.ids_BT[part], targets={n: t[part] for n, t in targets.items()},
+                           doc_ids_BT=None if batch.doc_ids_BT is None else batch.doc_ids_BT[part])
+        loss = sum(mean.total * scale[name] for name, mean in losses.objectives.items())
+        loss = loss + share * sum(losses.report.losses.values())
         loss.backward()
-        result.add(objectives, report.losses, report.stats, share)
+        result.add(losses, share)
     return result
 
 
