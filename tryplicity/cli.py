@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -128,26 +128,28 @@ def build(spec: str, hardware: str, settings: tuple[str, ...], as_json: bool, pl
 @build_options
 @click.option("--data", default="python-docs", show_default=True, metavar="SOURCE",
               help="python-docs, a folder or file of text, huggingface:NAME, or {type: ..., ...} as YAML.")
+@click.option("--chat-data", default="python-docs-chat", show_default=True, metavar="SOURCE",
+              help="Conversations for the spec's chat phases: a source, a .jsonl file, huggingface:NAME.")
 @click.option("--run", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The run folder.")
 @click.option("--steps", type=click.IntRange(1), help="End after so many optimizer steps.")
 @click.option("--tokens", type=click.FloatRange(1), help="End after so many tokens (2e6 will do).")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="End after so many minutes of training.")
 @click.option("--resume", is_flag=True, help="Go on exactly where the newest complete checkpoint stands.")
 @plugin_options
-def train(spec: str, hardware: str, settings: tuple[str, ...], data: str, folder: Path, steps: int | None,
-          tokens: float | None, minutes: float | None, resume: bool, plugins: Any) -> None:
+def train(spec: str, hardware: str, settings: tuple[str, ...], data: str, chat_data: str, folder: Path,
+          steps: int | None, tokens: float | None, minutes: float | None, resume: bool, plugins: Any) -> None:
     """Train SPEC from scratch into a run folder. Ctrl-C and SIGTERM save first.
 
     Example: tryplicity train tiny --hw cpu --data python-docs --run runs/first --minutes 2
     """
     if sum(x is not None for x in (steps, tokens, minutes)) != 1:
         raise UserError("say when to end: exactly one of --steps, --tokens and --minutes")
-    _train(spec, hardware, settings, data, folder, resume, plugins,
+    _train(spec, hardware, settings, data, chat_data, folder, resume, plugins,
            steps=steps, tokens=int(tokens) if tokens else None, minutes=minutes)
 
 
-def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str, folder: Path, resume: bool, plugins: Any,
-           **budget: Any) -> Any:
+def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str, chat_data: str, folder: Path, resume: bool,
+           plugins: Any, **budget: Any) -> Any:
     """What `train` and `quickstart` share: check, prepare the data, train with a live line, sum up."""
     from tryplicity.training.process import polite_threads, tune_malloc
 
@@ -159,7 +161,7 @@ def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str, folde
     if run.exists() and not resume:
         raise UserError(f"{folder}: a run is there already; add --resume to go on with it, or give another --run")
     from tryplicity.builder import build as assemble
-    from tryplicity.data import parse_source, prepare
+    from tryplicity.data import parse_source, prepare, prepare_conversations
 
     built = assemble(spec, hardware, plugins.registry, settings)
     if not built.plan.fits:
@@ -168,10 +170,17 @@ def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str, folde
     if built.strategy.cannot_train:
         raise Refused(built.strategy.cannot_train)
     tune_malloc()
+    vocab_size, phases = built.spec.vocab_size, built.spec.phases
     source = parse_source(plugins.registry, data)
+    own = {i: parse_source(plugins.registry, phase.data or chat_data) for i, phase in enumerate(phases)
+           if phase.kind == "chat" or phase.data}
     with pages.preparation() as progress:
-        prepared = prepare(source, built.spec.vocab_size, progress=progress,
+        prepared = prepare(source, vocab_size, progress=progress,
                            tokenizer=run.tokenizer if resume and run.exists() else None)
+        words = prepared.tokenizer_path
+        phase_data = {i: prepare_conversations(own[i], words, vocab_size, progress=progress)
+                      if phases[i].kind == "chat" else prepare(own[i], vocab_size, progress=progress, tokenizer=words)
+                      for i in own}
     if not run.exists():
         from dataclasses import asdict
 
@@ -183,7 +192,8 @@ def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str, folde
     from tryplicity.training.loop import Budget, train
 
     with pages.training() as watcher:
-        outcome = train(built, prepared, run, Budget(**budget), plugins, resume=resume, watcher=watcher)
+        outcome = train(built, prepared, run, Budget(**budget), plugins, phase_data=phase_data, resume=resume,
+                        watcher=watcher)
     pages.training_summary(run, outcome, prepared)
     if outcome.signal is not None:
         sys.exit(128 + outcome.signal)
@@ -208,12 +218,19 @@ def sampling_options(command: Callable) -> Callable:
 @click.argument("prompt")
 @sampling_options
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. May be repeated.")
+@click.option("--chat", is_flag=True, help="PROMPT is a question; the model answers it.")
+@click.option("--system", metavar="TEXT", help="With --chat: what the model is told before the question.")
 @plugin_options
-def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], plugins: Any, **sampling: Any) -> None:
-    """Write on from PROMPT with the model of a run folder, as it comes.
+def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], chat: bool, system: str | None,
+             plugins: Any, **sampling: Any) -> None:
+    """Write on from PROMPT with the model of a run folder, as it comes; or answer it.
 
+    \b
     Example: tryplicity generate runs/first "A list is" --temperature 0.7 --seed 1
+             tryplicity generate runs/first --chat "What is os.path.join?" --temperature 0
     """
+    if system and not chat:
+        raise UserError("--system is for --chat; add --chat, or leave it out")
     from tryplicity.training.process import polite_threads, tune_malloc
 
     polite_threads()
@@ -224,16 +241,40 @@ def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], plu
     chosen = Sampling(**sampling)
 
     engine = Engine.load(run, plugins.registry)
-    _write(engine, prompt, chosen, max_tokens, stop)
+    if chat:
+        from tryplicity.inference.chat import dialogue, reply
+
+        _print(reply(engine, dialogue(prompt, system), chosen, max_tokens, stop))
+    else:
+        _write(engine, prompt, chosen, max_tokens, stop)
 
 
 def _write(engine: Any, prompt: str, sampling: Any, max_tokens: int, stop: tuple[str, ...] = ()) -> None:
     """The prompt, and the model's text as it comes."""
     click.secho(prompt, bold=True, nl=False)
-    for piece in engine.stream(prompt, sampling, max_tokens, stop):
+    _print(engine.stream(prompt, sampling, max_tokens, stop))
+
+
+def _print(pieces: Iterable[str]) -> None:
+    """Text as it comes."""
+    for piece in pieces:
         click.echo(piece, nl=False)
         sys.stdout.flush()
     click.echo()
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--follow", is_flag=True, help="Draw it anew every few seconds, until Ctrl-C.")
+def brain(run: Path, as_json: bool, follow: bool) -> None:
+    """What the layers and brain modules of a run did: statistics by layer and over time, stages, phases, sleeps.
+
+    Example: tryplicity brain runs/first --follow
+    """
+    from tryplicity.brain_page import show
+
+    show(run, as_json=as_json, follow=follow)
 
 
 @main.group()
@@ -274,6 +315,48 @@ def schema(plugins: Any) -> None:
 
 
 @main.command()
+@build_options
+@click.option("--data", default="python-docs", show_default=True, metavar="SOURCE", help="As of `train`.")
+@click.option("--without", "modules", multiple=True, required=True, metavar="TYPE[,TYPE...]",
+              help="A component that the spec names by this type (spike, hyper_connections, ...): a row of the table. "
+                   "May be repeated.")
+@click.option("--alone", is_flag=True, help="Add each module to the spec without any of them, instead of taking it "
+                                            "from the spec as it is.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Trainings of each variant.")
+@click.option("--tokens", required=True, type=click.FloatRange(1), help="Tokens of each training (2e6 will do).")
+@click.option("--rows", default=256, show_default=True, type=click.IntRange(0),
+              help="Held-out rows that a finished training is scored on, spread evenly; 0: all.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR",
+              help="Where cells and reports are kept; what is finished there is not done again.")
+@click.option("--jobs", type=click.IntRange(1), help="Trainings at once, by default one for each core.")
+@click.option("--report", "report_only", is_flag=True, help="Only report what is finished.")
+@click.option("--no-cost", is_flag=True, help="Do not measure step time and memory.")
+@click.option("--cost-only", is_flag=True, help="Measure step time and memory, and train nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@plugin_options
+def ablate(plugins: Any, modules: tuple[str, ...], tokens: float, report_only: bool, no_cost: bool, cost_only: bool,
+           as_json: bool, **options: Any) -> None:
+    """What each module of SPEC buys: train with and without it, from the same seeds and data, and compare.
+
+    Ctrl-C and SIGTERM save; the same command goes on, and never trains the same cell twice.
+
+    Example: tryplicity ablate tiny --hw cpu --without spike,bitlinear --seeds 3 --tokens 2e6 --out ablations/tiny
+    """
+    if report_only + no_cost + cost_only > 1:
+        raise UserError("give one of --report, --no-cost and --cost-only")
+    from tryplicity.ablation.command import Request
+    from tryplicity.ablation.command import ablate as run
+
+    named = tuple(name.strip() for text in modules for name in text.split(",") if name.strip())
+    request = Request(modules=named, tokens=int(tokens), plugin_files=click.get_current_context().params["plugin_files"],
+                      **options)
+    code = run(request, plugins, train=not (report_only or cost_only), cost=not (report_only or no_cost),
+               as_json=as_json)
+    if code:
+        sys.exit(code)
+
+
+@main.command()
 @click.option("--minutes", default=2.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Of training.")
 @click.option("--run", "folder", default="runs/quickstart", show_default=True, type=click.Path(path_type=Path))
 @plugin_options
@@ -289,7 +372,7 @@ def quickstart(minutes: float, folder: Path, plugins: Any) -> None:
     pages.build_page(assemble("tiny", "cpu", plugins.registry))
     folder = _free(folder)
     pages.heading("2  Train", f"tryplicity train tiny --hw cpu --data python-docs --run {folder} --minutes {minutes:g}")
-    _train("tiny", "cpu", (), "python-docs", folder, False, plugins, minutes=minutes)
+    _train("tiny", "cpu", (), "python-docs", "python-docs-chat", folder, False, plugins, minutes=minutes)
     from tryplicity.inference.engine import Engine
     from tryplicity.inference.sampler import Sampling
 

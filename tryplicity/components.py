@@ -351,6 +351,10 @@ class Objective(_Module):
     #: share of each row's tokens whose loss is propagated: those with the largest weights
     keep: float = 1.0
 
+    def __init__(self, config: Any, site: Site) -> None:
+        super().__init__()
+        self.config = config
+
     def block_loss(self, x_BTD: Tensor, y_BTD: Tensor, doc_ids_BT: Tensor | None) -> Report:
         """A loss from a block's input and output alone, in training only. Each loss of the report is weighted,
         multiplied by `factor`, and a mean over rows of something computed for each row."""
@@ -403,6 +407,9 @@ class Brain(Component):
     """`Class(config)`: a module of the `brain:` list that acts on the run, from the host. All methods optional."""
 
     family = "brain"
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
 
     def stage(self, spent: float, context_length: int) -> Stage | None:
         """The stage of pretraining when this share of its budget is spent. context_length: the spec's."""

@@ -153,6 +153,9 @@ class _Live:
         figures = f"loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left{self.held_out}"
         self.bar.update(self.task, completed=spent, description=f"step {progress.step}", figures=figures)
 
+    def note(self, text: str) -> None:
+        self.bar.console.print(text)
+
     def scoring(self, share: float) -> None:
         self.bar.update(self.task, completed=share, description="scoring held-out text", figures="")
 
@@ -184,6 +187,9 @@ class _Lines:
         elif time.monotonic() - self.last > 10:
             self._print(text)
 
+    def note(self, text: str) -> None:
+        self._print(text)
+
     def scoring(self, share: float) -> None:
         if time.monotonic() - self.last > 10:
             self._print(f"scoring held-out text  {share:4.0%}")
@@ -209,6 +215,8 @@ def training_summary(run: Any, outcome: Any, prepared: Any) -> None:
     else:
         console.print(f"held-out bits per byte: {outcome.bits_per_byte:.3f}, and a byte bigram model of the same text: "
                       f"{prepared.bigram_bits_per_byte():.3f}")
+        if outcome.chat_bits_per_byte is not None:
+            console.print(f"held-out bits per byte of the assistant's answers: {outcome.chat_bits_per_byte:.3f}")
         console.print(f"weights: {run.weights}   every step: {run.metrics}", style="dim")
 
 

@@ -302,7 +302,8 @@ class Registry:
         try:
             config = self.resolve(component.Config, options, path, problems, site)
             if len(problems) == before and site is not None:
-                problems += [Problem((*path, *option.split(".")) if option else path, message)
+                problems += [Problem((*path, *(int(step) if step.isdecimal() else step
+                                               for step in option.split("."))) if option else path, message)
                              for option, message in component.check(config, site)]
         except Exception as error:  # a plugin's fault must not end the check of the whole file
             problems.append(Problem(path, f"{family} {name!r} of {self.owner(family, name)} is at fault: "

@@ -6,7 +6,10 @@ from tryplicity import hookimpl
 @hookimpl
 def tryplicity_brain_modules():
     from tryplicity_plugins.brain.dynamic_sparsity import DynamicSparsityRouter
+    from tryplicity_plugins.brain.hebbian_loss import HebbianLoss
     from tryplicity_plugins.brain.lateral_inhibition import LateralInhibitionRouter
+    from tryplicity_plugins.brain.neuro_curriculum import NeuroCurriculum
+    from tryplicity_plugins.brain.predictive_coding import PredictiveCoding
     from tryplicity_plugins.brain.spike import Spike
 
-    return [Spike, DynamicSparsityRouter, LateralInhibitionRouter]
+    return [HebbianLoss, NeuroCurriculum, PredictiveCoding, Spike, DynamicSparsityRouter, LateralInhibitionRouter]

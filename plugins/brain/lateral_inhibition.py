@@ -87,6 +87,12 @@ class LateralInhibitionRouter(BalancedRouter):
         if "similarity" in stats:
             self.similarity_EE.copy_(stats["similarity"].value.to(self.similarity_EE.dtype))
 
+    @torch.no_grad()
+    def revive(self, dead: list[int], models: list[int], generator: torch.Generator) -> None:
+        super().revive(dead, models, generator)
+        self.similarity_EE[dead] = 0  # drawn anew, it resembles no other
+        self.similarity_EE[:, dead] = 0
+
     def metrics(self, stats: Mapping[str, Mean]) -> dict[str, float | list[float]]:
         values = {**super().metrics(stats), "chosen_similarity": stats["chosen_similarity"].value.item()}
         if "similarity" in stats:

@@ -13,7 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tryplicity import Activation, Mean, Report
+from tryplicity import Activation, Mean, Repair, Report
+
+RECENT = 0.1  # weight of the latest step in the running zero rates: they are of the last 20 steps or so
 
 
 def membership(group_S: Tensor, groups: int) -> Tensor:
@@ -24,6 +26,11 @@ def membership(group_S: Tensor, groups: int) -> Tensor:
 def without_autocast(x: Tensor):
     kind = x.device.type
     return torch.autocast(kind if kind != "meta" else "cpu", enabled=False)
+
+
+def _quantile(rate: Tensor) -> Tensor:
+    """Where a standard normal variable lies above so large a share of its values."""
+    return torch.special.ndtri(rate.clamp(0.01, 0.99))
 
 
 class _Jump(torch.autograd.Function):
@@ -69,7 +76,8 @@ class Spike(Activation):
     a rectangle of width `bandwidth` in place of the derivative of the jump. The homeostatic part is moved
     once per optimizer step, from the firing of the whole batch: the mean over neurons to `zero_rate`, and any
     single neuron back to within `band` of it; inside the band neurons keep the rate they learn. Its steps are
-    in units of the input's root mean square, so the scale of the input does not matter.
+    in units of the input's root mean square, so the scale of the input does not matter. A sleep does at one
+    stroke what these small steps have not got done.
     """
 
     name = "spike"
@@ -94,10 +102,15 @@ class Spike(Activation):
         shape = (features,) if groups is None else (groups, features)
         self.threshold = nn.Parameter(torch.empty(shape))
         self.register_buffer("offset", torch.empty(shape))
+        # running means for a sleep to work from
+        self.register_buffer("zero_rate", torch.empty(shape))
+        self.register_buffer("square", torch.empty((*shape[:-1], 1)))
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.threshold, self.config.threshold)
         nn.init.zeros_(self.offset)
+        nn.init.constant_(self.zero_rate, self.config.zero_rate)
+        nn.init.zeros_(self.square)
 
     def forward(self, x: Tensor, group: Tensor | None = None):
         x_SF = x.reshape(-1, x.shape[-1])
@@ -126,13 +139,31 @@ class Spike(Activation):
     def after_step(self, step: int, stats: Mapping[str, Mean]) -> None:
         zeros, rows = stats["zero_rate"]
         rate = zeros / rows.clamp(min=1)
-        scale = (stats["square"].total / rows.clamp(min=1)).sqrt()
+        square = stats["square"].total.view_as(self.square) / rows.clamp(min=1)
+        scale = square.sqrt()
         error = self.config.zero_rate - rate
         stray = error - error.clamp(-self.config.band, self.config.band)
         # a rate seen in few rows is little known, and one never seen is not known at all
         trust = rows / (rows + 16)
         move = self.config.rate * trust * scale * (error.mean(-1, keepdim=True) + stray)
         self.offset.add_(move.to(self.offset.dtype))
+        for running, now in ((self.zero_rate, rate), (self.square, square)):
+            running.add_((RECENT * trust * (now - running.float())).to(running.dtype))
+
+    @torch.no_grad()
+    def consolidate(self, min_use: float, generator: torch.Generator) -> Repair:
+        """Re-centre: a neuron that has strayed from its band goes to the target, and all together move the mean
+        there; the rates learned inside the band keep their order. A normal input is assumed, and no threshold
+        moves by more than its root mean square; what this leaves is for the steps to come."""
+        rate, target = self.zero_rate.float(), self.config.zero_rate
+        astray = (rate - target).abs() > self.config.band
+        wanted = rate.where(~astray, target)
+        wanted = wanted + target - wanted.mean(-1, keepdim=True)
+        move = (_quantile(wanted) - _quantile(rate)).clamp(-1, 1)
+        self.offset.add_((move * self.square.float().sqrt()).to(self.offset.dtype))
+        self.zero_rate.copy_((_quantile(rate) + move).mul_(0.5 ** 0.5).erf_().add_(1).div_(2))
+        return Repair({"zero_rate_before": rate.mean().item(), "zero_rate_expected": self.zero_rate.mean().item(),
+                       "neurons_astray": astray.float().mean().item()}, {})
 
     def metrics(self, stats: Mapping[str, Mean]) -> dict[str, float | list[float]]:
         zeros, rows = stats["zero_rate"]

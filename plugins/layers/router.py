@@ -19,6 +19,14 @@ from torch.nn import functional as F
 from tryplicity import Mean, Report, Router, Routing
 
 
+#: use_E goes a share of 1 / USE_STEPS of the way to each step's load: 95% of it is of the last 300 steps
+USE_STEPS = 100
+
+
+#: noise that parts a router's row from the copy of it, in units of the row's root mean square
+COPY_NOISE = 0.1
+
+
 def full_precision(x: Tensor):
     """A context in which autocast leaves fp32 alone."""
     kind = x.device.type
@@ -58,10 +66,13 @@ class BalancedRouter(Router):
         self.max_k, self.mean_k = top_k, float(top_k)
         self.weight = nn.Parameter(torch.empty(experts, site.hidden_size))
         self.register_buffer("bias", torch.empty(experts))
+        # how often an expert is chosen, a running mean in units of the even share; 1 until something is known
+        self.register_buffer("use_E", torch.empty(experts))
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=0.02)
         nn.init.zeros_(self.bias)
+        nn.init.ones_(self.use_E)
 
     def score(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and scores, [N, E], in fp32."""
@@ -103,6 +114,18 @@ class BalancedRouter(Router):
         load_E = stats["load"].total
         error_E = load_E.mean() - load_E
         self.bias.add_((self.config.bias_rate * error_E.sign()).to(self.bias.dtype))
+        use_E = (load_E / load_E.mean().clamp(min=1e-9)).to(self.use_E.dtype)
+        self.use_E.lerp_(use_E, 1 / USE_STEPS)
+
+    @torch.no_grad()
+    def revive(self, dead: list[int], models: list[int], generator: torch.Generator) -> None:
+        """Make each dead expert a candidate wherever its model, an expert much in use, is one."""
+        row_XD = self.weight[models]
+        size_X1 = row_XD.square().mean(-1, keepdim=True).sqrt()
+        noise_XD = torch.randn(row_XD.shape, generator=generator).to(row_XD)
+        self.weight[dead] = row_XD + COPY_NOISE * size_X1 * noise_XD
+        self.bias[dead] = self.bias[models]
+        self.use_E[dead] = 1.0  # its past says nothing about it any more
 
     def metrics(self, stats: Mapping[str, Mean]) -> dict[str, float | list[float]]:
         load = stats["load"]
@@ -114,6 +137,7 @@ class BalancedRouter(Router):
             "dead_experts": float((load.total == 0).sum()),
             "load_entropy": entropy / math.log(self.experts) if self.experts > 1 else 1.0,
             "experts_per_token": float(load.total.sum() / load.count),
+            "experts_per_token_spread": 0.0,  # every token has as many
         }
 
 

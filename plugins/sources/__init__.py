@@ -8,5 +8,6 @@ def tryplicity_components():
     from tryplicity_plugins.sources.files import Files
     from tryplicity_plugins.sources.huggingface import HuggingFace
     from tryplicity_plugins.sources.python_docs import PythonDocs
+    from tryplicity_plugins.sources.python_docs_chat import PythonDocsChat
 
-    return [Files, HuggingFace, PythonDocs]
+    return [Files, HuggingFace, PythonDocs, PythonDocsChat]

@@ -8,11 +8,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tryplicity import Document, Source, UserError
+from tryplicity import Conversation, Document, Source, UserError
+from tryplicity_plugins.sources.chat_rows import messages_of
 
 _PLAIN = {".txt", ".md"}
 _SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
@@ -22,7 +23,8 @@ class Files(Source):
     """Text files of a folder (and its sub-folders), or one file: .txt, .md, .jsonl and .parquet.
 
     A row of a .jsonl or .parquet file is a document. A .txt or .md file is one too, or several where it is
-    longer than `document_bytes`: it is cut between paragraphs.
+    longer than `document_bytes`: it is cut between paragraphs. For a chat phase each row of the .jsonl files is a
+    conversation, in OpenAI's form or another common one (see `chat_rows`).
     """
 
     name = "files"
@@ -74,6 +76,19 @@ class Files(Source):
         if not found:
             raise UserError(f"{self.config.path}: the corpus is empty: none of its {len(files)} files "
                             f"({', '.join(_SUFFIXES)}) holds any {'usable ' if self.skipped else ''}text")
+
+    def conversations(self) -> Iterator[Conversation]:
+        """Raises UserError, naming file and line, for what is no conversation."""
+        root, files = self._root(), [path for path in self._files() if path.suffix.lower() == ".jsonl"]
+        if not files:
+            raise UserError(f"{self.config.path}: no conversations: they are read from .jsonl files, and there is none")
+        total, before = sum(path.stat().st_size for path in files) or 1, 0
+        for path in files:
+            for number, offset, row in self._rows(path):
+                self.read_share = (before + offset) / total
+                yield Conversation(f"{path.relative_to(root).as_posix()}:{number}",
+                                   messages_of(row, f"{path}:{number}"), f"{path.resolve().as_uri()}?part={number}")
+            before += path.stat().st_size
 
     def _root(self) -> Path:
         path = Path(self.config.path).expanduser()
@@ -129,8 +144,9 @@ class Files(Source):
                     yield "" if whole else str(number), offset + cut, _unix(text)
                 offset += cut
 
-    def _json_lines(self, path: Path) -> Iterator[tuple[str, int, str]]:
-        key, offset = self.config.text_key, 0
+    def _rows(self, path: Path) -> Iterator[tuple[int, int, Any]]:
+        """(line number, byte offset behind it, what its JSON holds)."""
+        offset = 0
         with open(path, "rb") as file:
             for number, raw in enumerate(file, 1):
                 line = self._decoded(raw, path, offset)
@@ -142,11 +158,16 @@ class Files(Source):
                 except ValueError as error:
                     raise UserError(f"{path}:{number}: not JSON ({error}); each line must be one JSON "
                                     "object") from error
-                if not isinstance(row, dict) or not isinstance(row.get(key), str):
-                    has = f"its keys are {', '.join(row)}" if isinstance(row, dict) else "it is not an object"
-                    raise UserError(f"{path}:{number}: no text under the key {key!r}: {has}; name the key "
-                                    "that holds the text: text_key")
-                yield str(number), offset, _unix(row[key])
+                yield number, offset, row
+
+    def _json_lines(self, path: Path) -> Iterator[tuple[str, int, str]]:
+        key = self.config.text_key
+        for number, offset, row in self._rows(path):
+            if not isinstance(row, dict) or not isinstance(row.get(key), str):
+                has = f"its keys are {', '.join(row)}" if isinstance(row, dict) else "it is not an object"
+                raise UserError(f"{path}:{number}: no text under the key {key!r}: {has}; name the key "
+                                "that holds the text: text_key")
+            yield str(number), offset, _unix(row[key])
 
     def _parquet(self, path: Path) -> Iterator[tuple[str, int, str]]:
         import pyarrow

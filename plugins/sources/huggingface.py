@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from tryplicity import Document, Source, UserError
+from tryplicity import Conversation, Document, Source, UserError
+from tryplicity_plugins.sources.chat_rows import messages_of
 
 _FIRST_WAIT = 2.0       # seconds before the first retry; doubled each time
 _STATE_EVERY = 1000     # rows between two notes of where the stream stands
@@ -65,21 +66,35 @@ class HuggingFace(Source):
 
     def documents(self) -> Iterator[Document]:
         """Raises UserError when the data set cannot be reached or has no such column."""
-        key, page = self.config.text_key, f"https://huggingface.co/datasets/{self.config.dataset}"
-        if self.config.data_files:
-            page = self.config.data_files
-        rows = itertools.islice(self._rows(), self.config.limit)
-        for number, row in enumerate(rows):
+        key = self.config.text_key
+        for number, row in self._numbered_rows():
             text = row.get(key)
             if text is None and key in row:
                 continue
             if not isinstance(text, str):
                 raise UserError(f"{self._called()}: row {number} has no text in the column {key!r}; its "
                                 f"columns are {', '.join(row)}; name the one that holds the text: text_key")
+            yield Document(self._id(number), text, self.config.domain, self._url(number))
+
+    def conversations(self) -> Iterator[Conversation]:
+        """Each row is one, in OpenAI's form or another common one (see `chat_rows`). Raises UserError when the data
+        set cannot be reached or a row is none."""
+        for number, row in self._numbered_rows():
+            yield Conversation(self._id(number), messages_of(row, f"{self._called()}: row {number}"),
+                               self._url(number))
+
+    def _id(self, number: int) -> str:
+        return f"{self.config.dataset}/{self.config.name or ''}/{self.config.split}:{number}"
+
+    def _url(self, number: int) -> str:
+        page = self.config.data_files or f"https://huggingface.co/datasets/{self.config.dataset}"
+        return f"{page}#{self.config.split}-{number}"
+
+    def _numbered_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, row in enumerate(itertools.islice(self._rows(), self.config.limit)):
             if self.config.limit:
                 self.read_share = (number + 1) / self.config.limit
-            yield Document(f"{self.config.dataset}/{self.config.name or ''}/{self.config.split}:{number}",
-                           text, self.config.domain, f"{page}#{self.config.split}-{number}")
+            yield number, row
 
     def _called(self) -> str:
         return f"huggingface:{self.config.dataset}" + (f" ({self.config.name})" if self.config.name else "")

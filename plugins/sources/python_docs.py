@@ -240,7 +240,6 @@ def _language_reference(root: Path, seen: set[bytes]) -> Iterator[Document]:
         source = (root / "pydoc_data" / "topics.py").read_text(encoding="utf-8")
     except OSError:
         return      # some distributions leave it out
-    pages = {label: page for page, labels in _TOPIC_PAGES.items() for label in labels.split()}
     for topic, text in sorted(ast.literal_eval(source[source.index("{"):]).items()):
         paragraphs = []
         for block in harvest.blocks(text):
@@ -248,8 +247,12 @@ def _language_reference(root: Path, seen: set[bytes]) -> Iterator[Document]:
             if block.kind == "prose" and digest not in seen:
                 seen.add(digest)
                 paragraphs.append(block.text)
-        page, label = _TOPIC_LABELS.get(topic, (pages.get(topic, "reference/index"), topic))
         text = "\n\n".join([text.strip().split("\n", 1)[0], *paragraphs])
         if _long_enough("text", text):
-            yield _document(f"python/pydoc_data/topics/{topic}#text", text + "\n", "text",
-                            f"{_DOCS}/{page}.html#{label}")
+            yield _document(f"python/pydoc_data/topics/{topic}#text", text + "\n", "text", _topic_url(topic))
+
+
+def _topic_url(topic: str) -> str:
+    pages = {label: page for page, labels in _TOPIC_PAGES.items() for label in labels.split()}
+    page, label = _TOPIC_LABELS.get(topic, (pages.get(topic, "reference/index"), topic))
+    return f"{_DOCS}/{page}.html#{label}"

@@ -13,7 +13,8 @@ import importlib
 from typing import Any
 
 _HOMES = {"prepare": "prepared", "Prepared": "prepared", "parse_source": "sources", "cache_root": "cache",
-          "Progress": "documents", "Batch": "packing", "HeldOut": "packing", "PackedStream": "packing",
+          "prepare_conversations": "conversations", "ChatFormat": "conversations", "Progress": "documents",
+          "Mixture": "mixture", "Batch": "packing", "HeldOut": "packing", "PackedStream": "packing",
           "TokenFile": "packing", "load_tokenizer": "tokenizer", "train_tokenizer": "tokenizer",
           "SPECIAL_TOKENS": "tokenizer"}
 __all__ = [*_HOMES]

@@ -73,6 +73,21 @@ class TokenFile:
     def __len__(self) -> int:
         return len(self.tokens_N)
 
+    def names(self, documents: Sequence[int]) -> list[str]:
+        """The ids of documents by their numbers."""
+        wanted, found = set(documents), {}
+        with open(self.folder / f"{self.part}.ids.jsonl", encoding="utf-8") as lines:
+            for number, line in enumerate(lines):
+                if number in wanted:
+                    found[number] = json.loads(line)
+        return [found[number] for number in documents]
+
+    def describe(self, rows: Sequence[np.ndarray], most: int = 5) -> str:
+        """The documents of a batch in words: "the documents a, b, c and 4 more"."""
+        numbers = list(dict.fromkeys(int(number) for row in rows for number in row if number >= 0))
+        more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
+        return f"the document{'s' if len(numbers) > 1 else ''} {', '.join(self.names(numbers[:most]))}{more}"
+
     def choose(self, domains: Sequence[str] | None) -> np.ndarray:
         """The numbers of the documents of these domains (None: all), in the file's order."""
         if domains is None:

@@ -6,29 +6,30 @@ tokens/<key>/ (what a training run reads):
     tokenizer.json           train.bin, heldout.bin                        uint16 (uint32 above 65536 tokens)
     manifest.json            train.documents.npy, heldout.documents.npy    each document's end, bytes, domain
     token_bytes.npy          train.ids.jsonl, heldout.ids.jsonl            each document's id
-    bigram.json                                                            the byte-bigram reference
+    bigram.json              train.grades-1.npy                            made when first asked for
 
 Memory is bounded by a few megabytes of text at a time, beside 17 bytes a document. Loads no torch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tryplicity.data import bigram
+from tryplicity.data import bigram, grades
 from tryplicity.data.cache import building, cache_root
 from tryplicity.data.documents import Collection, Progress, collect, no_progress, unit_hash
 from tryplicity.data.packing import DOCUMENT, HeldOut, PackedStream, TokenFile
 from tryplicity.data.tokenizer import BOS, EOS, load_tokenizer, save_tokenizer, token_bytes, train_tokenizer
-from tryplicity.files import write_text
+from tryplicity.files import whole_file, write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -72,6 +73,16 @@ class Prepared:
     def held_out(self, domains: list[str] | None = None) -> HeldOut:
         """The rows a model is measured on."""
         return HeldOut(self.heldout, domains)
+
+    def grades(self, progress: Progress = no_progress) -> np.ndarray:
+        """How hard each training document reads, as a school grade (see `tryplicity.data.grades`): float32
+        [documents], NaN where nobody can say. Computed once, then kept in the folder."""
+        path = self.folder / f"train.grades-{grades.FORMAT}.npy"
+        if not path.exists():
+            values_D = grades.grades(self.collection.documents(held_out=False), progress, len(self.train.end_D))
+            with whole_file(path) as temporary, open(temporary, "wb") as file:
+                np.save(file, values_D)
+        return np.load(path)
 
     def bigram_bits_per_byte(self, progress: Progress = no_progress) -> float:
         """Bits per byte, on the held-out text, of a byte-bigram model fitted on the training text.
@@ -118,7 +129,7 @@ def prepare(source: Source, vocab_size: int, cache: str | Path | None = None,
     if not folder.exists():
         with building(folder) as temporary:
             (temporary / "tokenizer.json").write_bytes(content)
-            _tokenise(collection, load_tokenizer(path, vocab_size), temporary, progress)
+            write_tokens(collection, load_tokenizer(path, vocab_size), temporary, progress)
     load_tokenizer(folder / "tokenizer.json", vocab_size)
     return Prepared(folder, collection, json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
 
@@ -146,8 +157,24 @@ def _sample(collection: Collection, size: int) -> Iterator[str]:
             yield document.text
 
 
-def _tokenise(collection: Collection, tokenizer: Tokenizer, folder: Path, progress: Progress) -> None:
-    """Write the token files of both parts and the manifest into `folder`."""
+class Encoded(NamedTuple):
+    """One document as it enters a token file."""
+
+    ids: list[int]
+    bytes: int                      # of the text that is to be learnt
+    mask: list[int] | None = None   # 1 where a token is one to learn to write; None: all are
+
+
+def _encode_texts(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[Encoded]:
+    encodings = tokenizer.encode_batch_fast([d.text for d in documents], add_special_tokens=False)
+    for document, encoding in zip(documents, encodings, strict=True):
+        yield Encoded([BOS, *encoding.ids, EOS], len(document.text.encode()))
+
+
+def write_tokens(collection: Collection, tokenizer: Tokenizer, folder: Path, progress: Progress,
+                 encode: Callable[[Tokenizer, list[Document]], Iterable[Encoded]] = _encode_texts) -> None:
+    """Write the token files of both parts and the manifest into `folder`, and {part}.mask.bin (uint8, one a token)
+    where `encode` gives masks."""
     tokenizer.encode_special_tokens = True     # "<|eos|>" written in a document is text, not the end of it
     vocab_size = tokenizer.get_vocab_size()
     dtype = "<u2" if vocab_size <= 65536 else "<u4"
@@ -155,26 +182,33 @@ def _tokenise(collection: Collection, tokenizer: Tokenizer, folder: Path, progre
     np.save(folder / "token_bytes.npy", np.array(token_bytes(tokenizer), dtype=np.uint16))
     total, done, parts = collection.manifest["bytes"], 0, {}
     for part in ("train", "heldout"):
-        digest, ends, sizes, domain_numbers = hashlib.sha256(), [0], [], []
-        with (open(folder / f"{part}.bin", "wb") as file,
-              open(folder / f"{part}.ids.jsonl", "w", encoding="utf-8") as ids):
+        digest, mask_digest, ends, sizes, domain_numbers = hashlib.sha256(), hashlib.sha256(), [0], [], []
+        with contextlib.ExitStack() as files:
+            file = files.enter_context(open(folder / f"{part}.bin", "wb"))
+            ids = files.enter_context(open(folder / f"{part}.ids.jsonl", "w", encoding="utf-8"))
+            mask_file = None
             for documents in _batches(collection.documents(held_out=part == "heldout")):
-                encodings = tokenizer.encode_batch_fast([d.text for d in documents], add_special_tokens=False)
-                for document, encoding in zip(documents, encodings, strict=True):
-                    tokens = np.array([BOS, *encoding.ids, EOS], dtype=dtype)
+                for document, encoded in zip(documents, encode(tokenizer, documents), strict=True):
+                    tokens = np.array(encoded.ids, dtype=dtype)
                     file.write(tokens.data)
                     ids.write(json.dumps(document.id) + "\n")
                     digest.update(tokens.data)
+                    if encoded.mask is not None:
+                        mask_file = mask_file or files.enter_context(open(folder / f"{part}.mask.bin", "wb"))
+                        mask_file.write(bytes(encoded.mask))
+                        mask_digest.update(bytes(encoded.mask))
                     ends.append(ends[-1] + len(tokens))
-                    sizes.append(len(document.text.encode()))
+                    sizes.append(encoded.bytes)
                     domain_numbers.append(domains.index(document.domain))
-                    done += sizes[-1]
+                    done += len(document.text.encode())
                 progress("tokenising", done, total)
         table = np.zeros(len(sizes), dtype=DOCUMENT)
         table["end"], table["bytes"], table["domain"] = ends[1:], sizes, domain_numbers
         np.save(folder / f"{part}.documents.npy", table)
         parts[part] = {"documents": len(sizes), "tokens": ends[-1], "bytes": sum(sizes),
                        "sha256": digest.hexdigest(), "domains": _by_domain(table, domains)}
+        if mask_file is not None:
+            parts[part]["mask_sha256"] = mask_digest.hexdigest()
     manifest = {"format": FORMAT, "source": collection.manifest["source"],
                 "fingerprint": collection.manifest["fingerprint"], "vocab_size": vocab_size, "dtype": dtype,
                 "domains": domains, "parts": parts,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tryplicity.data.tokenizer import BOS, EOS, load_tokenizer
+from tryplicity.data.tokenizer import BOS, EOS, SPECIAL_TOKENS, load_tokenizer
 from tryplicity.errors import UserError
 from tryplicity.inference.sampler import Sampler, Sampling
 from tryplicity.inference.text import TextStream, token_bytes
@@ -92,7 +92,8 @@ class Engine:
 
     def tokens(self, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> Iterator[int]:
         """At most `max_tokens` tokens after `prompt`, up to and without the end-of-text token."""
-        sampler = Sampler(sampling, list(prompt), self.model.embedding.weight.device)
+        words = [token for token in prompt if token >= len(SPECIAL_TOKENS)]  # <|im_end|> must not be penalised
+        sampler = Sampler(sampling, words, self.model.embedding.weight.device)
         for token in itertools.islice(decode(self.model, prompt, sampler), max_tokens):
             if token == EOS:
                 return

@@ -224,6 +224,8 @@ def load_spec(source: Source | str | FilePath, registry: Registry, settings: Ite
     names = {field.name for field in dataclasses.fields(Spec)} - {"layers", "phases", "source"}
     fields = {name: getattr(file, name) for name in names}
     phases = tuple(file.phases) or PRETRAIN_ONLY
+    if all(phase.kind != "pretrain" for phase in phases):
+        raise source.error([Problem(("phases",), "none of them pretrains; add {kind: pretrain}")])
     for i, phase in enumerate(phases):
         if phase.kind == "sleep" and not any(_sleeps(part) for part in file.brain):
             raise source.error([Problem(("phases", i, "kind"), "nothing in `brain` sleeps; add a module that "

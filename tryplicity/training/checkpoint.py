@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,13 @@ class Progress:
 
     step: int = 0
     tokens: int = 0
-    position: int = 0  # in the training stream, in tokens
     seconds: float = 0.0  # spent training
+    phase: int = 0  # the training phase of the last step
+    phase_step: int = 0  # steps done in it
+    sleeps: int = 0  # sleep phases done
+    slept_at: int = -1  # the step after which the last sleep was
+    positions: dict[str, dict[str, int]] = field(default_factory=dict)  # tokens delivered, by phase and stream
+    brain: dict[str, Any] = field(default_factory=dict)  # states of brain modules
     identity: str = ""  # of the spec's architecture
     data: str = ""  # of the prepared data
     seed: int = 0
@@ -60,11 +65,15 @@ def load_weights(model: Model, path: Path) -> None:
         raise UserError(f"{path}: these weights belong to another spec: {detail}") from None
 
 
-def save(folder: Path, model: Model, optimizer: torch.optim.Optimizer, progress: Progress, keep: int) -> Path:
-    """Write `folder/step-N`, then drop the oldest beyond `keep`. Raises one of WRITE_ERRORS; the old ones stay."""
+def save(folder: Path, model: Model, optimizer: torch.optim.Optimizer, progress: Progress, keep: int,
+         every: int = 1) -> Path:
+    """Write `folder/step-N`, then drop old ones. Raises one of WRITE_ERRORS; the old ones stay.
+
+    The newest `keep` of those at multiples of `every` stay, and one in between while it is the newest: so the
+    regular ones are the same whether a run was interrupted or not.
+    """
     target = folder / f"step-{progress.step}"
-    if target.exists():
-        return target
+    shutil.rmtree(target, ignore_errors=True)  # damaged, or of the moment before a sleep
     random = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state_all()
@@ -74,7 +83,9 @@ def save(folder: Path, model: Model, optimizer: torch.optim.Optimizer, progress:
         (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=1))
         digests = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
         (temporary / "complete.json").write_text(json.dumps(digests, indent=1))
-    for old in steps(folder)[:-keep]:
+    found = steps(folder)
+    regular = [step for step in found if step % every == 0]
+    for old in set(found) - set(regular[-keep:]) - {found[-1]}:
         shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
     return target
 
@@ -111,7 +122,11 @@ def newest(folder: Path) -> Path | None:
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    return Progress(**json.loads((checkpoint / "progress.json").read_text()))
+    """Raises UserError when it was written by a version that kept other things."""
+    said = json.loads((checkpoint / "progress.json").read_text())
+    if said.keys() != {field.name for field in fields(Progress)}:
+        raise UserError(f"{checkpoint}: written by another version of tryplicity; go on with that one, or begin anew")
+    return Progress(**said)
 
 
 def load(checkpoint: Path, model: Model, optimizer: torch.optim.Optimizer) -> Progress:

@@ -12,14 +12,18 @@ def _finite(value: Any) -> Any:
     """JSON has no NaN: null stands for it."""
     if isinstance(value, float):
         return float(f"{value:.7g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(v) for name, v in value.items()}
     return [_finite(v) for v in value] if isinstance(value, list) else value
 
 
 class MetricsFile:
-    """Appends to metrics.jsonl; opened at a step, it first drops the lines of later steps."""
+    """Appends to metrics.jsonl; opened at a step, it first drops the lines of later steps, and of a sleep that is
+    to be slept again."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        lines = [line for line in read_lines(path) if line["step"] <= step] if path.exists() else []
+    def __init__(self, path: Path, step: int, slept_at: int = -1) -> None:
+        lines = [line for line in read_lines(path) if line["step"] <= step
+                 and ("sleep" not in line or line["step"] <= slept_at)] if path.exists() else []
         from tryplicity.files import write_text
 
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -1,0 +1,116 @@
+"""Rows of several domains at given shares, as a pure function of what each domain's stream has delivered.
+
+Each domain has a PackedStream of its own. The next row is taken from the domain that lacks most of its share so far,
+so that after any number of rows every domain is within one row of its share, without a random number. The state
+is a dict of whole numbers, tokens delivered, which a checkpoint keeps as it is:
+
+    {"text:1706": 40960, "code:1068": 8192,                                      of each stream
+     "code=0.25,text=0.75/text": 24576, "code=0.25,text=0.75/code": 8192}        of each domain under these shares
+
+A stream is named by its domain and the number of its documents: the stages of a curriculum that read the same
+documents go on where the one before stopped, each with shares of its own, and one dict serves them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tryplicity.data.packing import Batch, PackedStream, TokenFile, joined
+from tryplicity.errors import UserError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from tryplicity.data.prepared import Prepared
+
+Positions = Mapping[str, int]
+
+
+class Mixture:
+    """The training rows of some documents, mixed by domain.
+
+    warning: one line for the user where some domains have nothing to give, else None.
+    shares: the share of each domain that rows come from; empty where the documents are not mixed by domain.
+    """
+
+    def __init__(self, tokens: TokenFile, seed: int, mixture: Mapping[str, float] | None = None,
+                 documents: np.ndarray | None = None, description: str = "") -> None:
+        """mixture: the share of each domain, relative to the others; None: the documents as they are, in one
+        stream. documents: only these; None: all. description: of those documents in messages.
+
+        The share of a domain that has none of the documents goes to the others, in proportion. Raises UserError
+        where nothing is left.
+        """
+        description = f" {description}" if description else ""
+        sizes_D = tokens.end_D - tokens.start_D
+        there = {domain: np.intersect1d(tokens.choose([domain]), documents) if documents is not None
+                 else tokens.choose([domain]) for domain in tokens.domains}
+        there = {domain: chosen for domain, chosen in there.items() if sizes_D[chosen].sum() > 0}
+        asked = dict.fromkeys(there, 1.0) if mixture is None else {d: s for d, s in mixture.items() if s > 0}
+        absent = [domain for domain in asked if domain not in there]
+        if not set(asked) & set(there):
+            has = f"there is some in: {', '.join(there)}" if there else "there is none in any other either"
+            easier = "raise the reading level (max_grade) or " if documents is not None else ""
+            wanted = ", ".join(asked or tokens.domains)
+            raise UserError(f"no training text{description} in the domains {wanted} ({has}); {easier}change the mixture, or train "
+                            "on other data")
+        self.warning, self.shares = None, {}
+        if mixture is None:
+            self._streams = {"": PackedStream(tokens, seed, documents=documents)}
+        else:
+            whole = sum(asked[domain] for domain in asked if domain in there)
+            self.shares = {domain: asked[domain] / whole for domain in sorted(asked) if domain in there}
+            self._streams = {domain: PackedStream(tokens, seed, documents=there[domain]) for domain in self.shares}
+        if absent:
+            became = ", ".join(f"{domain} {share:.0%}" for domain, share in self.shares.items())
+            self.warning = (f"no training text{description} in the domain{'s' if len(absent) > 1 else ''} "
+                            f"{', '.join(absent)}; the share goes to the others: {became}")
+        signature = ",".join(f"{domain}={share:g}" for domain, share in self.shares.items())
+        self._names = {domain: (f"{domain or 'all'}:{len(stream.chosen)}", f"{signature}/{domain}")
+                       for domain, stream in self._streams.items()}
+
+    @classmethod
+    def graded(cls, prepared: Prepared, seed: int, mixture: Mapping[str, float] | None = None,
+               max_grade: float | None = None) -> Self:
+        """The training rows of the documents that read no harder than a school grade; None: of all."""
+        if max_grade is None:
+            return cls(prepared.train, seed, mixture)
+        return cls(prepared.train, seed, mixture, np.flatnonzero(prepared.grades() <= max_grade),
+                   f"up to grade {max_grade:g}")
+
+    def batch(self, positions: Positions, rows: int, context_length: int) -> tuple[Batch, dict[str, int]]:
+        """The `rows` rows that follow on `positions` ({} at the beginning), and the positions after them."""
+        positions = dict(positions)
+        found = [stream.batch(position, 1, context_length)
+                 for stream, position in self._rows(positions, rows, context_length)]
+        return joined(found), positions
+
+    def describe(self, positions: Positions, rows: int, context_length: int) -> str:
+        """The documents of those rows in words, domain by domain."""
+        return ", ".join(dict.fromkeys(stream.describe(position, 1, context_length)
+                                       for stream, position in self._rows(dict(positions), rows, context_length)))
+
+    def tokens(self) -> dict[str, int]:
+        """Tokens of each stream's documents; a stage that asks for more goes over them again."""
+        return {domain or "all": stream.tokens_per_epoch for domain, stream in self._streams.items()}
+
+    def _rows(self, positions: dict[str, int], rows: int, context_length: int) -> Iterator[tuple[PackedStream, int]]:
+        """The stream and its position that each row comes from; moves `positions` on."""
+        for _ in range(rows):
+            domain = self._next(positions, context_length)
+            at, delivered = self._names[domain]
+            yield self._streams[domain], positions.get(at, 0)
+            positions[at] = positions.get(at, 0) + context_length
+            if self.shares:
+                positions[delivered] = positions.get(delivered, 0) + context_length
+
+    def _next(self, positions: Positions, context_length: int) -> str:
+        """The domain that lacks most of its share, the next row counted; of several, the first by name."""
+        if not self.shares:
+            return ""
+        delivered = {domain: positions.get(self._names[domain][1], 0) for domain in self.shares}
+        total = sum(delivered.values()) + context_length
+        return max(self.shares, key=lambda domain: self.shares[domain] * total - delivered[domain])
