@@ -100,12 +100,15 @@ class Plugins:
         return self._found
 
     def call(self, hook: str, **arguments: Any) -> list[Any]:
-        """Call a hook of every plugin; results in order of loading. A fault is told on stderr, once."""
+        """Call a hook of every plugin; what they return but None, in order of loading. A fault is told on
+        stderr, once."""
         results = []
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             try:
                 chosen = {name: arguments[name] for name in implementation.argnames}
-                results.append(implementation.function(**chosen))
+                result = implementation.function(**chosen)
+                if result is not None:
+                    results.append(result)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # SystemExit and its kin too

@@ -10,6 +10,8 @@ def tryplicity_brain_modules():
     from tryplicity_plugins.brain.lateral_inhibition import LateralInhibitionRouter
     from tryplicity_plugins.brain.neuro_curriculum import NeuroCurriculum
     from tryplicity_plugins.brain.predictive_coding import PredictiveCoding
+    from tryplicity_plugins.brain.sleep_consolidation import SleepConsolidation
     from tryplicity_plugins.brain.spike import Spike
 
-    return [HebbianLoss, NeuroCurriculum, PredictiveCoding, Spike, DynamicSparsityRouter, LateralInhibitionRouter]
+    return [HebbianLoss, NeuroCurriculum, PredictiveCoding, SleepConsolidation, Spike, DynamicSparsityRouter,
+            LateralInhibitionRouter]

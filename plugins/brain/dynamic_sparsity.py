@@ -71,7 +71,8 @@ class DynamicSparsityRouter(BalancedRouter):
         with full_precision(x_BTD):
             x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
             difficulty_N1 = F.linear(x_ND.float(), self.difficulty_D.float()[None])
-        kappa_N1 = self.config.min_experts + self.span * (difficulty_N1 + self.offset).sigmoid()
+        level_N1 = (difficulty_N1 + self.offset).sigmoid()
+        kappa_N1 = self.config.min_experts + self.span * level_N1
         rank_K = torch.arange(self.max_k, device=x_BTD.device)
         gate_NK = (kappa_N1 - rank_K).clamp(0, 1)
         best_NK = (scores_NE.detach() + self.bias).topk(self.max_k).indices
@@ -82,6 +83,8 @@ class DynamicSparsityRouter(BalancedRouter):
             k_N = (gate_NK.detach() > 0).sum(-1).float()
             report.stats["k"] = Mean(k_N.sum(), float(len(k_N)))
             report.stats["k_squared"] = Mean(k_N.square().sum(), float(len(k_N)))
+            report.stats["level"] = Mean(level_N1.detach().sum(), float(len(k_N)))
+            report.stats["level_squared"] = Mean(level_N1.detach().square().sum(), float(len(k_N)))
         return Routing(experts_NK, weights_NK, report)
 
     def after_step(self, step: int, stats: Mapping[str, Mean]) -> None:
@@ -91,5 +94,10 @@ class DynamicSparsityRouter(BalancedRouter):
             self.offset.add_(((self.mean_k - stats["k"].value) / self.span).to(self.offset.dtype))
 
     def metrics(self, stats: Mapping[str, Mean]) -> dict[str, float | list[float]]:
-        variance = stats["k_squared"].value - stats["k"].value ** 2
-        return {**super().metrics(stats), "experts_per_token_spread": variance.clamp(min=0).sqrt().item()}
+        def spread(name: str) -> float:
+            variance = stats[f"{name}_squared"].value - stats[name].value ** 2
+            return variance.clamp(min=0).sqrt().item()
+
+        # difficulty from 0 (the fewest experts) to 1 (the most); its mean is held, its spread is what is learned
+        return {**super().metrics(stats), "experts_per_token_spread": spread("k"),
+                "difficulty": stats["level"].value.item(), "difficulty_spread": spread("level")}

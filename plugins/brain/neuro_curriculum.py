@@ -43,10 +43,10 @@ def _stage(name, share, context, max_grade, mixture, learning_rate_factor, hebbi
 # Each stage is longer than the one before. Easy text is scarce, and what the model is measured on has the full
 # length and any grade, so the stages that hold something back get 3 tenths of the budget and the last the most.
 STAGES = (
-    _stage("infancy", 0.1, 1 / 8, 6, (0.90, 0.10, 0.00), 0.5, 1.0),
-    _stage("childhood", 0.2, 1 / 2, 10, (0.75, 0.15, 0.10), 1.0, 0.5),
-    _stage("adolescence", 0.3, 1, None, (0.65, 0.20, 0.15), 1.0, 0.2),
-    _stage("mastery", 0.4, 1, None, (0.50, 0.25, 0.25), 0.7, 0.1),
+    _stage("infancy", 0.1, 1 / 8, 6.0, (0.90, 0.10, 0.00), 0.5, 1.0),
+    _stage("childhood", 0.2, 1 / 2, 10.0, (0.75, 0.15, 0.10), 1.0, 0.5),
+    _stage("adolescence", 0.3, 1.0, None, (0.65, 0.20, 0.15), 1.0, 0.2),
+    _stage("mastery", 0.4, 1.0, None, (0.50, 0.25, 0.25), 0.7, 0.1),
 )
 
 
@@ -63,13 +63,15 @@ class NeuroCurriculum(Brain):
 
     @dataclass(frozen=True)
     class Config:
-        stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)] = STAGES
+        stages: tuple[StageConfig, ...] = STAGES
         """The stages, in order; by default infancy, childhood, adolescence and mastery."""
 
     @classmethod
     def check(cls, config, site):
         whole = sum(stage.share for stage in config.stages)
-        if abs(whole - 1) > CLOSE:
+        if not config.stages:
+            yield "stages", "there are no stages; name at least one, or leave the option out"
+        elif abs(whole - 1) > CLOSE:
             yield "stages", f"the shares of the stages sum to {whole:g}; they must sum to 1"
         names = [stage.name for stage in config.stages]
         for i, stage in enumerate(config.stages):

@@ -29,7 +29,7 @@ def without_autocast(x: Tensor):
 
 
 def _quantile(rate: Tensor) -> Tensor:
-    """Where a standard normal variable lies above so large a share of its values."""
+    """The threshold below which a standard normal variable has such a share of its values."""
     return torch.special.ndtri(rate.clamp(0.01, 0.99))
 
 

@@ -12,6 +12,7 @@ import ast
 import hashlib
 import importlib
 import inspect
+import itertools
 import json
 import re
 import warnings
@@ -120,10 +121,12 @@ def _questions(meaning: Meaning, count: int) -> list[str]:
 
 _SIGNATURE = re.compile(r"^[\w.]+\s*\(.*\)(?:\s*(?:->|-->|=>)\s*[\w.\[\], ]+)?[.:]?$")
 _SENTENCE_END = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!etc)(?<!vs)(?<!cf)[.!?][\"')]?\s+(?=[A-Z\"'(])")
-_SAYS_NOTHING = re.compile(r"(?:See|Same as|Similar to|Identical to|Deprecated|Internal|Private|TODO|XXX|Helper|This"
-                           r" (?:method|function|class) is (?:deprecated|internal|private)|For internal use|Inherited|Not"
-                           r" implemented|Override|Overridden|Overloaded|An? internal|Please|DEPRECATED|Warning|Note)\b")
-_REST = re.compile(r"[{}\\$|]|\b(?:deprecated|internal use)\b|\.\.\s|::|:\w+:|__\w+$|\.\.\.|\(\)\(|; see below|[^\x20-\x7e]")
+_SAYS_NOTHING = re.compile(
+    r"(?:See|Same as|Similar to|Identical to|Deprecated|DEPRECATED|Internal|Private|TODO|XXX|Helper|For internal use"
+    r"|Inherited|Not implemented|Override|Overridden|Overloaded|An? internal|Please|Warning|Note|Method should not"
+    r"|This (?:method|function|class) is (?:deprecated|internal|private|overridden))\b")
+# what is left of formulas, markup, examples and remarks for developers
+_LEFTOVER = re.compile(r"[{}\\$|]|\b(?:deprecated|internal use)\b|::|:\w+:|\.\.\.|\(\)\(|; see below|[^\x20-\x7e]")
 
 
 def answer_of(docstring: str) -> str | None:
@@ -133,41 +136,36 @@ def answer_of(docstring: str) -> str | None:
         lines = [line.strip() for line in paragraph.split("\n") if line.strip()]
         while lines and _SIGNATURE.match(lines[0]):
             lines.pop(0)
-        if not lines:
-            continue            # a signature alone: what it means comes next
-        return _checked(lines)
+        if lines and not _SIGNATURE.match(" ".join(lines)):
+            return _answer(lines)
+        # a signature alone: what it means comes next
     return None
 
 
-def _checked(lines: list[str]) -> str | None:
+def _answer(lines: list[str]) -> str | None:
+    """The first sentences of a paragraph, as many as are short and read well."""
     if re.match(r"[-*+=~#>.:@|]|\d+[.)]\s", lines[0]):
         return None             # a list, a table, an example or a directive
     if len(lines) > 1 and re.fullmatch(r"([=\-~^*#])\1{2,}", lines[1]):
         return None             # a heading
     text = harvest.clean(" ".join(lines))
-    sentences, start = [], 0
-    for end in _SENTENCE_END.finditer(text):
-        sentences.append(text[start:end.end()].strip())
-        start = end.end()
-    sentences.append(text[start:].strip())
-    answer = sentences[0]
-    for sentence in sentences[1:]:
-        if len(answer) + 1 + len(sentence) > _LONGEST or _SAYS_NOTHING.match(sentence) or sentence.count("("
-                                                                                    ) != sentence.count(")"):
+    ends = [end.end() for end in _SENTENCE_END.finditer(text)]
+    answer = ""
+    for start, end in itertools.pairwise([0, *ends, len(text)]):
+        sentence = text[start:end].strip()
+        if (len(answer) + len(sentence) > _LONGEST or sentence[-1:] not in (".", "!", "?", ")")
+                or sentence.count("(") != sentence.count(")") or _SAYS_NOTHING.match(sentence)
+                or _LEFTOVER.search(sentence) or not (answer or _reads(sentence))):
             break
-        answer += " " + sentence
-    if len(answer) > _LONGEST or answer[-1:] not in tuple(".!?)") or answer.count("(") != answer.count(")"):
-        return None
-    if _SAYS_NOTHING.match(answer) or _REST.search(answer) or not _reads(answer):
-        return None
-    return answer if answer[-1] in ".!?" else answer + "."
+        answer = f"{answer} {sentence}".strip()
+    return answer or None
 
 
 def _reads(answer: str) -> bool:
     """Whether it is prose; a few plain words may be a sentence too ("Greatest common divisor.")."""
     words = answer[:-1].split()
-    return harvest.reads_as_prose(answer) or answer[0].isupper() and 2 < len(words) < 9 and all(
-        re.fullmatch(r"[A-Za-z][a-z-]*[,']?[a-z]*", word) for word in words)
+    plain = all(re.fullmatch(r"[A-Za-z][a-z-]*[,']?[a-z]*", word) for word in words)
+    return harvest.reads_as_prose(answer) or (answer[0].isupper() and 2 < len(words) < 9 and plain)
 
 
 # --- Python files ---
@@ -184,13 +182,15 @@ class _Module:
     added: list[tuple[str, str, str]] = field(default_factory=list)         # full name, kind, answer: of C code
     taken: dict[str, tuple[str, str]] = field(default_factory=dict)         # name here -> module, name there
     stars: list[str] = field(default_factory=list)
+    exports: dict[str, tuple[str, str]] | None = None                       # `_exports`, once it is known
 
 
 # the private files behind public modules of the standard library
 _PUBLIC_NAME = {"posixpath": "os.path", "genericpath": "os._path", "_collections_abc": "collections.abc",
                 "_pydatetime": "datetime", "_pydecimal": "decimal", "_pyio": "io", "_strptime": "time._strptime"}
 _LEFT_OUT = {"ntpath", "antigravity", "this", "idlelib", "lib2to3", "turtledemo", "ensurepip", "distutils", "tests",
-             "test", "testing", "encodings", "conftest", "benchmarks", "nturl2path", "setup", "pydoc_data", "__main__", "externals"}
+             "test", "testing", "encodings", "conftest", "benchmarks", "nturl2path", "setup", "pydoc_data", "__main__",
+             "externals"}
 
 
 def _package_meanings(package: str, root: Path) -> Iterator[Meaning]:
@@ -330,18 +330,25 @@ def _text(node: ast.expr) -> str | None:
     return None
 
 
-def _exports(modules: dict[str, _Module], name: str, seen: frozenset[str] = frozenset()) -> dict[str, tuple[str, str]]:
+def _exports(modules: dict[str, _Module], name: str) -> dict[str, tuple[str, str]]:
     """The public names of a module, and where each is defined: (module, name there)."""
     module = modules.get(name)
-    if module is None or name in seen:
+    if module is None:
         return {}
+    if module.exports is None:
+        module.exports = {}     # what modules that take from each other in a circle see of one another
+        module.exports = _found_exports(modules, name, module)
+    return module.exports
+
+
+def _found_exports(modules: dict[str, _Module], name: str, module: _Module) -> dict[str, tuple[str, str]]:
     # where __all__ is not written out, an __init__.py has what it takes from its own package
     says = module.exported is not None and not module.computed
     found: dict[str, tuple[str, str]] = {}
     for star in module.stars:
-        found |= _exports(modules, star, seen | {name})
+        found |= _exports(modules, star)
     for here, (origin, there) in module.taken.items():
-        if here in (module.exported or ()) or not says and module.package and origin.startswith(f"{name}."):
+        if here in (module.exported or ()) or (not says and module.package and origin.startswith(f"{name}.")):
             found[here] = _origin(modules, origin, there)
     found |= {inside: (name, inside) for inside in module.meanings if inside and "." not in inside}
     found |= {here: (name, here) for here in module.exported or () if here not in found}
@@ -357,7 +364,8 @@ def _origin(modules: dict[str, _Module], module: str, name: str) -> tuple[str, s
         if name in modules[module].taken:
             module, name = modules[module].taken[name]
             continue
-        onward = next((found[name] for star in modules[module].stars if name in (found := _exports(modules, star))), None)
+        given = (_exports(modules, star).get(name) for star in modules[module].stars)
+        onward = next((origin for origin in given if origin), None)
         if onward is None:
             break
         module, name = onward

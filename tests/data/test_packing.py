@@ -220,3 +220,102 @@ def test_the_collection_is_the_truth_the_tokens_stand_for(prepared, make_source,
     decoded = [tokenizer.decode(prepared.train.tokens_N[s + 1:e - 1].tolist(), skip_special_tokens=False)
                for s, e in zip(starts, ends, strict=True)]
     assert decoded == texts
+
+
+def text_of(tokenizer, tokens, document):
+    ids = tokens.tokens_N[tokens.start_D[document]:tokens.end_D[document]]
+    return tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("length", [5, 64, 3000])
+def test_each_row_says_which_documents_it_is_of(prepared, stream, length):
+    """Over the end of an epoch too: the text of each piece of a row stands in the document named."""
+    tokenizer = load_tokenizer(prepared.tokenizer_path)
+    rows = 6
+    last = math.ceil(stream.tokens_per_epoch / length) * length
+    for position in (0, last - 3 * length):
+        batch = stream.batch(position, rows, length)
+        assert len(batch.documents) == rows
+        for ids_T, doc_ids_T, documents in zip(batch.ids_BT, batch.doc_ids_BT, batch.documents, strict=True):
+            assert len(documents) == doc_ids_T.max() + 1
+            for number, document in enumerate(documents):
+                piece = ids_T[doc_ids_T == number].tolist()
+                if BOS in piece and EOS in piece:
+                    assert piece == stream.tokens.tokens_N[
+                        stream.tokens.start_D[document]:stream.tokens.end_D[document]].tolist()
+                text = tokenizer.decode(piece, skip_special_tokens=False).strip("\ufffd")
+                assert text in text_of(tokenizer, stream.tokens, document)
+
+
+def test_the_rows_of_the_held_out_part_say_it_too(prepared):
+    held_out = prepared.held_out(["text"])
+    tokens = prepared.heldout
+    seen = {}
+    for batch in held_out.batches(3, 50):
+        for ids_T, doc_ids_T, documents in zip(batch.ids_BT, batch.doc_ids_BT, batch.documents, strict=True):
+            assert len(documents) == doc_ids_T.max() + 1
+            for number, document in enumerate(documents.tolist()):
+                seen[document] = seen.get(document, []) + ids_T[doc_ids_T == number].tolist()
+    padding = seen.pop(-1, [])
+    assert not any(padding) and sorted(seen) == held_out.chosen.tolist()
+    for document, ids in seen.items():
+        assert ids == tokens.tokens_N[tokens.start_D[document]:tokens.end_D[document]].tolist()
+
+
+def test_a_stream_of_some_documents_holds_these_alone(prepared):
+    tokens = prepared.train
+    wanted = np.array([41, 3, 3, 120, 77])
+    some = PackedStream(tokens, 5, documents=wanted)
+    assert some.chosen.tolist() == [3, 41, 77, 120]
+    ids_N, docs_N = some.run(0, some.tokens_per_epoch)
+    documents = np.split(ids_N, np.flatnonzero(np.diff(docs_N)) + 1)
+    assert sorted(map(tuple, documents)) == sorted(
+        tuple(tokens.tokens_N[tokens.start_D[d]:tokens.end_D[d]]) for d in (3, 41, 77, 120))
+    assert set(np.concatenate(some.batch(0, 9, 40).documents)) <= {3, 41, 77, 120}
+    every = PackedStream(tokens, 5, documents=np.arange(len(tokens.end_D)))
+    for position in (0, 960):
+        batches = every.batch(position, 3, 32), PackedStream(tokens, 5).batch(position, 3, 32)
+        assert all(torch.equal(a, b) for a, b in zip(*(batch[:3] for batch in batches), strict=True))
+    code = tokens.choose(["code"])[:2]
+    assert PackedStream(tokens, 5, ["code"], np.append(code, tokens.choose(["text"])[:5])).chosen.tolist() == [*code]
+    with pytest.raises(UserError, match="no training text in the domains text among the 2 documents asked for"):
+        PackedStream(tokens, 5, ["text"], code)
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory, make_source):
+    """The same data, of which only every third token is to be learnt, and the mask."""
+    prepared = prepare(make_source(documents=250), 280, tmp_path_factory.mktemp("masked"))
+    for part in ("train", "heldout"):
+        mask_N = np.arange(prepared.manifest["parts"][part]["tokens"]) % 3 == 0
+        mask_N.astype(np.uint8).tofile(prepared.folder / f"{part}.mask.bin")
+    return prepared
+
+
+def test_only_unmasked_tokens_are_targets(prepared, masked, stream):
+    length = 37
+    whole, some = stream.batch(0, 8, length), masked.stream(7).batch(0, 8, length)
+    assert torch.equal(whole.ids_BT, some.ids_BT) and torch.equal(whole.doc_ids_BT, some.doc_ids_BT)
+    size = 0
+    for row, start in enumerate(stream.starts(0, 8, length)):
+        places_N, _ = stream._places(start, length + 1)
+        wanted_T = torch.from_numpy(places_N[1:] % 3 == 0) & (whole.targets_BT[row] != IGNORE)
+        assert wanted_T.any() and torch.equal(some.targets_BT[row], whole.targets_BT[row].where(wanted_T, IGNORE))
+        size += int(prepared.train.token_bytes_V[whole.targets_BT[row][wanted_T]].sum())
+    assert some.bytes == size > 0
+
+
+def test_the_held_out_part_counts_the_bytes_of_unmasked_tokens_alone(masked):
+    tokens = masked.heldout
+    batches = list(masked.held_out().batches(2, 13))
+    targets = torch.cat([b.targets_BT.flatten() for b in batches])
+    expected = [int(t) for place, t in enumerate(tokens.tokens_N) if place % 3 == 0 and t != BOS]
+    assert targets[targets != IGNORE].tolist() == expected
+    assert sum(b.bytes for b in batches) == tokens.token_bytes_V[expected].sum() < tokens.bytes_D.sum()
+
+
+def test_a_mask_of_another_length_is_refused(tmp_path, make_source):
+    prepared = prepare(make_source(documents=250), 280, tmp_path)
+    (prepared.folder / "train.mask.bin").write_bytes(b"\1" * 10)
+    with pytest.raises(UserError, match=r"train\.mask\.bin: 10 bytes where the manifest says"):
+        _ = prepared.train

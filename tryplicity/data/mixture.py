@@ -55,8 +55,8 @@ class Mixture:
             has = f"there is some in: {', '.join(there)}" if there else "there is none in any other either"
             easier = "raise the reading level (max_grade) or " if documents is not None else ""
             wanted = ", ".join(asked or tokens.domains)
-            raise UserError(f"no training text{description} in the domains {wanted} ({has}); {easier}change the mixture, or train "
-                            "on other data")
+            raise UserError(f"no training text{description} in the domains {wanted} ({has}); {easier}change the "
+                            "mixture, or train on other data")
         self.warning, self.shares = None, {}
         if mixture is None:
             self._streams = {"": PackedStream(tokens, seed, documents=documents)}

@@ -22,7 +22,7 @@ def make(hidden=32, layer=0, layers=4, seed=0, dtype=torch.float32, **options):
     with torch.no_grad():
         for parameter in loss.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return loss.to(dtype)
+    return loss if dtype == torch.float32 else loss.to(dtype)
 
 
 def correlated(rows, tokens, hidden, sources, seed=0, dtype=torch.float64):
@@ -208,7 +208,7 @@ def test_runs_everywhere_in_fp32(name):
     real = name in ("bf16", "autocast")
     exact = make(dtype=torch.float64)
     with context:
-        loss = make() if name == "fake" else make().to(dtype)
+        loss = make(dtype=dtype)
         x = (correlated(2, 40, 32, 4).to(dtype) if real else torch.randn(2, 40, 32)).requires_grad_()
         for run in (loss.block_loss, lambda *a: checkpoint(loss.block_loss, *a, use_reentrant=False)):
             loss.zero_grad()
@@ -283,7 +283,7 @@ def test_a_batch_cut_into_parts_gives_the_same(make_model, batch, micro_batch):
     for name, value in whole.auxiliary.items():
         torch.testing.assert_close(parts.auxiliary[name], value, rtol=1e-6, atol=1e-9)
     for name, gradient in gradients.items():
-        torch.testing.assert_close(cut[name], gradient, rtol=1e-5, atol=1e-7 * gradient.abs().max().item() + 1e-12)
+        torch.testing.assert_close(cut[name], gradient, rtol=1e-5, atol=1e-8)
 
 
 def test_activation_checkpointing_changes_no_bit(make_model, batch):
@@ -300,9 +300,10 @@ def test_training_a_model_on_it_lowers_its_correlations(make_model, batch):
     """With the weight at 0 and at 30: the same model, the same data."""
     found = {}
     for weight in (0, 30):
-        model = make_model(f"brain=[{{type: hebbian_loss, weight: {weight}, layer_decay: 1.0, tokens: 48}}]")
+        model = make_model("layers=[memory, attention]", "heads=[]",
+                           f"brain=[{{type: hebbian_loss, weight: {weight}, layer_decay: 1.0, tokens: 48}}]")
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-        for step in range(30):
+        for step in range(20):
             for module in model.modules():
                 if hasattr(module, "before_step"):
                     module.before_step(step)
@@ -310,6 +311,6 @@ def test_training_a_model_on_it_lowers_its_correlations(make_model, batch):
             result = forward_backward(model, batch, 8, "fp32")
             optimizer.step()
         found[weight] = [model.metrics(result.stats)[f"layers.{i}.objectives.hebbian_loss.correlation"]
-                         for i in range(3)]
+                         for i in range(2)]
         assert result.loss.value.isfinite()
     assert sum(found[30]) < 0.8 * sum(found[0]), found
