@@ -228,11 +228,11 @@ def _spans(lines: Iterable[Mapping[str, Any]], key: str) -> list[dict[str, Any]]
 
 
 def _numbers(said: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of an object, inner objects' under dotted names."""
+    """The numbers of an object; those of an object inside it under `outer_inner`."""
     numbers: dict[str, float] = {}
     for key, value in said.items():
         if isinstance(value, Mapping):
-            numbers |= _numbers(value, f"{prefix}{key}.")
+            numbers |= _numbers(value, f"{prefix}{key}_")
         elif _is_number(value):
             numbers[prefix + key] = value
     return numbers
@@ -305,7 +305,7 @@ def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str | Ca
     sizes = [max([len(heading), *(len(row[i]) for row in rows if isinstance(row[i], str))])
              for i, heading in enumerate(headings)]
     drawn = {i for row in rows for i, cell in enumerate(row) if not isinstance(cell, str)}
-    gaps = 2 * (len(headings) - 1)
+    gaps = 2 * (len(headings) - 1)  # between columns
     others = sum(size for i, size in enumerate(sizes) if i not in drawn) + gaps
     sizes[0] -= max(others + 9 * len(drawn) - width, 0)  # a long name gives way
     room = min(max(width - sum(size for i, size in enumerate(sizes) if i not in drawn) - gaps, 8), most)
@@ -398,32 +398,42 @@ def _size(value: Any) -> str:
     return f"{value:,}" if _is_number(value) else "-"
 
 
-def _pairs(numbers: Mapping[str, float]) -> list[tuple[str, float | None, float]]:
-    """Numbers named ..._before and ..._after (or before.... and after....) as one: (name, before, after)."""
-    pairs: list[tuple[str, float | None, float]] = []
-    for name, value in numbers.items():
-        bare = next((b for b in (name.removesuffix("_after"), name.removesuffix(".after"), name.removeprefix("after."),
-                                 name.removeprefix("after_")) if b != name), None)
-        befores = {f"{bare}_before", f"{bare}.before", f"before.{bare}", f"before_{bare}"} & set(numbers)
-        if bare is not None and befores:
-            pairs.append((bare, numbers[befores.pop()], value))
-        elif name.replace("before", "after") not in set(numbers) - {name}:
-            pairs.append((name, None, value))
-    return pairs
+def _over_layers(sleep: Mapping[str, float]) -> dict[str, float]:
+    """A sleep's numbers, what modules of several layers said as one: whole numbers added up, others their mean."""
+    groups: dict[str, list[float]] = {}
+    for key, value in sleep.items():
+        if key != "step":
+            groups.setdefault(key.rpartition(".")[2], []).append(value)
+    return {name: sum(values) if all(float(v).is_integer() for v in values) else sum(values) / len(values)
+            for name, values in groups.items()}
 
 
-def _sleeps(sleeps: Sequence[Mapping[str, Any]], width: int, shown: int = 6) -> RenderableType:
-    cells = []
-    for sleep in sleeps[-shown:]:
-        step = f"{sleep['step']:,}"
-        for name, before, after in _pairs({k: v for k, v in sleep.items() if k != "step"}):
-            both = [v for v in (before, after) if v is not None]
-            written = _formatter(both, "n" if all(float(v).is_integer() for v in both) else "", figures=4)
-            cells.append((_words(name), step, "" if before is None else written(before), written(after)))
-            step = ""
-    earlier = len(sleeps) - shown
-    return Group(_table("", ("sleeps", "after step", "before", "after"), cells, width),
-                 *([Text(f"and {earlier:,} earlier", style="dim")] if earlier > 0 else []))
+def _pairs(numbers: Mapping[str, float]) -> list[tuple[str, str | None, str]]:
+    """(words, key of the number before, key of it after): X_before and X_after (or what is expected after) are one."""
+    found: list[tuple[str, str | None, str]] = []
+    for key in numbers:
+        bare = key.removesuffix("_after").removesuffix("_expected")
+        if bare != key and f"{bare}_before" in numbers:
+            found.append((_words(bare), f"{bare}_before", key))
+        elif not (key.endswith("_before") and {f"{key[:-7]}_after", f"{key[:-7]}_expected"} & set(numbers)):
+            found.append((_words(key), None, key))
+    return found
+
+
+def _sleeps(sleeps: Sequence[Mapping[str, float]], width: int) -> RenderableType:
+    """The last sleep, before and after, and the course of each number over all sleeps."""
+    nights, cells = [_over_layers(sleep) for sleep in sleeps], []
+    last = nights[-1]
+    for words, before, after in _pairs(last):
+        both = [last[key] for key in (before, after) if key]
+        written = _formatter(both, "n" if all(float(v).is_integer() for v in both) else "", figures=4)
+        course = {"over_time": [night.get(after) for night in nights]}
+        cells.append((words, written(last[before]) if before else "", written(last[after]),
+                      *([_course_of(course)] if len(sleeps) > 1 else [])))
+    steps = ", ".join(f"{sleep['step']:,}" for sleep in sleeps[-4:])
+    title = f"slept after step {'... ' if len(sleeps) > 4 else ''}{steps}"
+    headings = (title, "before", "after", *(["all sleeps"] if len(sleeps) > 1 else []))
+    return _table("", headings, cells, width)
 
 
 def _whole(rows: Sequence[Mapping[str, Any]], width: int) -> Table:
@@ -459,8 +469,8 @@ def page(told: Mapping[str, Any], width: int, *, short: bool = False) -> Rendera
         parts += [part for s in wide for part in (_statistic(s, width)[0], Text())]
         parts += [_beside(beside, columns)] if beside else []
         if any(_longest(s) for s in told["statistics"]):
-            parts += [Text("a block for each expert: ▄ the mean of its row, █ twice that or more, · nothing", style="dim"),
-                      Text()]
+            parts += [Text("a block for each expert: ▄ the mean of its row, █ twice that or more, · nothing",
+                           style="dim"), Text()]
     for key, spans in told["spans"].items():
         if key == "phase" and len(spans) == 1:
             continue  # a run of one phase is not news

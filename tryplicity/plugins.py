@@ -39,7 +39,8 @@ class Plugin:
     name: str
     origin: str  # distribution and version, or the file
     cause: str | None = None  # why it was left out
-    provides: list[str] = field(default_factory=list)  # "mixer gqa": filled when components are asked for
+    #: "mixer gqa", "hook tryplicity_run_started": filled when components are asked for
+    provides: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"plugin {self.name} ({self.origin})"
@@ -88,6 +89,7 @@ class Plugins:
                     components.append(component)
                 registry.add_all(components, str(plugin))
                 plugin.provides = [f"{component.family} {component.name}" for component in components]
+                plugin.provides += [f"hook {hook}" for hook in self._other_hooks(self.manager.get_plugin(plugin.name))]
             if plugin.cause:
                 self.manager.unregister(name=plugin.name)
         registry.failures = [f"{plugin}: {plugin.cause}" for plugin in self._found if plugin.cause]
@@ -157,6 +159,13 @@ class Plugins:
                 raise UserError(f"{name} takes unknown argument(s) {wrong} (there are: {allowed})")
         if not marked:
             raise UserError("it has no hooks: mark its tryplicity_... functions with @hookimpl")
+
+    def _other_hooks(self, module: ModuleType) -> Iterator[str]:
+        """The hooks of a plugin that bring no components."""
+        for name in list(vars(module)):
+            options = self.manager.parse_hookimpl_opts(module, name)
+            if options and (hook := options.get("specname") or name) not in COMPONENT_HOOKS:
+                yield hook
 
     def _components(self, module: ModuleType) -> Iterator[tuple[Any, str]]:
         """What a plugin's component hooks return, and the hook it came from."""

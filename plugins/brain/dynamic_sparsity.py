@@ -5,7 +5,6 @@ Shapes: B batch, T time, D hidden, N tokens (B*T), E experts, K slots (the most 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
@@ -19,15 +18,34 @@ from tryplicity import Mean, Routing
 from tryplicity_plugins.layers.router import BalancedRouter, full_precision
 
 
+class _Level(torch.autograd.Function):
+    """clamp(1/2 + z/4, 0, 1), whose gradient reaches a z outside of the range too, if it leads back in.
+
+    With a sigmoid a token that once came near an end stays there: its gradient is gone, and Adam's steps, all of
+    one size, bring most tokens to an end early. And a sigmoid is never 0, so no token ever has the fewest experts.
+    """
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return (0.5 + z / 4).clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        z, = ctx.saved_tensors
+        outward = ((z > 2) & (grad < 0)) | ((z < -2) & (grad > 0))
+        return (grad / 4).masked_fill(outward, 0)
+
+
 class DynamicSparsityRouter(BalancedRouter):
     """From `min_experts` to `max_experts` for a token, by a learned difficulty; `mean_experts` on average.
 
     A linear map of the token gives a real number of experts, kappa. The expert of rank j (counted from 0) has
     its score multiplied by the gate clamp(kappa - j, 0, 1): whole for the sure ones, a fraction for the
-    marginal one, which enters at weight zero. So the output is continuous in kappa, and the language loss
-    itself tells the difficulty, through the marginal expert, whether one more would have helped. An offset
-    common to all tokens is moved once per optimizer step to hold the mean, so that difficulty only decides
-    who gets more.
+    marginal one, which enters at weight zero. So the output is continuous in kappa, and the gradient of the
+    language loss by kappa is what more of the marginal expert is worth for this token: difficulty learns from
+    nothing else. An offset common to all tokens is moved once per optimizer step to hold the mean, so that
+    difficulty only decides who gets more.
     """
 
     name = "dynamic_sparsity"
@@ -63,15 +81,14 @@ class DynamicSparsityRouter(BalancedRouter):
         nn.init.normal_(self.difficulty_D, std=0.02)
         # kappa half an expert below the target: a token gets kappa rounded up
         level = (self.mean_k - 0.5 - self.config.min_experts) / max(self.span, 1)
-        level = min(max(level, 0.02), 0.98)
-        nn.init.constant_(self.offset, math.log(level / (1 - level)))
+        nn.init.constant_(self.offset, 4 * (min(max(level, 0.02), 0.98) - 0.5))
 
     def forward(self, x_BTD: Tensor, sketch_EM: Tensor | None = None) -> Routing:
         logits_NE, scores_NE = self.score(x_BTD)
         with full_precision(x_BTD):
             x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
             difficulty_N1 = F.linear(x_ND.float(), self.difficulty_D.float()[None])
-        level_N1 = (difficulty_N1 + self.offset).sigmoid()
+        level_N1 = _Level.apply(difficulty_N1 + self.offset)
         kappa_N1 = self.config.min_experts + self.span * level_N1
         rank_K = torch.arange(self.max_k, device=x_BTD.device)
         gate_NK = (kappa_N1 - rank_K).clamp(0, 1)

@@ -152,8 +152,8 @@ class SleepConsolidation(Brain):
             repair = module.consolidate(self.config.min_use, generator) if hasattr(module, "consolidate") else None
             if repair is None:
                 continue
-            place = ".".join(step for step in path.split(".") if step != "layer")  # as in metrics
-            said |= {f"{place}.{name}": value for name, value in repair.stats.items()}
+            place = [step for step in path.split(".") if step != "layer"]  # as in metrics
+            said |= {".".join([*place, name]): value for name, value in repair.stats.items()}
             for name, mask in repair.reset.items():
                 parameter = module.get_parameter(name)
                 redrawn[parameter] = mask = mask.to(parameter.device)

@@ -33,8 +33,8 @@ def messages_of(row: Any, where: str) -> tuple[dict[str, str], ...]:
             more = row.get("input") if question == "instruction" else None
             return (_message("user", f"{asked}\n\n{more}" if more else asked), _message("assistant", answered))
     raise UserError(f"{where}: no conversation: its keys are {', '.join(map(str, row)) or 'none'}; a row holds "
-                    "messages ([{role, content}, ...]), conversations ([{from, value}, ...]), or prompt and completion, or "
-                    "instruction and output")
+                    "messages ([{role, content}, ...]), conversations ([{from, value}, ...]), or prompt and "
+                    "completion, or instruction and output")
 
 
 def _messages(value: Any, where: str) -> tuple[dict[str, str], ...]:

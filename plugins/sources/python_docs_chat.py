@@ -9,6 +9,7 @@ defines and `numpy/__init__.py` imports is `numpy.allclose`.
 from __future__ import annotations
 
 import ast
+import gc
 import hashlib
 import importlib
 import inspect
@@ -119,14 +120,14 @@ def _questions(meaning: Meaning, count: int) -> list[str]:
 
 # --- answers ---
 
-_SIGNATURE = re.compile(r"^[\w.]+\s*\(.*\)(?:\s*(?:->|-->|=>)\s*[\w.\[\], ]+)?[.:]?$")
-_SENTENCE_END = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!etc)(?<!vs)(?<!cf)[.!?][\"')]?\s+(?=[A-Z\"'(])")
+_SIGNATURE = re.compile(r"^[\w.]+\s*\(.*\)(?:\s*(?:->|-->|=>)\s*[\w.\[\], ]+)?[.:]?(?:\s*--)?$")
+_SENTENCE_END = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!etc)(?<!vs)(?<!cf)[.!?][\"')]?\s+(?=[A-Z\"'(]|[\w.]+\()")
 _SAYS_NOTHING = re.compile(
     r"(?:See|Same as|Similar to|Identical to|Deprecated|DEPRECATED|Internal|Private|TODO|XXX|Helper|For internal use"
     r"|Inherited|Not implemented|Override|Overridden|Overloaded|An? internal|Please|Warning|Note|Method should not"
     r"|This (?:method|function|class) is (?:deprecated|internal|private|overridden))\b")
 # what is left of formulas, markup, examples and remarks for developers
-_LEFTOVER = re.compile(r"[{}\\$|]|\b(?:deprecated|internal use)\b|::|:\w+:|\.\.\.|\(\)\(|; see below|[^\x20-\x7e]")
+_LEFTOVER = re.compile(r"[{}\\$|]|\b(?:deprecated|internal use)\b|`|::|:\w+:|\.\.\.|\(\)\(|; see below|[^\x20-\x7e]")
 
 
 def answer_of(docstring: str) -> str | None:
@@ -148,12 +149,12 @@ def _answer(lines: list[str]) -> str | None:
         return None             # a list, a table, an example or a directive
     if len(lines) > 1 and re.fullmatch(r"([=\-~^*#])\1{2,}", lines[1]):
         return None             # a heading
-    text = harvest.clean(" ".join(lines))
+    text = re.sub(r"(`{1,2})([^`']+)'{1,2}", r"'\2'", harvest.clean(" ".join(lines)))    # quoted `so' in older texts
     ends = [end.end() for end in _SENTENCE_END.finditer(text)]
     answer = ""
     for start, end in itertools.pairwise([0, *ends, len(text)]):
         sentence = text[start:end].strip()
-        if (len(answer) + len(sentence) > _LONGEST or sentence[-1:] not in (".", "!", "?", ")")
+        if (len(f"{answer} {sentence}") > _LONGEST or sentence[-1:] not in (".", "!", "?", ")")
                 or sentence.count("(") != sentence.count(")") or _SAYS_NOTHING.match(sentence)
                 or _LEFTOVER.search(sentence) or not (answer or _reads(sentence))):
             break
@@ -190,7 +191,7 @@ _PUBLIC_NAME = {"posixpath": "os.path", "genericpath": "os._path", "_collections
                 "_pydatetime": "datetime", "_pydecimal": "decimal", "_pyio": "io", "_strptime": "time._strptime"}
 _LEFT_OUT = {"ntpath", "antigravity", "this", "idlelib", "lib2to3", "turtledemo", "ensurepip", "distutils", "tests",
              "test", "testing", "encodings", "conftest", "benchmarks", "nturl2path", "setup", "pydoc_data", "__main__",
-             "externals"}
+             "externals", "_inductor", "_dynamo", "_numpy", "_refs"}
 
 
 def _package_meanings(package: str, root: Path) -> Iterator[Meaning]:
@@ -241,12 +242,17 @@ def _beginnings(name: str) -> Iterator[str]:
 
 
 def _read(name: str, inner: str, path: Path) -> _Module | None:
+    collecting = gc.isenabled()
+    gc.disable()        # a tree has no cycles, and looking for them takes three times as long as making it
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, SyntaxError, ValueError):
         return None
+    finally:
+        if collecting:
+            gc.enable()
     module = _Module(inner, inner.endswith("__init__.py"))
     _note(module, "", "module", ast.get_docstring(tree, clean=False))
     _visit(module, name, tree.body)

@@ -1,3 +1,5 @@
-from tests.benchmarks.hybrid import main
+from tests.benchmarks import brain_cost, hybrid
 
-main()
+hybrid.main()
+for spec in brain_cost.SPECS:
+    brain_cost.main(["--spec", spec])

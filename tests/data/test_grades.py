@@ -28,12 +28,10 @@ def prose(text, domain="text"):
 
 
 def test_a_grade_computed_by_hand():
-    # 30 words of 4 letters in 3 sentences of 10: 3 full stops count as characters, so (120 + 3) / 30 a word
+    # 30 words of 4 letters in 3 sentences; the full stops count as characters
     text = "Many cats like warm milk when they come home late. " * 3
-    assert len(text.split()) == 30 and sum(c.isalpha() for c in text) == 3 * 40 - 3
-    characters = sum(not c.isspace() for c in text)
-    expected = 4.71 * characters / 30 + 0.5 * 30 / 3 - 21.43
-    assert graded(text) == pytest.approx(max(0, expected), abs=0.05)
+    assert len(text.split()) == 30 and sum(c.isalpha() for c in text) == 120
+    assert graded(text) == pytest.approx(4.71 * 123 / 30 + 0.5 * 30 / 3 - 21.43, abs=0.05)
     longer = text.replace("cats", "grandmothers").replace(". Many", " and many")
     words, characters = len(longer.split()), sum(not c.isspace() for c in longer)
     assert graded(longer) == pytest.approx(4.71 * characters / words + 0.5 * words - 21.43, abs=0.05)
@@ -62,8 +60,8 @@ def test_what_is_no_prose_is_left_out(around):
 
 
 def test_identifiers_and_markup_end_no_sentence():
-    text = "Call `os.path.join()` (see *notes*), e.g. with **two** parts. Then use __it__ again. HEADING\n\nMore text"
-    assert prose(text) == "Call see notes with two parts. Then use again. HEADING. More text."
+    text = "Call `os.path.join()` (see *notes*), e.g. with **two** parts. Then use an_identifier again. HEADING\n\nMore"
+    assert prose(text) == "Call see notes with two parts. Then use again. HEADING. More."
 
 
 def test_headings_and_entries_of_lists_are_sentences():
@@ -79,11 +77,10 @@ def interdisciplinary_heterogeneity(considerable="not # a comment", other='nor t
     # and so do two lines
     # that are one
 '''
-    assert prose(code, "code").split() == [
-        *EASY.split(), *"a short remark follows the statement and so do two lines that are one.".split()]
+    assert prose(code, "code") == f"{EASY} a short remark follows the statement and so do two lines that are one."
     assert graded(code, "code") <= 2
     c = f'/* {EASY} */\nint divide(int a) {{ return a / 2; }} // halves it\nchar *url = "http://x.y/z";\n'
-    assert prose(c, "code").split() == [*EASY.split(), "halves", "it."]
+    assert prose(c, "code") == f"{EASY} halves it."
     assert graded("x = 1\n" + f"# {HARD}\n", "code") > 10
 
 
@@ -94,7 +91,7 @@ def test_the_work_is_bounded():
     assert abs(graded(long) - graded("\n\n".join([book] * 50))) < 0.05
     assert math.isnan(graded("=" * 10 * grades.READ + HARD))
     # nothing here takes quadratic time
-    for sign in ("/* ", '"""', "'", '"', "# \n\n", "\n ", "\\"):
+    for sign in ("/* ", '"""', "'", '"', "# \n\n", "\n ", "\\", '"\\'):
         graded(sign * (grades.READ // len(sign)), "code")
 
 

@@ -218,6 +218,15 @@ def test_a_sleep_phase_is_slept_once_and_a_chat_phase_wants_conversations(go, pr
         go("chat", 4, "phases=[{kind: pretrain}, {kind: chat}]")
 
 
+def test_a_stage_that_cannot_be_is_refused_before_the_first_step(go, tmp_path):
+    stages = "brain=[{type: neuro_curriculum, stages: [{name: easy, share: 0.5}, {name: hard, share: 0.5, %s}]}]"
+    with pytest.raises(UserError, match="stage hard: no training text up to grade 0.01"):
+        go("run", 4, stages % "max_grade: 0.01")
+    with pytest.raises(UserError, match="stage hard: factors: no objective is called 'hebian_loss' .did you mean"):
+        go("run", 4, stages % "factors: {hebian_loss: 1}")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_a_checkpoint_of_another_version_says_so(go):
     run, _ = go("run", 4)
     path = run.checkpoints / "step-4" / "progress.json"

@@ -34,10 +34,10 @@ FEWEST_WORDS = 20       # of prose that a grade can be told from
 
 # what is no comment is matched too, so that a sign inside a string does not open one
 _CODE = re.compile(r'''
-    (?P<triple>"""|\'\'\') (?P<docstring>.*?) (?P=triple)
-  | /\* (?P<block>.*?) \*/
-  | (?: \# | (?<![:\w)\]])//+ ) (?P<line>[^\n]*)
-  | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*'
+    (?P<triple>"""|\'\'\') (?P<docstring>.*?) (?:(?P=triple)|\Z)
+  | /\* (?P<block>.*?) (?:\*/|\Z)
+  | (?: \#(?!!) | (?<![:\w)\]])//+ ) (?P<line>[^\n]*)
+  | "(?:\\.|[^"\\\n]){0,300}+" | '(?:\\.|[^'\\\n]){0,300}+'
 ''', re.VERBOSE | re.DOTALL)
 _SESSION = (">>>", "...", "$ ", "In [", "Out[")
 _PARAGRAPH = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*•+:]|\d+[.)])\s)")    # a blank line, or an entry of a list
@@ -83,8 +83,7 @@ def comments(code: str) -> Iterator[str]:
     that follow one another are one."""
     lines, end = "", 0
     for match in _CODE.finditer(code):
-        follows = not code[end:match.start()].strip() and "\n\n" not in code[end:match.start()]
-        if lines and not (match["line"] and follows):
+        if lines and not (match["line"] and code[end:match.start()].strip(" \t") in ("", "\n")):
             yield lines
             lines = ""
         if match["line"]:

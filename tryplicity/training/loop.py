@@ -161,8 +161,10 @@ def _score_name(kind: str) -> str:
 
 
 def _in_words(what: str, numbers: Mapping[str, Any]) -> str:
+    """What was said of the whole model; what was said of single layers is in the metrics."""
     return f"{what}: " + ", ".join(f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else
-                                   f"{name.replace('_', ' ')} {value}" for name, value in numbers.items())
+                                   f"{name.replace('_', ' ')} {value}" for name, value in numbers.items()
+                                   if "." not in name)
 
 
 def _metrics(session: Session, stepped: Stepped, phase: str) -> dict[str, Any]:

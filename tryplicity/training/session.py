@@ -5,6 +5,7 @@ Shapes: B rows, T time.
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from tryplicity.builder import Build
 from tryplicity.components import IGNORE, Brain, Night, Stage
 from tryplicity.data import Mixture, PackedStream, Prepared
 from tryplicity.data.packing import Batch
-from tryplicity.errors import Refused, UserError
+from tryplicity.errors import Refused, UserError, did_you_mean
 from tryplicity.model import Model, assemble
 from tryplicity.plugins import Plugins
 from tryplicity.run import Run
@@ -28,6 +29,8 @@ from tryplicity.training.checkpoint import Progress
 from tryplicity.training.evaluate import bits_per_byte
 from tryplicity.training.phases import PhasePlan
 from tryplicity.training.step import StepResult, decay_groups, is_finite, on_device, training_step
+
+MOMENTS = 1000  # of a phase, at which its stages are looked for
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Session:
                 self.brains[name].load_state(state)
         self.saved_step = self.progress.step
         self._mixtures: dict[tuple[int, str], Mixture] = {}
+        self._check_stages()
         self.model.train()
 
     # --- the data ---
@@ -80,6 +84,21 @@ class Session:
                 if (stage := brain.stage(within, self.spec.context_length)) is not None:
                     return stage
         return Stage("", self.spec.context_length)
+
+    def _check_stages(self) -> None:
+        """Find the rows of every stage now: a stage to come that has none must not end the run after hours."""
+        for phase, what in enumerate(self.spec.phases):
+            if what.kind == "sleep":
+                continue
+            start, end = self.plan.starts[phase], self.plan.ends[phase]
+            moments = (start + (end - start) * i / MOMENTS for i in range(MOMENTS))
+            for stage in {stage.name: stage for stage in map(functools.partial(self.stage, phase), moments)}.values():
+                objectives = self.build.registry.names("objective")
+                for name in stage.factors:
+                    if name not in objectives:
+                        hint = did_you_mean(name, objectives)
+                        raise UserError(f"stage {stage.name}: factors: no objective is called {name!r}{hint}")
+                self._mixture(phase, stage)
 
     def _mixture(self, phase: int, stage: Stage) -> Mixture:
         """The rows of a stage; `progress.positions` knows how many of a phase's were delivered."""

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from tryplicity import Site
-from tryplicity_plugins.brain.dynamic_sparsity import DynamicSparsityRouter
+from tryplicity import Linear, Part, Site
+from tryplicity_plugins.brain.dynamic_sparsity import DynamicSparsityRouter, _Level
+from tryplicity_plugins.layers.activations import SiLU
+from tryplicity_plugins.layers.moe import MixtureOfExperts
 
 SITE = Site(hidden_size=16, vocab_size=64, context_length=64, layers=4)
 
@@ -47,7 +49,7 @@ def test_the_choice_by_hand():
     x = torch.randn(1, 20, 16)
     routing = router(x)
     for n, x_D in enumerate(x[0]):
-        kappa = 4 + 8 * (router.difficulty_D.detach() @ x_D + router.offset).sigmoid()
+        kappa = 4 + 8 * (0.5 + (router.difficulty_D.detach() @ x_D + router.offset) / 4).clamp(0, 1)
         scores = (router.weight @ x_D).sigmoid()
         order = scores.argsort(descending=True)[: int(kappa.ceil())]
         gates = torch.tensor([min(1.0, float(kappa) - j) for j in range(len(order))])
@@ -81,7 +83,7 @@ def test_the_mean_starts_near_its_target():
 
 def test_difficulty_gets_the_true_gradient_of_the_loss():
     """Not a penalty's: the output is continuous in the difficulty, so finite differences must agree."""
-    router = make().double()
+    router = make(spread=0.15).double()  # no token at the end of the range
     router.score = lambda x_BTD: ((x_BTD[0] @ router.weight.T), (x_BTD[0] @ router.weight.T).sigmoid())
     x, taste = torch.randn(1, 30, 16).double(), torch.randn(17).double()
 
@@ -132,6 +134,91 @@ def test_hard_tokens_come_to_have_more_experts():
     k = count(router, routing.experts_NK).float()
     assert k[hard].mean() > k[~hard].mean() + 3
     assert abs(k.mean() - 8) < 0.5
+
+
+def make_moe(seed):
+    """Eight experts whose weights are given and stay; the router is new."""
+    site = Site(hidden_size=16, vocab_size=64, context_length=64, layers=4, linear_part=Part(Linear, None))
+    options = DynamicSparsityRouter.Config(min_experts=1, max_experts=4, mean_experts=2)
+    moe = MixtureOfExperts(MixtureOfExperts.Config(experts=8, inner_size=8, shared_experts=0,
+                                                   activation=Part(SiLU, None),
+                                                   router=Part(DynamicSparsityRouter, options)), site)
+    torch.manual_seed(seed)
+    moe.router.reset_parameters()
+    for linear in (moe.gate_up, moe.down):
+        linear.weight.requires_grad_(False).normal_(std=1.5 * linear.in_features ** -0.5)
+    return moe
+
+
+def hand_over(moe, step, report):
+    moe.router.after_step(step, {name.removeprefix("router."): stat for name, stat in report.stats.items()
+                                 if name.startswith("router.")})
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_token_whose_target_takes_several_experts_comes_to_have_them(seed):
+    """Kinds 0 to 3 want the output of one expert, kinds 4 to 7 the mean of three experts' outputs. Nothing tells
+    which are hard: choice and difficulty learn from the squared error alone."""
+    moe = make_moe(seed)
+    wanted_KE = torch.zeros(8, 8)
+    for kind, experts in enumerate([[0], [1], [2], [3], [0, 4, 5], [1, 5, 6], [2, 6, 7], [3, 7, 4]]):
+        wanted_KE[kind, experts] = 1 / len(experts)
+    prototype_KD = torch.randn(8, 16)
+    optimizer = torch.optim.AdamW(moe.router.parameters(), lr=0.01, betas=(0.9, 0.95))
+
+    def batch(tokens):
+        kind_N = torch.randint(0, 8, (tokens,))
+        x_ND = prototype_KD[kind_N] + 0.5 * torch.randn(tokens, 16)
+        gate, up = torch.einsum("nd,efd->nef", x_ND, moe.gate_up.weight).chunk(2, -1)
+        y_NED = torch.einsum("nef,edf->ned", torch.nn.functional.silu(gate) * up, moe.down.weight)
+        return kind_N, x_ND[None], torch.einsum("ne,ned->nd", wanted_KE[kind_N], y_NED)[None]
+
+    def experts_of_easy_and_hard():
+        kind_N, x, _ = batch(2048)
+        with torch.no_grad():
+            k_N = count(moe.router, moe.router(x).experts_NK).float()
+        assert abs(k_N.mean() - 2) < 0.25  # the mean is held
+        return k_N[kind_N < 4].mean(), k_N[kind_N >= 4].mean()
+
+    for number in range(150):
+        _, x, y = batch(128)
+        out, report = moe(x)
+        loss = (out - y).square().mean() + sum(report.losses.values())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        hand_over(moe, number, report)
+    easy, hard = experts_of_easy_and_hard()
+    assert hard > easy + 0.6
+
+
+def test_a_new_router_has_a_gradient_of_difficulty_and_reports_its_spread():
+    moe = make_moe(0)
+    out, report = moe(torch.randn(2, 64, 16))
+    (out - 1).square().mean().backward()
+    gradient = moe.router.difficulty_D.grad
+    assert gradient.isfinite().all() and (gradient != 0).all()
+    own = {name.removeprefix("router."): stat for name, stat in report.stats.items()}
+    metrics = moe.router.metrics(own)
+    assert 0 < metrics["difficulty"] < 1 and 0 < metrics["difficulty_spread"] < 0.5
+
+
+def test_difficulty_and_its_spread_are_those_of_the_tokens():
+    router = make()
+    x = torch.randn(2, 50, 16)
+    metrics = router.metrics(router(x).report.stats)
+    level = (0.5 + (x @ router.difficulty_D.detach() + router.offset) / 4).clamp(0, 1)
+    assert metrics["difficulty"] == pytest.approx(level.mean().item(), abs=1e-5)
+    assert metrics["difficulty_spread"] == pytest.approx(level.std(correction=0).item(), abs=1e-4)
+
+
+def test_a_token_at_the_end_of_the_range_can_come_back():
+    """The gradient of a level that lies outside is the one at the edge, if it leads back in, else none."""
+    z = torch.tensor([-9.0, -1.0, 1.0, 9.0], requires_grad=True)
+    for sign, wanted in ((1.0, [0, 0.25, 0.25, 0.25]), (-1.0, [-0.25, -0.25, -0.25, 0])):
+        gradient, = torch.autograd.grad((sign * _Level.apply(z)).sum(), z)
+        assert gradient.tolist() == wanted  # descent lowers z where the gradient is positive
+    assert _Level.apply(z).tolist() == [0, 0.25, 0.75, 1]
 
 
 def test_impossible_ranges_are_told():

@@ -182,6 +182,9 @@ def by_hand(model, batch, keep, reach):
 def test_loss_and_gradient_of_a_model_are_those_of_plain_cross_entropy_weighed_by_hand(make_sure, batch, reach, keep):
     model = make_sure("heads=[]", "blocks.memory.feed_forward=gated_mlp", "blocks.attention.feed_forward=gated_mlp",
                       f"brain=[{{type: predictive_coding, range: {reach}, keep: {keep}}}]", dtype=torch.float64)
+    foreseen = model(batch.ids_BT, doc_ids_BT=batch.doc_ids_BT).argmax(-1)
+    easy = (torch.arange(48) % 2 == 0) & (batch.targets_BT != IGNORE)
+    batch = batch._replace(targets_BT=foreseen.where(easy, batch.targets_BT))
     result, gradients = run(model, batch)
     model.zero_grad()
     nll, loss = by_hand(model, batch, keep, reach)

@@ -150,3 +150,67 @@ def test_autocast_fake_tensors_and_decoding(groups):
         y, report = fake(torch.randn(16, 8, requires_grad=True), fake_group)
         y.sum().backward()
         assert isinstance(report, Report) and fake.threshold.grad.shape == fake.threshold.shape
+
+
+def live(spike, draw, steps, group=None):
+    for number in range(steps):
+        spike.after_step(number, spike(draw(), group)[1].stats)
+
+
+@pytest.mark.parametrize("groups", [None, 2])
+def test_a_sleep_brings_thresholds_back_after_a_shift(groups):
+    """Steering is slow here, so that the sleep has something to do."""
+    spike = Spike(Spike.Config(zero_rate=0.7, rate=0.002), 32, groups=groups)
+    spike.reset_parameters()
+    torch.manual_seed(1)
+    group = None if groups is None else torch.arange(4096) % 2
+    centre = torch.zeros(32)
+
+    def draw():
+        return torch.randn(4096, 32) + centre
+
+    def rates():
+        return (output_and_report(spike(draw(), group))[0] == 0).float().mean(0)
+
+    generator = torch.Generator()
+    live(spike, draw, 40, group)
+    assert abs(rates().mean() - 0.7) > 0.1  # 0.54 with a threshold of 0.1
+    repair = spike.consolidate(0.1, generator)
+    assert abs(rates().mean() - 0.7) < 0.02
+    assert repair.stats["zero_rate_before"] < 0.6 and not repair.reset
+    assert repair.stats["zero_rate_expected"] == pytest.approx(0.7, abs=0.02)
+
+    centre = torch.linspace(-0.8, 0.8, 32)
+    live(spike, draw, 40, group)
+    before = (rates() - 0.7).abs()
+    assert before.max() > 0.15
+    assert spike.consolidate(0.1, generator).stats["neurons_astray"] > 0.2
+    assert abs(rates().mean() - 0.7) < 0.02 and (rates() - 0.7).abs().max() < before.max()
+    live(spike, draw, 40, group)
+    spike.consolidate(0.1, generator)
+    assert abs(rates().mean() - 0.7) < 0.02 and (rates() - 0.7).abs().max() < 0.12
+
+
+def test_a_sleep_leaves_alone_what_is_well():
+    spike = Spike(Spike.Config(zero_rate=0.7, band=0.1), 2)
+    spike.reset_parameters()
+    rate, one = torch.tensor([0.65, 0.75]), torch.tensor(1000.0)
+    for number in range(100):
+        spike.after_step(number, {"zero_rate": Mean(rate * 1000, one), "square": Mean(one, one)})
+    offset = spike.offset.clone()
+    assert spike.consolidate(0.1, torch.Generator()).stats["neurons_astray"] == 0
+    torch.testing.assert_close(spike.offset, offset, rtol=0, atol=1e-5)
+
+
+def test_a_sleep_moves_a_silent_neuron_by_a_root_mean_square_at_most_and_what_was_never_seen_not_at_all():
+    spike = Spike(Spike.Config(), 4, groups=2)
+    spike.reset_parameters()
+    zeros, rows = torch.tensor([[1000.0, 700, 700, 700], [0, 0, 0, 0]]), torch.tensor([[1000.0], [0.0]])
+    square = torch.tensor([[9000.0], [0.0]])  # a root mean square of 3
+    for number in range(100):
+        spike.after_step(number, {"zero_rate": Mean(zeros, rows), "square": Mean(square, rows)})
+    offset = spike.offset.clone()
+    spike.consolidate(0.1, torch.Generator())
+    move = spike.offset - offset
+    torch.testing.assert_close(move[0], torch.tensor([-3.0, 0, 0, 0]), rtol=0.01, atol=0.01)
+    assert torch.equal(move[1], torch.zeros(4))

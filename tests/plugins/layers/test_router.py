@@ -131,3 +131,38 @@ def test_statistics_are_detached_and_there_without_gradients_too():
         report = router(torch.randn(1, 4, 16)).report
         assert report.stats["load"].total.sum() == 8 and not report.losses
         assert not router(torch.randn(4, 1, 16)).report.stats  # decoding
+
+
+def test_use_is_the_recent_load_in_units_of_the_even_share():
+    router = make(experts=4)
+    assert router.use_E.tolist() == [1, 1, 1, 1]
+    for step in range(500):
+        router.after_step(step, {"load": Mean(torch.tensor([60.0, 20.0, 0.0, 0.0]), 40.0)})
+    torch.testing.assert_close(router.use_E, torch.tensor([3.0, 1.0, 0.0, 0.0]), rtol=0.01, atol=0.01)
+    for step in range(70):  # half of what it knows is of the last 70 steps
+        router.after_step(step, {"load": Mean(torch.full((4,), 20.0), 40.0)})
+    torch.testing.assert_close(router.use_E, torch.tensor([2.0, 1.0, 0.5, 0.5]), rtol=0.02, atol=0.02)
+    router.to(torch.bfloat16).after_step(1, {"load": Mean(torch.full((4,), 20.0), 40.0)})
+    assert router.use_E.dtype == torch.bfloat16
+
+
+def test_every_token_has_as_many_experts():
+    router = make(experts=6, top_k=2)
+    metrics = router.metrics(router(torch.randn(2, 8, 16)).report.stats)
+    assert metrics["experts_per_token"] == 2 and metrics["experts_per_token_spread"] == 0
+    assert 0 < metrics["load_entropy"] <= 1 and metrics["dead_experts"] >= 0
+
+
+def test_a_revived_expert_is_a_candidate_where_its_model_is():
+    router = make(experts=8, top_k=2)
+    with torch.no_grad():
+        router.bias.copy_(torch.randn(8) * 0.1)
+        router.use_E.copy_(torch.tensor([2.0, 0, 1, 1, 1, 1, 0.1, 1]))
+    others = router.weight[[0, 2, 3, 4, 5, 7]].clone()
+    router.revive([1, 6], [0, 2], torch.Generator().manual_seed(0))
+    assert torch.equal(router.weight[[0, 2, 3, 4, 5, 7]], others)
+    assert torch.equal(router.bias[[1, 6]], router.bias[[0, 2]]) and (router.use_E[[1, 6]] == 1).all()
+    x = torch.randn(1, 500, 16)
+    chosen = torch.zeros(500, 8).scatter_(1, router(x).experts_NK, 1.0)
+    assert chosen[:, 1].mean() > 0.5 * chosen[:, 0].mean() > 0
+    assert not torch.equal(router.weight[1], router.weight[0])
