@@ -348,8 +348,8 @@ def ablate(plugins: Any, modules: tuple[str, ...], tokens: float, report_only: b
     from tryplicity.ablation.command import ablate as run
 
     named = tuple(name.strip() for text in modules for name in text.split(",") if name.strip())
-    request = Request(modules=named, tokens=int(tokens), plugin_files=click.get_current_context().params["plugin_files"],
-                      **options)
+    files = click.get_current_context().params["plugin_files"]
+    request = Request(modules=named, tokens=int(tokens), plugin_files=files, **options)
     code = run(request, plugins, train=not (report_only or cost_only), cost=not (report_only or no_cost),
                as_json=as_json)
     if code:

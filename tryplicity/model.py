@@ -146,33 +146,13 @@ class Model(nn.Module):
         if targets is None:
             return F.linear(h_BTD[:, -1:] if last_only else h_BTD, self.unembedding_VD.to(h_BTD.dtype))
         next_BT = targets[NEXT_TOKEN]
-        total, nll_BT = self._next_token_loss(h_BTD, next_BT, report)
+        weighing = self.objectives if self.training else {}
+        total, nll_BT = next_token_loss(h_BTD, self.unembedding_VD, next_BT, weighing, report)
         objectives = {NEXT_TOKEN: Mean(total, (next_BT != IGNORE).sum())}
         if self.training:
             for name, head in self.heads.items():
                 objectives[name] = head(h_BTD, targets[name], self.unembedding_VD)
         return Losses(objectives, report, nll_BT)
-
-    def _next_token_loss(self, h_BTD: Tensor, next_BT: Tensor, report: Report) -> tuple[Tensor, Tensor]:
-        """The summed loss, weighted by the objectives that weigh tokens, and each token's own [B, T]."""
-        h_ND, next_N, weight_VD = h_BTD.flatten(0, 1), next_BT.flatten(), self.unembedding_VD
-        if not self.objectives or not self.training:
-            total, nll_N = cross_entropy_and_nll(h_ND, weight_VD, next_N)
-            return total, nll_N.view_as(next_BT)
-        with torch.no_grad():  # the weights of a row depend on all its losses, so that they come first
-            nll_BT = cross_entropy_and_nll(h_ND, weight_VD, next_N)[1].view_as(next_BT)
-        weights_BT, keep = torch.ones_like(nll_BT), 1.0
-        for name, objective in self.objectives.items():
-            own_BT, said = output_and_report(objective.token_weights(nll_BT, next_BT != IGNORE))
-            report.include(f"objectives.{name}", said)
-            weights_BT, keep = weights_BT * own_BT, min(keep, objective.keep)
-        if keep == 1.0:
-            return cross_entropy_and_nll(h_ND, weight_VD, next_N, weights_BT.flatten())[0], nll_BT
-        kept_BK = weights_BT.topk(math.ceil(keep * next_BT.shape[1]), dim=1).indices
-        h_BKD = h_BTD.gather(1, kept_BK[..., None].expand(-1, -1, h_BTD.shape[-1]))
-        total, _ = cross_entropy_and_nll(h_BKD.flatten(0, 1), weight_VD, next_BT.gather(1, kept_BK).flatten(),
-                                         weights_BT.gather(1, kept_BK).flatten())
-        return total, nll_BT
 
     def targets(self, ids_BT: Tensor, next_BT: Tensor, doc_ids_BT: Tensor | None) -> dict[str, Tensor]:
         """What each objective must predict, from data alone; IGNORE where nothing."""
@@ -210,6 +190,29 @@ class Model(nn.Module):
             module, _, name = path.rpartition(".")
             found.setdefault(module, {})[name] = stat
         return found
+
+
+def next_token_loss(h_BTD: Tensor, unembedding_VD: Tensor, next_BT: Tensor, weighing: Mapping[str, Objective],
+                    report: Report) -> tuple[Tensor, Tensor]:
+    """The summed next-token loss, weighted by the objectives that weigh tokens, and each token's own, [B, T]."""
+    h_ND, next_N = h_BTD.flatten(0, 1), next_BT.flatten()
+    if not weighing:
+        total, nll_N = cross_entropy_and_nll(h_ND, unembedding_VD, next_N)
+        return total, nll_N.view_as(next_BT)
+    with torch.no_grad():  # the weights of a row depend on all its losses, so that they come first
+        nll_BT = cross_entropy_and_nll(h_ND, unembedding_VD, next_N)[1].view_as(next_BT)
+    weights_BT, keep = torch.ones_like(nll_BT), 1.0
+    for name, objective in weighing.items():
+        own_BT, said = output_and_report(objective.token_weights(nll_BT, next_BT != IGNORE))
+        report.include(f"objectives.{name}", said)
+        weights_BT, keep = weights_BT * own_BT, min(keep, objective.keep)
+    if keep == 1.0:
+        return cross_entropy_and_nll(h_ND, unembedding_VD, next_N, weights_BT.flatten())[0], nll_BT
+    kept_BK = weights_BT.topk(math.ceil(keep * next_BT.shape[1]), dim=1).indices
+    h_BKD = h_BTD.gather(1, kept_BK[..., None].expand(-1, -1, h_BTD.shape[-1]))
+    total, _ = cross_entropy_and_nll(h_BKD.flatten(0, 1), unembedding_VD, next_BT.gather(1, kept_BK).flatten(),
+                                     weights_BT.gather(1, kept_BK).flatten())
+    return total, nll_BT
 
 
 def _short(module: str) -> str:

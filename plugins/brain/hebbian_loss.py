@@ -53,9 +53,13 @@ class HebbianLoss(Objective):
     - sparsity: the mean absolute value. At variance 1 it is 0.8 for a Gaussian feature and goes to 0 for one
       that is silent but for a few tokens.
     - prediction: the mean squared error of a linear map of x, one gain per feature and a term of low rank. x is
-      detached and the target is not: the block itself and the predictor learn, the blocks before are left
-      alone. A detached target would make it a mere observer. What keeps the block from becoming constant to be
-      foreseen is the standardisation; what it pays is some pressure to be linear, hence a small weight.
+      detached and the target is not: the block and the predictor learn, and no block before is asked to write
+      what can be foreseen from. A detached target would make it a mere observer. What keeps the block from
+      becoming constant to be foreseen is the standardisation; what it pays is some pressure to be linear, hence
+      a small weight.
+
+    The losses are local in what they read. Their gradient is not cut off behind the block: through what the block
+    itself made of x, the blocks before get a share of it, as of any loss.
 
     What it is a statistic of: the tokens read of one row, all its packed documents together. It is a loss
     only; no token's output depends on another document's. All computing is in fp32 at least, without autocast.

@@ -155,7 +155,7 @@ class Spike(Activation):
         """Re-centre: a neuron that has strayed from its band goes to the target, and all together move the mean
         there; the rates learned inside the band keep their order. A normal input is assumed, and no threshold
         moves by more than its root mean square; what this leaves is for the steps to come."""
-        rate, target = self.zero_rate.float(), self.config.zero_rate
+        rate, target = self.zero_rate.float().clone(), self.config.zero_rate
         astray = (rate - target).abs() > self.config.band
         wanted = rate.where(~astray, target)
         wanted = wanted + target - wanted.mean(-1, keepdim=True)

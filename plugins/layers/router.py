@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from tryplicity import Mean, Report, Router, Routing
 
-
 #: use_E goes a share of 1 / USE_STEPS of the way to each step's load: 95% of it is of the last 300 steps
 USE_STEPS = 100
 

@@ -36,12 +36,9 @@ def main() -> int:
             return 0
         try:
             return run(folder)
-        except UserError as error:
-            code = 2
-        except (Refused, OSError) as error_:
-            error, code = error_, 1
-        print(f"error: {error}", file=sys.stderr)
-        return code
+        except (UserError, Refused, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2 if isinstance(error, UserError) else 1
 
 
 def stop_with_parent() -> None:

@@ -7,6 +7,7 @@ import copy
 import fcntl
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,8 +57,9 @@ class Cell:
 
     def folder(self, out: Path) -> Path:
         """Where the cell is or will be: an equal one of another label is found."""
+        name = re.sub(r"[^\w.-]", "_", self.label)
         there = sorted((out / "cells").glob(f"*-{self.key[:8]}"))
-        return there[0] if there else out / "cells" / f"{self.label}-seed{self.seed}-{self.key[:8]}"
+        return there[0] if there else out / "cells" / f"{name}-seed{self.seed}-{self.key[:8]}"
 
     def create(self, out: Path, build: dict[str, Any], tokenizer: str) -> Path:
         """Make its run folder, if there is none, ready to be trained in."""

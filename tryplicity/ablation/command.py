@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import platform
+import shlex
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tryplicity import pages
 from tryplicity.ablation import display
-from tryplicity.ablation.cells import Cell, Setting, cell, result, table
+from tryplicity.ablation.cells import Cell, Setting, result, table
+from tryplicity.ablation.cost import key, known, measure
 from tryplicity.ablation.modules import Comparison, comparisons
-from tryplicity.ablation.report import Effect
+from tryplicity.ablation.picture import svg
+from tryplicity.ablation.report import markdown, measured, page
 from tryplicity.ablation.runner import Job, cores, run_cells
 from tryplicity.errors import Refused
+from tryplicity.files import write_text
 
 
 @dataclass(frozen=True)
@@ -34,25 +40,57 @@ class Request:
     jobs: int | None
     plugin_files: tuple[str, ...]
 
+    def command(self) -> str:
+        """The command line that asks for this."""
+        words = ["tryplicity", "ablate", self.spec, "--hw", self.hardware, "--data", self.data]
+        for name, values in (("--without", self.modules), ("--set", self.settings), ("--plugin", self.plugin_files)):
+            values = [",".join(values)] if values and name == "--without" else values
+            words += [word for value in values for word in (name, value)]
+        words += ["--alone"] * self.alone + ["--seeds", str(self.seeds), "--tokens", str(self.tokens)]
+        return shlex.join([*words, "--rows", str(self.rows), "--out", str(self.out)])
+
 
 def ablate(request: Request, plugins: Any, *, train: bool = True, cost: bool = True, as_json: bool = False) -> int:
     """Train the cells that are missing, measure the cost that is missing, report; returns the exit code.
 
     Raises UserError and Refused before anything is trained when a variant of the spec cannot be.
     """
+    from tryplicity.training.process import StopSignals
+
     rows, setting, prepared = _prepare(request, plugins)
-    cells, failed, stopped = table(rows, request.seeds, setting), [], None
-    if train:
-        failed, stopped = _train(request, rows, cells, prepared, plugins)
-    finished = {one.key: done for one in cells if (done := result(one.folder(request.out)))}
-    for row in rows:
-        effect = Effect(tuple(_differences(row, request.seeds, setting, finished)))
-        print(row.module, effect.mean, effect.deviation, effect.interval, effect.verdict)
-    if stopped is not None:
-        pages.console.print(f"interrupted; {len(finished)} of {len(cells)} cells are finished and all is saved. Go on "
-                            "with the same command")
-        return 128 + stopped
-    return 1 if failed else 0
+    cells, out = table(rows, request.seeds, setting), request.out
+    missing = [one for one in cells if result(one.folder(out)) is None] if train else []
+    unmeasured = [row for row in rows if key(row, setting) not in known(out)] if cost else []
+    failures: list[str] = []
+    out.mkdir(parents=True, exist_ok=True)
+    with StopSignals() as signals:
+        if missing or unmeasured:
+            plans, tokenizer = _plans(rows, setting.hardware, plugins), prepared.tokenizer_path.read_text("utf-8")
+            jobs = [Job(one.create(out, plans[one.label], tokenizer), f"{one.label}, seed {one.seed}")
+                    for one in missing]
+            if jobs:
+                with display.cells(len(jobs)) as shown:
+                    failed = run_cells(jobs, min(request.jobs or cores(), len(jobs)), shown, signals.requested)
+                failures += [f"{job.name}: {job.cause}" for job in failed]
+            failures += _measure(unmeasured, setting, out, plans, tokenizer, signals.requested)
+
+    report = _report(request, rows, cells, setting)
+    write_text(out / "report.json", json.dumps(report, indent=1))
+    write_text(out / "report.md", markdown(report))
+    write_text(out / "report.svg", svg(report))
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        page(report, pages.console)
+        pages.console.print(f"\n{out / 'report.md'}  {out / 'report.json'}  {out / 'report.svg'}", style="dim")
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    if signals.received is not None:
+        counts = report["cells"]
+        print(f"interrupted; {counts['finished']} of {counts['total']} cells are finished and all is saved. Go on with "
+              "the same command", file=sys.stderr)
+        return 128 + signals.received
+    return 1 if failures else 0
 
 
 def _prepare(request: Request, plugins: Any) -> tuple[list[Comparison], Setting, Any]:
@@ -73,23 +111,6 @@ def _prepare(request: Request, plugins: Any) -> tuple[list[Comparison], Setting,
     return rows, setting, prepared
 
 
-def _train(request: Request, rows: list[Comparison], cells: list[Cell], prepared: Any,
-           plugins: Any) -> tuple[list[Job], int | None]:
-    """Train the cells that are not finished; the failed ones, and the signal that ended it, if one did."""
-    from tryplicity.training.process import StopSignals
-
-    missing = [one for one in cells if result(one.folder(request.out)) is None]
-    plans = _plans(rows, cells[0].setting.hardware, plugins) if missing else {}
-    tokenizer = prepared.tokenizer_path.read_text(encoding="utf-8")
-    jobs = [Job(one.create(request.out, plans[one.label], tokenizer), f"{one.label}, seed {one.seed}")
-            for one in missing]
-    if not jobs:
-        return [], None
-    with StopSignals() as signals, display.cells(len(jobs)) as shown:
-        failed = run_cells(jobs, min(request.jobs or cores(), len(jobs)), shown, signals.requested)
-    return failed, signals.received
-
-
 def _plans(rows: list[Comparison], hardware: Any, plugins: Any) -> dict[str, Any]:
     """Each variant's plan as build.json holds it. Raises Refused when one does not fit or cannot be trained."""
     from tryplicity.model import assemble
@@ -107,8 +128,44 @@ def _plans(rows: list[Comparison], hardware: Any, plugins: Any) -> dict[str, Any
     return plans
 
 
-def _differences(row: Comparison, seeds: int, setting: Setting, finished: dict[str, dict[str, Any]]) -> Any:
-    for seed in range(seeds):
-        pair = [finished.get(cell(v, seed, setting).key) for v in (row.with_it, row.without_it)]
-        if all(pair):
-            yield pair[0]["held_out_bits_per_byte"] - pair[1]["held_out_bits_per_byte"]
+def _measure(rows: list[Comparison], setting: Setting, out: Path, plans: dict[str, Any], tokenizer: str,
+             stopping: Callable[[], bool]) -> list[str]:
+    """Measure what these rows cost, one after another; what went wrong."""
+    failures = []
+    with display.measuring(len(rows)) as shown:
+        for row in rows:
+            if stopping():
+                break
+            try:
+                measure(row, setting, out, plans, tokenizer, lambda share, row=row: shown(row.module, share), stopping)
+            except Refused as error:
+                failures.append(f"the cost of {row.module}: {error}")
+    return failures
+
+
+def _report(request: Request, rows: list[Comparison], cells: list[Cell], setting: Setting) -> dict[str, Any]:
+    """All of report.json."""
+    finished = {one.key: done for one in cells if (done := result(one.folder(request.out)))}
+    costs = known(request.out)
+    measured_costs = {row.module: costs[key(row, setting)] for row in rows if key(row, setting) in costs}
+    return {
+        "spec": rows[0].with_it.spec.name, "command": request.command(), "alone": request.alone,
+        "tokens": request.tokens, "seeds": request.seeds, "rows": request.rows, "data": request.data,
+        "data_identity": setting.data_identity,
+        "commits": sorted({done["commit"] for done in finished.values() if done["commit"]}),
+        "torch": sorted({done["torch"] for done in finished.values()}), "processor": processor(), "cores": cores(),
+        "modules": measured(rows, request.seeds, setting, finished, measured_costs),
+        "cells": {"finished": len(finished), "total": len(cells), "each": [
+            {"label": one.label, "seed": one.seed, "folder": str(one.folder(request.out).relative_to(request.out)),
+             **{name: finished.get(one.key, {}).get(name) for name in (
+                 "held_out_bits_per_byte", "training_loss", "tokens", "steps", "seconds", "threads", "commit")}}
+            for one in cells]}}
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

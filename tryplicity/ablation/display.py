@@ -4,16 +4,42 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tryplicity.ablation.runner import Job
 from tryplicity.pages import ACCENT, duration, status
 
 LINE_EVERY = 60.0  # seconds
+
+
+@contextmanager
+def measuring(rows: int) -> Iterator[Callable[[str, float], None]]:
+    """A callback (module, share of its measurement) for what is measured one after another."""
+    if not rows or not status.is_terminal:
+        said: set[str] = set()
+
+        def line(module: str, share: float) -> None:
+            if module not in said:
+                print(f"measuring the cost of {module}", file=sys.stderr, flush=True)
+            said.add(module)
+
+        yield line
+        return
+    columns = (TextColumn("cost of {task.description}"), BarColumn(bar_width=24, complete_style=ACCENT),
+               TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
+    with Progress(*columns, console=status) as bar:
+        task, seen = bar.add_task("", total=rows), []
+
+        def live(module: str, share: float) -> None:
+            if module not in seen:
+                seen.append(module)
+            bar.update(task, description=module, completed=len(seen) - 1 + share)
+
+        yield live
 
 
 @contextmanager
@@ -49,7 +75,7 @@ class Shown:
                    f"{duration(outcome['seconds'])}")
 
     def failed(self, job: Job) -> None:
-        self._line(f"{job.name}: failed: {job.cause} (all it said: {job.folder / 'log.txt'})")
+        self._line(f"{job.name}: failed: {job.cause} (all it said: {job.log})")
 
     def _line(self, text: str) -> None:
         if self.bar:

@@ -42,9 +42,15 @@ class Job:
     seconds: float = 0.0  # trained
     cause: str | None = None  # why it failed
     process: subprocess.Popen | None = field(default=None, repr=False)
+    begun_at: int = 0  # in the log
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
 
     def start(self, threads: int) -> None:
-        with (self.folder / "log.txt").open("a") as log:
+        with self.log.open("a") as log:
+            self.begun_at = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tryplicity.ablation.cell", str(self.folder)], stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=log, text=True, env=worker_environment(threads),
@@ -63,11 +69,13 @@ class Job:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(signal.SIGTERM)
 
-    def last_words(self) -> str:
-        """The line of its log that says why it failed."""
-        lines = [line for line in (self.folder / "log.txt").read_text(errors="replace").splitlines() if line.strip()]
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return (errors or lines or ["it said nothing"])[-1].strip()
+
+def last_words(log: Path, begun_at: int = 0) -> str:
+    """The line of a worker's log, from a byte of it on, that says why it failed."""
+    said = log.read_bytes()[begun_at:].decode(errors="replace")
+    lines = [line for line in said.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["it said nothing"])[-1].strip()
 
 
 class Display(Protocol):
@@ -111,7 +119,7 @@ def run_cells(jobs: list[Job], at_once: int, display: Display, stopping: Callabl
                     taken.append(outcome["seconds"])
                     display.finished(job, outcome)
                 else:
-                    job.cause = job.last_words()
+                    job.cause = last_words(job.log, job.begun_at)
                     failed.append(job)
                     display.failed(job)
             display.update(finished, len(failed), running, _seconds_left(waiting, running, taken, at_once))

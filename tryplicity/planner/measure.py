@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from tryplicity.components import Layer, Router
-from tryplicity.functional import chunked_cross_entropy, grouped_product_works
+from tryplicity.components import Layer, Report, Router
+from tryplicity.functional import grouped_product_works
+from tryplicity.model import next_token_loss
 from tryplicity.planner.shapes import Shape, ShapeMode, shape_like
 
 if TYPE_CHECKING:
@@ -273,8 +274,8 @@ def _measure_batch(model: Model, hardware: Hardware, batch: int, weights: str, g
     doc_ids_BT = shape_like(ids_BT)
     ends = without_data(nn.ModuleList([
         model.embedding, model.norm, model.layers[0].mixer.residual, model.heads,
-        *([] if model.unembedding is None else [model.unembedding])]), dtype)
-    embedding, norm, residual, heads = ends[:4]
+        model.objectives, *([] if model.unembedding is None else [model.unembedding])]), dtype)
+    embedding, norm, residual, heads, objectives = ends[:5]
     parameters = list(ends.parameters())
 
     def start(ids_BT: Tensor) -> list[Tensor]:
@@ -284,7 +285,7 @@ def _measure_batch(model: Model, hardware: Hardware, batch: int, weights: str, g
     def losses(streams: Tensor) -> list[Tensor]:
         h_BTD = norm(residual.reduce(streams))
         table_VD = embedding.weight if model.unembedding is None else ends[-1].weight
-        total = chunked_cross_entropy(h_BTD.flatten(0, 1), table_VD, ids_BT.flatten())
+        total, _ = next_token_loss(h_BTD, table_VD, ids_BT, objectives, Report())
         return [total, *(head(h_BTD, head.targets(ids_BT, ids_BT, doc_ids_BT), table_VD).total
                          for head in heads.values())]
 

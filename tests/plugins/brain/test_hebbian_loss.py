@@ -111,8 +111,8 @@ def test_values_and_gradients_are_those_of_a_plain_twin(step):
     assert tuple(numbers.values()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_only_the_block_itself_learns_from_its_loss():
-    """What passes by on the stream cancels, and the predictor's input is detached: none of it trains the input."""
+def test_its_gradient_goes_through_the_block_alone():
+    """What passes by on the stream cancels, and the predictor's input is detached: neither trains the input."""
     loss, x = make(), correlated(2, 40, 32, 4, dtype=torch.float32).requires_grad_()
     y = x + torch.tanh(x.detach() @ torch.randn(32, 32))
     total = sum(loss.block_loss(x, y, None).losses.values())

@@ -2,7 +2,6 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from tryplicity import Night, Part, Repair, Site, initialise
+from tryplicity import Night, Part, Site
 from tryplicity_plugins.brain.lateral_inhibition import LateralInhibitionRouter
 from tryplicity_plugins.brain.sleep_consolidation import Reservoir, SleepConsolidation
 from tryplicity_plugins.brain.spike import Spike

@@ -365,3 +365,50 @@ def test_parameters_at_work_on_one_token():
     moe = make("dynamic_sparsity", "spike")
     assert moe.gate_up.active_fraction == moe.down.active_fraction == moe.activation.active_fraction == 0.5
     assert moe.shared_gate_up.active_fraction == 1
+
+
+@every_router
+@pytest.mark.parametrize("activation, linear", [("silu", Linear), ("spike", BitLinear)])
+def test_the_unused_are_drawn_anew_and_take_after_the_busiest(router, activation, linear):
+    moe = make(router, activation, site=replace(SITE, linear_part=Part(linear, None)))
+    with torch.no_grad():
+        moe.router.use_E.copy_(torch.tensor([1.0, 0.02, 2.5, 0.05, 1.9, 0.11]))
+        moe.router.bias.copy_(torch.arange(6.0))
+        if activation == "spike":
+            moe.activation.threshold.add_(0.5)
+    before = {name: tensor.clone() for name, tensor in moe.state_dict().items()}
+    state = torch.get_rng_state()
+    repair = moe.consolidate(0.1, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert repair.stats == {"least_use": pytest.approx(0.02), "revived_experts": 2}
+    after, dead, alive = moe.state_dict(), [1, 3], [0, 2, 4, 5]
+    for name, _ in moe.named_parameters():
+        own = name in repair.reset
+        assert own == (name in ("gate_up.weight", "down.weight", "activation.threshold", "router.weight")), name
+        if own:
+            assert repair.reset[name].tolist() == [False, True, False, True, False, False]
+            assert torch.equal(after[name][alive], before[name][alive])
+            assert not torch.equal(after[name][dead], before[name][dead])
+        else:
+            assert torch.equal(after[name], before[name]), name
+    for linear in (moe.gate_up, moe.down):
+        assert linear.weight[dead].std().item() == pytest.approx(linear.init_std, rel=0.1)
+    # of the two dead, 3 was used more and takes after the busiest, 2; then 1 after 4
+    assert torch.equal(moe.router.bias, torch.tensor([0.0, 4, 2, 2, 4, 5]))
+    cosine = F.cosine_similarity(moe.router.weight[[3, 1]], moe.router.weight[[2, 4]], dim=-1)
+    assert ((cosine > 0.97) & (cosine < 1)).all()
+    assert moe.router.use_E[dead].tolist() == [1, 1]
+    if router == "lateral_inhibition":
+        assert not moe.router.similarity_EE[dead].any() and not moe.router.similarity_EE[:, dead].any()
+    assert moe(torch.randn(1, 9, HIDDEN))[0].isfinite().all()
+    assert not moe.consolidate(0.1, torch.Generator()).reset  # not pruned again at once
+
+
+def test_where_all_are_unused_or_nobody_counts_nothing_is_drawn():
+    moe = make()
+    weight = moe.gate_up.weight.clone()
+    moe.router.use_E.zero_()
+    assert moe.consolidate(0.1, torch.Generator()).stats["revived_experts"] == 0
+    del moe.router.use_E  # a stranger's router need not count
+    assert moe.consolidate(0.1, torch.Generator()) is None
+    assert torch.equal(moe.gate_up.weight, weight)

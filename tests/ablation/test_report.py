@@ -1,0 +1,131 @@
+"""The figures of the report, against numbers worked out by hand or looked up."""
+
+import json
+import math
+import random
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import pytest
+
+from tryplicity.ablation.picture import svg
+from tryplicity.ablation.report import COLUMNS, NOTE, Effect, cells_of, markdown, page, t_975
+
+
+@pytest.mark.parametrize("freedom, quantile", [  # from published tables of Student's t
+    (1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (30, 2.042), (40, 2.021), (60, 2.000), (120, 1.980)])
+def test_t_quantiles(freedom, quantile):
+    assert t_975(freedom) == pytest.approx(quantile, abs=0.002)
+
+
+def test_an_interval_worked_out_by_hand():
+    # mean 0.02; deviations -0.01, 0, 0.01: variance 0.0002 / 2, sd 0.01; half-width 4.303 * 0.01 / sqrt(3)
+    effect = Effect([0.01, 0.02, 0.03])
+    assert effect.mean == pytest.approx(0.02) and effect.deviation == pytest.approx(0.01)
+    assert effect.interval == pytest.approx((0.02 - 0.0248434, 0.02 + 0.0248434), abs=1e-6)
+
+
+def test_the_interval_holds_the_true_effect_19_times_in_20():
+    rng = random.Random(0)
+    held = 0
+    for _ in range(4000):
+        low, high = Effect([rng.gauss(0.3, 2.0) for _ in range(3)]).interval
+        held += low <= 0.3 <= high
+    assert held / 4000 == pytest.approx(0.95, abs=0.012)
+
+
+@pytest.mark.parametrize("differences, verdict", [
+    ([-0.03, -0.031, -0.029], "pays"), ([0.03, 0.031, 0.029], "costs"), ([-0.03, 0.01, -0.02], "within noise"),
+    ([-0.03], "one seed"), ([], "not finished"), ([-0.01, -0.01], "pays"), ([0.0, 0.0], "within noise"),
+    ([-0.03, -0.02], "within noise"),  # one degree of freedom: 12.7 standard errors
+])
+def test_verdicts(differences, verdict):
+    assert Effect(differences).verdict == verdict
+
+
+def rows():
+    def row(module, differences, cost=None):
+        effect = Effect(differences)
+        with_it = None if not differences else 2.0 + effect.mean
+        return {"module": module, "with": "baseline", "without": f"without-{module}",
+                "held_out_bits_per_byte": {"with": with_it, "without": 2.0 if differences else None,
+                                           "change": effect.mean, "standard_deviation": effect.deviation,
+                                           "interval_95": effect.interval, "by_seed": {}},
+                "seeds": len(differences), "verdict": effect.verdict, "cost": cost}
+
+    cost = {"step_time_ratio": 1.034, "step_time_quartiles": [1.021, 1.05],
+            "peak_memory_bytes": {"with": 120_000_000, "without": 100_000_000}, "peak_memory_ratio": 1.2}
+    return [row("spike", [-0.03, -0.031, -0.029], cost), row("a<b", [0.5]), row("sleep", [])]
+
+
+@pytest.fixture
+def report():
+    return {"spec": "small", "command": "tryplicity ablate small.yaml --without spike", "alone": False,
+            "tokens": 1000, "seeds": 3, "rows": 8, "data": "texts", "data_identity": "0123456789abcdef",
+            "commits": ["abc"], "torch": ["2.13"], "processor": "a processor", "cores": 2, "modules": rows(),
+            "cells": {"finished": 4, "total": 12, "each": []}}
+
+
+def test_a_row_in_words():
+    assert cells_of(rows()[0]) == (
+        "spike", "1.9700", "2.0000", "-0.0300", "0.0010", "-0.0325 to -0.0275", "3", "+3.4% (+2.1 to +5.0)",
+        "+20 MB (+20.0%)", "pays")
+    assert cells_of(rows()[2]) == ("sleep", "-", "-", "-", "-", "-", "0", "-", "-", "not finished")
+
+
+def test_markdown_holds_the_command_and_a_whole_table(report):
+    text = markdown(report)
+    assert "    tryplicity ablate small.yaml --without spike\n" in text and NOTE in text
+    assert "commit abc; torch 2.13; a processor, 2 cores" in text and "1,000 tokens a cell, 3 seeds" in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 3 and {line.count("|") for line in table} == {len(COLUMNS) + 1}
+
+
+@pytest.mark.parametrize("width, terminal, shown", [(80, False, True), (90, True, False), (200, True, True)])
+def test_the_page_is_whole_at_any_width(report, capsys, width, terminal, shown):
+    from rich.console import Console
+
+    page(report, Console(width=width, force_terminal=terminal, color_system=None, highlight=False, soft_wrap=True))
+    out = capsys.readouterr().out
+    assert "…" not in out and "-0.0325 to -0.0275" in out and ("1.9700" in out) == shown
+
+
+def test_the_picture_parses_and_puts_dots_where_they_belong(report):
+    drawing = ElementTree.fromstring(svg(report))
+    tag = "{http://www.w3.org/2000/svg}"
+    texts = {t.text: t for t in drawing.iter(f"{tag}text")}
+    dots = list(drawing.iter(f"{tag}circle"))
+    assert {"spike", "a<b", "sleep", "-0.0300  pays", "+0.5000  one seed", "not finished"} <= set(texts)
+    assert len(dots) == 2  # none for what is not finished
+    zero, half = float(texts["0"].get("x")), float(texts["+0.5"].get("x"))
+    at = [float(dot.get("cx")) for dot in dots]
+    assert at == pytest.approx([zero - 0.03 / 0.5 * (half - zero), half], abs=0.2)
+    whole = drawing.get("width"), drawing.get("height")
+    assert all(0 <= float(t.get("x")) <= float(whole[0]) and 0 <= float(t.get("y")) <= float(whole[1])
+               for t in texts.values())
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-3, 1.0, 50.0])
+def test_the_axis_has_a_few_round_ticks_at_any_scale(report, scale):
+    for row in report["modules"]:
+        change = row["held_out_bits_per_byte"]
+        if change["change"] is not None:
+            change["change"] *= scale
+            change["interval_95"] = change["interval_95"] and [scale * end for end in change["interval_95"]]
+    drawing = ElementTree.fromstring(svg(report))
+    middle = [t.text for t in drawing.iter("{http://www.w3.org/2000/svg}text") if t.get("text-anchor") == "middle"]
+    assert 3 <= len(middle) <= 9 and len(set(middle)) == len(middle) and "0" in middle
+
+
+def test_measured_pairs_by_seed_and_leaves_out_half_pairs(monkeypatch):
+    from tryplicity.ablation import report as module
+
+    monkeypatch.setattr(module, "cell", lambda variant, seed, setting: SimpleNamespace(key=f"{variant.label}{seed}"))
+    row = SimpleNamespace(module="m", with_it=SimpleNamespace(label="with"), without_it=SimpleNamespace(label="out"))
+    finished = {"with0": 2.0, "out0": 2.5, "with1": 2.1, "out1": 2.2, "with2": 9.0}  # seed 2 has no partner
+    found = module.measured([row], 3, None, {k: {"held_out_bits_per_byte": v} for k, v in finished.items()}, {})[0]
+    figures = found["held_out_bits_per_byte"]
+    assert figures["change"] == pytest.approx(-0.3) and found["seeds"] == 2
+    assert (figures["with"], figures["without"]) == pytest.approx((2.05, 2.35))
+    assert math.isclose(figures["standard_deviation"], 0.2 * math.sqrt(2))
+    assert json.loads(json.dumps(found))["cost"] is None
