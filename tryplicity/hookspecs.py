@@ -115,6 +115,16 @@ def tryplicity_step_finished(run: Path, step: int, metrics: dict) -> None:
 
 
 @hookspec
+def tryplicity_slept(run: Path, step: int, report: dict) -> None:
+    """The brain modules that sleep have slept, after `step` steps; `report` is what they said, as in metrics.jsonl.
+
+        @hookimpl
+        def tryplicity_slept(report):
+            print("better by", report["bits_per_byte_before"] - report["bits_per_byte_after"])
+    """
+
+
+@hookspec
 def tryplicity_checkpoint_saved(run: Path, step: int, checkpoint: Path) -> None:
     """A checkpoint is complete on disk.
 

@@ -60,6 +60,7 @@ def build_page(built: Any) -> None:
     console.print()
     _print_layers(plan["layers"])
     console.print()
+    _print_training(built.spec)
     parameters = plan["parameters"]
     facts = _plain_table("", "", right=(1,))
     facts.show_header = False
@@ -92,6 +93,22 @@ def build_page(built: Any) -> None:
     console.print(f"  {speed['basis']}", style="dim")
     if cost["per_hour"]:
         console.print(f"money: ${cost['per_hour']:,.2f} an hour, ${cost['per_billion_tokens']:,.0f} per billion tokens")
+
+
+def _print_training(spec: Any) -> None:
+    """The brain modules of the whole model, and the phases where there are several."""
+    facts = _plain_table("", "")
+    facts.show_header = False
+    if spec.brain:
+        facts.add_row("brain", ", ".join(part.name for part in spec.brain))
+    if len(spec.phases) > 1:
+        shares = sum(phase.share or 1 for phase in spec.phases if phase.kind != "sleep")
+        facts.add_row("phases", ", ".join(
+            phase.kind if phase.kind == "sleep" else f"{phase.kind} {(phase.share or 1) / shares:.0%}"
+            for phase in spec.phases))
+    if facts.row_count:
+        console.print(facts)
+        console.print()
 
 
 def _print_layers(layers: list[dict[str, Any]]) -> None:

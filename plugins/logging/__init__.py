@@ -15,14 +15,23 @@ def tryplicity_run_started(run):
         _open[run] = EventFiles(run / "tensorboard")
 
 
-@hookimpl
-def tryplicity_step_finished(run, step, metrics):
+def _write(run, step, metrics):
     if run in _open:
         try:
             _open[run].write(step, metrics)
         except Exception:
             _open.pop(run)  # told once, then left alone
             raise
+
+
+@hookimpl
+def tryplicity_step_finished(run, step, metrics):
+    _write(run, step, metrics)
+
+
+@hookimpl
+def tryplicity_slept(run, step, report):
+    _write(run, step, {"sleep": report})
 
 
 @hookimpl

@@ -1,12 +1,13 @@
 """Which parts of a spec go with a module, against what a person would delete by hand."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from tryplicity.ablation.cells import Setting, cell, table
-from tryplicity.ablation.modules import comparisons, component_names, types_in, without
+from tryplicity.ablation.modules import Variant, comparisons, component_names, types_in, without
 from tryplicity.errors import UserError
 from tryplicity.hardware import load_hardware
 from tryplicity.spec import load_spec, parse_yaml, read_yaml
@@ -125,15 +126,12 @@ def test_what_cannot_be_is_said_in_one_line(registry, modules, alone, message):
 # --- cells ---
 
 def test_the_key_is_the_trainings_and_nothing_elses(registry, setting):
-    import dataclasses
-
-    def key(text=SMALL.read_text(), seed=0, **changes):
-        spec = load_spec(parse_yaml(text, "somewhere.yaml"), registry)
-        from tryplicity.ablation.modules import Variant
-
-        return cell(Variant(changes.pop("label", "a"), spec), seed, dataclasses.replace(setting, **changes)).key
-
     text = SMALL.read_text()
+
+    def key(text=text, seed=0, label="a", **changes):
+        spec = load_spec(parse_yaml(text, "somewhere.yaml"), registry)
+        return cell(Variant(label, spec), seed, dataclasses.replace(setting, **changes)).key
+
     first, *rest = [line for line in text.splitlines() if not line.startswith(("#", "name"))]
     same = [key(), key(label="b"), key("# a comment\n" + text), key(text.replace("name: small", "name: other")),
             key("\n".join([*rest, first, "name: small"])), key(data="elsewhere"),

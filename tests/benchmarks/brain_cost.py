@@ -8,8 +8,8 @@ that a module does in it: losses, statistics, what a sleeping module remembers o
 question which stage it is (asked at the last stage, whose sequences are as long as without a curriculum). Sleeping
 itself and what a stage changes in the work are not a cost of the step. A module that the spec has not is added with its
 defaults first. 5090-block is one memory and one attention block of the 5090 spec, with a small vocabulary and short
-sequences: the blocks' modules cost what they cost there, while the share of what happens once per model (the heads)
-is far too large.
+sequences: what happens once per model (the heads) or once per step (the optimizer, the rounding of weights) has a
+larger share there than in training.
 
 The first row is the spec against itself: what is less than its spread is not known.
 """
@@ -26,10 +26,10 @@ from typing import Any
 
 MODULES = ("spike", "dynamic_sparsity", "lateral_inhibition", "hebbian_loss", "predictive_coding",
            "sleep_consolidation", "neuro_curriculum", "hyper_connections", "multi_token_prediction", "bitlinear")
-#: spec, what is changed in it, the profile's batch and the steps of a burst
-SPECS: dict[str, tuple[str, dict[str, Any], int, int]] = {
-    "tiny": ("tiny", {}, 4, 5),
-    "5090-block": ("5090", {"layers": ["memory", "attention"], "vocab_size": 4096, "context_length": 256}, 4, 1),
+#: spec, what is changed in it, the profile's batch, the steps of a burst and the pairs of bursts
+SPECS: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
+    "tiny": ("tiny", {}, 4, 5, 12),
+    "5090-block": ("5090", {"layers": ["memory", "attention"], "vocab_size": 4096, "context_length": 256}, 4, 1, 6),
 }
 WARM = 2  # bursts of each side that are not counted
 SPENT = 0.99  # of the budget: the last stage of a curriculum
@@ -40,7 +40,7 @@ def spec_data(name: str) -> dict[str, Any]:
     from tryplicity.spec import find_file
     from tryplicity.spec.loader import read_yaml
 
-    source, changes, _, _ = SPECS[name]
+    source, changes, *_ = SPECS[name]
     data = read_yaml(find_file(source, "spec")).data | changes
     return {key: value for key, value in data.items() if key not in ("phases", "expect")}
 
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What each module costs in step time.")
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of: {', '.join(MODULES)}")
     parser.add_argument("--spec", choices=list(SPECS), default="tiny")
-    parser.add_argument("--pairs", type=int, default=12, help="bursts of each side (12)")
+    parser.add_argument("--pairs", type=int, help="bursts of each side (12 on tiny, 6 on 5090-block)")
     parser.add_argument("--steps", type=int, help="steps of a burst (5 on tiny, 1 on 5090-block)")
     given = parser.parse_args(arguments)
     if unknown := set(given.modules) - set(MODULES):
@@ -132,15 +132,16 @@ def main(arguments: list[str] | None = None) -> None:
     from tryplicity import load_plugins
     from tryplicity.data import parse_source, prepare
 
-    plugins, steps = load_plugins(), given.steps or SPECS[given.spec][3]
+    plugins, (_, _, batch, steps, pairs) = load_plugins(), SPECS[given.spec]
+    steps, pairs = given.steps or steps, given.pairs or pairs
     data = spec_data(given.spec)
     prepared = prepare(parse_source(plugins.registry, "python-docs"), data["vocab_size"])
-    print(f"{given.spec}: {given.pairs} pairs of bursts of {steps} step{'s' * (steps > 1)}, "
-          f"{SPECS[given.spec][2]} x {data['context_length']} tokens a step\n")
+    print(f"{given.spec}: {pairs} pairs of bursts of {steps} step{'s' * (steps > 1)}, "
+          f"{batch} x {data['context_length']} tokens a step\n")
     print("| module | tokens/s with | without | step time: median | middle half of the pairs | of all together |")
     print("|---|---|---|---|---|---|", flush=True)
     for module in (None, *(given.modules or MODULES)):
-        times = compare(given.spec, module, given.pairs, steps, prepared, plugins)
+        times = compare(given.spec, module, pairs, steps, prepared, plugins)
         print(row(module or "(the spec twice)", *times), flush=True)
         gc.collect()
     print(flush=True)

@@ -113,6 +113,11 @@ class Pull(Objective):
 @hookimpl
 def tryplicity_brain_modules():
     return [Halves, Pull]
+
+
+@hookimpl
+def tryplicity_slept(step, report):
+    say(slept=step, **report)
 """
 
 
@@ -139,7 +144,7 @@ def go(plugins, prepared, tmp_path):
     return start
 
 
-def test_a_stage_changes_rows_rate_and_factors_and_a_sleep_is_reported(go):
+def test_a_stage_changes_rows_rate_and_factors_and_a_sleep_is_reported(go, tmp_path):
     run, outcome = go("run", 12)
     lines = [line for line in read_lines(run.metrics) if "loss" in line]
     assert [line["stage"] for line in lines] == ["first"] * 6 + ["second"] * 6
@@ -151,6 +156,8 @@ def test_a_stage_changes_rows_rate_and_factors_and_a_sleep_is_reported(go):
     (sleep,) = [line for line in read_lines(run.metrics) if "sleep" in line]
     assert sleep["step"] == 6 and sleep["sleep"].keys() == {"before", "replay_loss", "after"}
     assert sleep["sleep"]["before"] != sleep["sleep"]["after"]
+    told = json.loads((tmp_path / "log").read_text())
+    assert told["slept"] == 6 and told["after"] == pytest.approx(sleep["sleep"]["after"], rel=1e-6)
     assert outcome.progress.tokens == 14 * 4 * 48  # the two replayed steps are of the budget's tokens
     assert outcome.progress.brain["halves"]["worst"][1] > 4
 

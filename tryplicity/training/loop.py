@@ -93,6 +93,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                 said = session.sleep(phase, signals.requested)
                 if said is not None:
                     metrics_file.write({"step": progress.step, "tokens": progress.tokens, "sleep": said})
+                    plugins.call("tryplicity_slept", run=run.folder, step=progress.step, report=said)
                     watcher.note(_in_words("slept", said))
                 continue
 

@@ -77,13 +77,14 @@ class Session:
     # --- the data ---
 
     def stage(self, phase: int, spent: float) -> Stage:
-        """What the curriculum, if there is one, says of this moment of a phase."""
-        if self.spec.phases[phase].kind == "pretrain":
-            within = self.plan.within(phase, spent)
-            for brain in self.brains.values():
-                if (stage := brain.stage(within, self.spec.context_length)) is not None:
-                    return stage
-        return Stage("", self.spec.context_length)
+        """What the curriculum, if there is one, says of this moment of a phase. Of its last stage, a chat keeps the
+        factors of objectives."""
+        pretraining, context = self.spec.phases[phase].kind == "pretrain", self.spec.context_length
+        within = self.plan.within(phase, spent) if pretraining else 1.0
+        for brain in self.brains.values():
+            if (stage := brain.stage(within, context)) is not None:
+                return stage if pretraining else Stage("", context, factors=stage.factors)
+        return Stage("", context)
 
     def _check_stages(self) -> None:
         """Find the rows of every stage now: a stage to come that has none must not end the run after hours."""
