@@ -97,9 +97,9 @@ def test_the_picture_parses_and_puts_dots_where_they_belong(report):
     dots = list(drawing.iter(f"{tag}circle"))
     assert {"spike", "a<b", "sleep", "-0.0300  pays", "+0.5000  one seed", "not finished"} <= set(texts)
     assert len(dots) == 2  # none for what is not finished
-    zero, half = float(texts["0"].get("x")), float(texts["+0.5"].get("x"))
+    zero, tick = float(texts["0"].get("x")), float(texts["+0.2"].get("x"))
     at = [float(dot.get("cx")) for dot in dots]
-    assert at == pytest.approx([zero - 0.03 / 0.5 * (half - zero), half], abs=0.2)
+    assert at == pytest.approx([zero + change / 0.2 * (tick - zero) for change in (-0.03, 0.5)], abs=0.2)
     whole = drawing.get("width"), drawing.get("height")
     assert all(0 <= float(t.get("x")) <= float(whole[0]) and 0 <= float(t.get("y")) <= float(whole[1])
                for t in texts.values())
