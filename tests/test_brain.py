@@ -67,7 +67,8 @@ def test_a_batch_cut_into_one_two_or_four_parts_gives_the_same_losses(make_model
     for micro_batch in (4, 2, 1):
         model.zero_grad()
         result = forward_backward(model, batch, micro_batch, "fp32")
-        losses = {k: mean.value for k, mean in result.objectives.items()} | result.auxiliary | {"loss": result.loss.value}
+        losses = {k: mean.value for k, mean in result.objectives.items()} | result.auxiliary
+        losses["loss"] = result.loss.value
         found.append((losses, {path: p.grad.clone() for path, p in model.named_parameters()}))
     for losses, gradients in found[1:]:
         assert losses.keys() == found[0][0].keys()
@@ -116,8 +117,8 @@ def test_it_learns_and_a_run_that_was_stopped_is_one_that_never_was(go, name):
     assert stopped.reason == "interrupted"
     cut, resumed = go(name, "cut", 12, resume=True)
     assert resumed.bits_per_byte == outcome.bits_per_byte
-    untimed = [[{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")} for line in read_lines(run.metrics)]
-               for run in (whole, cut)]
+    untimed = [[{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second")}
+                for line in read_lines(run.metrics)] for run in (whole, cut)]
     assert json.dumps(untimed[0]) == json.dumps(untimed[1])
     a, b = load_file(whole.weights), load_file(cut.weights)
     assert a.keys() == b.keys() and all(torch.equal(a[path], b[path]) for path in a)

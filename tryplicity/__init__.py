@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "tryplicity.hookspecs": ["hookimpl"],
     "tryplicity.parts": ["Component", "Part", "uses"],
-    "tryplicity.components": ["IGNORE", "Activation", "Brain", "Conversation", "Document", "FeedForward", "Head", "Judge",
-                              "Layer", "Linear", "Mean", "Mixer", "Night", "Norm", "Objective", "Optimizer",
+    "tryplicity.components": ["IGNORE", "Activation", "Brain", "Conversation", "Document", "FeedForward", "Head",
+                              "Judge", "Layer", "Linear", "Mean", "Mixer", "Night", "Norm", "Objective", "Optimizer",
                               "Parallelism", "Repair", "Report", "Residual", "Retriever", "Router", "Routing",
                               "Schedule", "Site", "Source", "Stage", "State", "output_and_report"],
     "tryplicity.functional": ["chunked_cross_entropy", "grouped_linear"],

@@ -1,7 +1,7 @@
 """The model: embed -> blocks -> norm -> heads. Nothing here names a concrete layer.
 
-Shapes: B batch, T time, D hidden, V vocabulary, K kept tokens of a row; `streams` is whatever the residual component keeps, [B, T, D] or
-[B, T, S, D].
+Shapes: B batch, T time, D hidden, V vocabulary, K kept tokens of a row; `streams` is whatever the residual component
+keeps, [B, T, D] or [B, T, S, D].
 """
 
 from __future__ import annotations

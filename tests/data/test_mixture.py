@@ -104,7 +104,6 @@ def test_without_a_mixture_the_rows_are_those_of_the_plain_stream(tokens):
         assert batch.bytes == plain.bytes
         assert all(np.array_equal(a, b) for a, b in zip(batch.documents, plain.documents, strict=True))
     assert list(positions.values()) == [5 * 6 * LENGTH]
-    assert mixture.describe({}, 1, LENGTH) == PackedStream(tokens, 4).describe(0, 1, LENGTH)
 
 
 def test_a_stage_of_the_same_documents_goes_on_with_its_own_shares(tokens):
@@ -149,12 +148,3 @@ def test_when_nothing_is_left_the_user_is_told_what_to_do(tokens):
         Mixture(tokens, 0, {"text": 1.0, "code": 0.0}, no_text, "up to grade 2")
     with pytest.raises(UserError, match=r"in the domains code, math, text \(there is none in any other either\)"):
         Mixture(tokens, 0, None, np.array([], dtype=int))
-
-
-def test_a_batch_is_described_by_its_documents(tokens):
-    mixture = Mixture(tokens, 0, {"text": 0.5, "code": 0.5})
-    batch, _ = mixture.batch({}, 2, LENGTH)
-    ids = [f"{DOMAINS[i % 3]}/{i}" for i in range(240)]
-    said = mixture.describe({}, 2, LENGTH)
-    assert said.count("the document") == 2 and any(name in said for name in ids)
-    assert {"text/" in said, "code/" in said, "math/" not in said} == {True} and len(batch.documents) == 2

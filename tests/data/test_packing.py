@@ -133,15 +133,12 @@ def test_the_order_is_the_same_on_every_machine():
 
 def test_the_documents_of_a_batch_can_be_named(prepared, stream):
     ids = [d.id for d in prepared.collection.documents(held_out=False)]
-    order = [ids[d] for epoch in (0, 1) for d in permutation(len(ids), stream.seed, epoch)]
-    n = stream.tokens_per_epoch
-    assert stream.documents_in(0, 2 * n) == order
-    for position in (0, 5, n // 2, n - 1, n - 40):
-        _, docs_N = stream.run(position, 60)
-        assert stream.documents_in(position, 60) == [order[d] for d in dict.fromkeys(docs_N.tolist())]
-    assert stream.describe(0, 1, n) == f"the documents {', '.join(order[:5])} and {len(ids) - 5} more"
-    start = stream.starts(8, 1, 2)[0]
-    assert stream.describe(8, 1, 2) == f"the document {stream.documents_in(start, 1)[0]}"
+    order = [ids[d] for d in permutation(len(ids), stream.seed, 0)]
+    whole = stream.batch(0, 1, stream.tokens_per_epoch)
+    assert stream.tokens.names(whole.documents[0].tolist()) == order
+    assert stream.tokens.describe(whole.documents) == f"the documents {', '.join(order[:5])} and {len(ids) - 5} more"
+    pair = stream.batch(8, 1, 2)
+    assert stream.tokens.describe(pair.documents) in {f"the document {name}" for name in ids}
 
 
 def test_domains_can_be_asked_for_alone(prepared):

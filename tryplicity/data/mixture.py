@@ -88,11 +88,6 @@ class Mixture:
                  for stream, position in self._rows(positions, rows, context_length)]
         return joined(found), positions
 
-    def describe(self, positions: Positions, rows: int, context_length: int) -> str:
-        """The documents of those rows in words, domain by domain."""
-        return ", ".join(dict.fromkeys(stream.describe(position, 1, context_length)
-                                       for stream, position in self._rows(dict(positions), rows, context_length)))
-
     def tokens(self) -> dict[str, int]:
         """Tokens of each stream's documents; a stage that asks for more goes over them again."""
         return {domain or "all": stream.tokens_per_epoch for domain, stream in self._streams.items()}

@@ -163,24 +163,6 @@ class PackedStream:
                 done, offset, place = done + taken, offset + taken, place + 1
         return places_N, docs_N
 
-    def documents_in(self, position: int, count: int) -> list[str]:
-        """The ids of the documents that `count` tokens from `position` on are of, in order."""
-        found: list[int] = []
-        end = position + count
-        while position < end:
-            epoch, offset = divmod(position, self.tokens_per_epoch)
-            order, ends = self._epoch(epoch)
-            last = min(offset + end - position, self.tokens_per_epoch)
-            first_place, last_place = np.searchsorted(ends, [offset, last - 1], side="right")
-            found += order[first_place:last_place + 1].tolist()
-            position += last - offset
-        wanted, names = set(found), {}
-        with open(self.tokens.folder / f"{self.tokens.part}.ids.jsonl", encoding="utf-8") as lines:
-            for number, line in enumerate(lines):
-                if number in wanted:
-                    names[number] = json.loads(line)
-        return [names[number] for number in found]
-
     def starts(self, position: int, rows: int, context_length: int) -> list[int]:
         """Where in the stream the rows begin that are delivered from `position` on. The last row of an epoch may
         reach into the next epoch."""
@@ -191,13 +173,6 @@ class PackedStream:
             place = int(self._row_order(per_epoch, epoch=epoch)[place])
             starts.append(epoch * self.tokens_per_epoch + place * context_length)
         return starts
-
-    def describe(self, position: int, rows: int, context_length: int, most: int = 5) -> str:
-        """The documents of those rows in words: "the documents a, b, c and 4 more"."""
-        names = list(dict.fromkeys(name for start in self.starts(position, rows, context_length)
-                                   for name in self.documents_in(start, context_length)))
-        more = f" and {len(names) - most} more" if len(names) > most else ""
-        return f"the document{'s' if len(names) > 1 else ''} {', '.join(names[:most])}{more}"
 
     def batch(self, position: int, rows: int, context_length: int) -> Batch:
         """The `rows` rows that are delivered from `position` (in tokens) on."""
