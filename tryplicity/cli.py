@@ -361,7 +361,7 @@ def ablate(plugins: Any, modules: tuple[str, ...], tokens: float, report_only: b
 @click.option("--run", "folder", default="runs/quickstart", show_default=True, type=click.Path(path_type=Path))
 @plugin_options
 def quickstart(minutes: float, folder: Path, plugins: Any) -> None:
-    """The whole way on this machine: plan, prepare, train a tiny model, and let it write.
+    """The whole way on this machine: plan, prepare, train a tiny model, let it write and answer.
 
     Example: tryplicity quickstart --minutes 2
     """
@@ -373,15 +373,20 @@ def quickstart(minutes: float, folder: Path, plugins: Any) -> None:
     folder = _free(folder)
     pages.heading("2  Train", f"tryplicity train tiny --hw cpu --data python-docs --run {folder} --minutes {minutes:g}")
     _train("tiny", "cpu", (), "python-docs", "python-docs-chat", folder, False, plugins, minutes=minutes)
+    from tryplicity.inference.chat import dialogue, reply
     from tryplicity.inference.engine import Engine
     from tryplicity.inference.sampler import Sampling
 
-    prompts = ("The function returns", "A list is", "import ")
+    prompts = ("The function returns", "A list is")
     pages.heading("3  Write", f'tryplicity generate {folder} "{prompts[0]}"')
     engine = Engine.load(folder, plugins.registry)
     for prompt in prompts:
         _write(engine, prompt, Sampling(temperature=0.7, top_p=0.95, repetition_penalty=1.1, seed=1), 60)
         click.echo()
+    question = "What is list.append?"
+    pages.heading("4  Ask", f'tryplicity generate {folder} --chat "{question}" --temperature 0')
+    click.secho(question, bold=True)
+    _print(reply(engine, dialogue(question), Sampling(temperature=0), 60))
     pages.next_steps(folder)
 
 

@@ -248,6 +248,7 @@ def plugin_table(plugins: Any) -> None:
 def next_steps(folder: Path) -> None:
     heading("Next", "")
     steps = [(f'tryplicity generate {folder} "A dictionary is"', "let it write more"),
+             (f"tryplicity brain {folder}", "spikes, experts, difficulty, surprise, stages and sleeps, by layer and time"),
              ("tryplicity build full --hw h200", "plan the 9-billion model on eight H200"),
              ("cp specs/tiny.yaml my.yaml", "make it yours, then: tryplicity build my.yaml --hw cpu"),
              ("tryplicity train my.yaml --hw cpu --data path/to/texts --run runs/mine --minutes 10",

@@ -222,6 +222,9 @@ def test_a_sleep_phase_is_slept_once_and_a_chat_phase_wants_conversations(go, pr
     assert [line["step"] for line in lines if "sleep" in line] == [2] and outcome.progress.sleeps == 1
     rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
     assert rates[2] < 0.2 * rates[1]
+    run, outcome = go("both", 12, "phases=[{kind: pretrain}, {kind: sleep}, {kind: pretrain}]")
+    asleep = [line["step"] for line in read_lines(run.metrics) if "sleep" in line]
+    assert asleep == [6] and outcome.progress.sleeps == 1  # the module wants it after step 6 too: once is enough
     with pytest.raises(UserError, match=r"phases\[1\]: a chat phase needs conversations"):
         go("chat", 4, "phases=[{kind: pretrain}, {kind: chat}]")
 

@@ -89,6 +89,9 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
             phase = session.plan.at(budget.spent(progress), progress.sleeps)
             if phase is None:
                 break
+            if session.just_slept(phase):
+                progress.sleeps += 1  # the phase's sleep is the one that was due at this step anyway
+                continue
             if session.wants_sleep(phase):
                 said = session.sleep(phase, signals.requested)
                 if said is not None:
@@ -103,7 +106,8 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                 watcher.note(f"{' '.join(filter(None, here))}: {stepped.stage.context_length} tokens a row")
             announced = here
             metrics = _metrics(session, stepped, here[0])
-            if budget.spent(progress) < 1 and progress.step % training.validate_every == 0:
+            due = progress.step % training.validate_every == 0 or (here[0] == "chat" and progress.phase_step == 1)
+            if budget.spent(progress) < 1 and due:
                 metrics[_score_name(here[0])] = session.score(session.data[phase], training.validation_rows,
                                                               signals.requested)
             metrics_file.write(metrics)

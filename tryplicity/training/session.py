@@ -168,6 +168,10 @@ class Session:
         return (self.spec.phases[phase].kind == "pretrain" and self.progress.slept_at != self.progress.step
                 and any(brain.wants_sleep(self.progress.step) for brain in self.brains.values()))
 
+    def just_slept(self, phase: int) -> bool:
+        """Whether a sleep phase begins right after a sleep."""
+        return self.spec.phases[phase].kind == "sleep" and self.progress.slept_at == self.progress.step
+
     def sleep(self, phase: int, stopping: Callable[[], bool]) -> dict[str, Any] | None:
         """Let every sleeping module do its work; what they say of it, or None when it was interrupted.
 
