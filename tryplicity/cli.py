@@ -15,6 +15,9 @@ import click
 from tryplicity import __version__
 from tryplicity.errors import Refused, UserError
 
+#: what is learned where the user names nothing: sources of the project's own plugins
+PRETRAINING_DATA, CHAT_DATA = "python-docs", "python-docs-chat"
+
 
 class _Group(click.Group):
     """Turns errors that are a user's to mend into one line and an exit code; adds plugins' commands."""
@@ -126,17 +129,18 @@ def build(spec: str, hardware: str, settings: tuple[str, ...], as_json: bool, pl
 
 @main.command()
 @build_options
-@click.option("--data", default="python-docs", show_default=True, metavar="SOURCE",
+@click.option("--data", default=PRETRAINING_DATA, show_default=True, metavar="SOURCE",
               help="python-docs, a folder or file of text, huggingface:NAME, or {type: ..., ...} as YAML.")
-@click.option("--chat-data", default="python-docs-chat", show_default=True, metavar="SOURCE",
-              help="Conversations for the spec's chat phases: a source, a .jsonl file, huggingface:NAME.")
+@click.option("--chat-data", metavar="SOURCE",
+              help="Conversations for the chat phases: a source, a .jsonl file, huggingface:NAME. By default what the "
+                   f"spec says, or {CHAT_DATA}.")
 @click.option("--run", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The run folder.")
 @click.option("--steps", type=click.IntRange(1), help="End after so many optimizer steps.")
 @click.option("--tokens", type=click.FloatRange(1), help="End after so many tokens (2e6 will do).")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="End after so many minutes of training.")
 @click.option("--resume", is_flag=True, help="Go on exactly where the newest complete checkpoint stands.")
 @plugin_options
-def train(spec: str, hardware: str, settings: tuple[str, ...], data: str, chat_data: str, folder: Path,
+def train(spec: str, hardware: str, settings: tuple[str, ...], data: str, chat_data: str | None, folder: Path,
           steps: int | None, tokens: float | None, minutes: float | None, resume: bool, plugins: Any) -> None:
     """Train SPEC from scratch into a run folder. Ctrl-C and SIGTERM save first.
 
@@ -148,8 +152,8 @@ def train(spec: str, hardware: str, settings: tuple[str, ...], data: str, chat_d
            steps=steps, tokens=int(tokens) if tokens else None, minutes=minutes)
 
 
-def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str, chat_data: str, folder: Path, resume: bool,
-           plugins: Any, **budget: Any) -> Any:
+def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str, chat_data: str | None, folder: Path,
+           resume: bool, plugins: Any, **budget: Any) -> Any:
     """What `train` and `quickstart` share: check, prepare the data, train with a live line, sum up."""
     from tryplicity.training.process import polite_threads, tune_malloc
 
@@ -162,6 +166,7 @@ def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str, chat_
         raise UserError(f"{folder}: a run is there already; add --resume to go on with it, or give another --run")
     from tryplicity.builder import build as assemble
     from tryplicity.data import parse_source, prepare, prepare_conversations
+    from tryplicity.training.stages import Stages, brains_of, data_of_phases
 
     built = assemble(spec, hardware, plugins.registry, settings)
     if not built.plan.fits:
@@ -172,8 +177,14 @@ def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str, chat_
     tune_malloc()
     vocab_size, phases = built.spec.vocab_size, built.spec.phases
     source = parse_source(plugins.registry, data)
-    own = {i: parse_source(plugins.registry, phase.data or chat_data) for i, phase in enumerate(phases)
-           if phase.kind == "chat" or phase.data}
+    own = {}
+    for i, phase in enumerate(phases):
+        if phase.kind == "chat" and chat_data:
+            own[i] = parse_source(plugins.registry, chat_data, "--chat-data")
+        elif phase.kind == "chat" or phase.data:
+            own[i] = parse_source(plugins.registry, phase.data or CHAT_DATA, f"phases[{i}].data")
+        if phase.kind == "chat" and not chat_data and data != PRETRAINING_DATA:
+            pages.status.print(f"the chat phase learns {own[i].name}; another: --chat-data, none: --set phases=[]")
     with pages.preparation() as progress:
         prepared = prepare(source, vocab_size, progress=progress,
                            tokenizer=run.tokenizer if resume and run.exists() else None)
@@ -181,6 +192,11 @@ def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str, chat_
         phase_data = {i: prepare_conversations(own[i], words, vocab_size, progress=progress)
                       if phases[i].kind == "chat" else prepare(own[i], vocab_size, progress=progress, tokenizer=words)
                       for i in own}
+        of_phases = data_of_phases(built.spec, prepared, phase_data)
+        stages = Stages(built.spec, brains_of(built.spec), of_phases, plugins.registry, built.spec.training.seed,
+                        progress)
+        for warning in stages.warnings(budget["tokens"]):
+            pages.status.print(f"warning: {warning}")
     if not run.exists():
         from dataclasses import asdict
 
@@ -372,7 +388,7 @@ def quickstart(minutes: float, folder: Path, plugins: Any) -> None:
     pages.build_page(assemble("tiny", "cpu", plugins.registry))
     folder = _free(folder)
     pages.heading("2  Train", f"tryplicity train tiny --hw cpu --data python-docs --run {folder} --minutes {minutes:g}")
-    _train("tiny", "cpu", (), "python-docs", "python-docs-chat", folder, False, plugins, minutes=minutes)
+    _train("tiny", "cpu", (), PRETRAINING_DATA, None, folder, False, plugins, steps=None, tokens=None, minutes=minutes)
     from tryplicity.inference.chat import dialogue, reply
     from tryplicity.inference.engine import Engine
     from tryplicity.inference.sampler import Sampling

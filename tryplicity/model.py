@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tryplicity.components import IGNORE, Mean, Objective, Report, State, output_and_report
+from tryplicity.errors import UserError
 from tryplicity.functional import cross_entropy_and_nll
 from tryplicity.spec import Spec
 
@@ -88,8 +89,11 @@ class Block(nn.Module):
 
 def _objectives(spec: Spec, kind: str, site: Any) -> nn.ModuleDict:
     """The objectives of the spec's `brain` that act at a site: `reads_blocks` or `weighs_tokens`."""
-    return nn.ModuleDict({part.name: part.build(site) for part in spec.brain
-                          if issubclass(part.component, Objective) and getattr(part.component, kind)()})
+    parts = [part for part in spec.brain if issubclass(part.component, Objective)]
+    for part in parts:
+        if not (part.component.reads_blocks() or part.component.weighs_tokens()):
+            raise UserError(f"objective {part.name}: overrides neither block_loss nor token_weights")
+    return nn.ModuleDict({part.name: part.build(site) for part in parts if getattr(part.component, kind)()})
 
 
 class Losses(NamedTuple):

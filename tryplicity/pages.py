@@ -165,8 +165,8 @@ class _Live:
 
     def step(self, progress: Any, metrics: dict[str, Any], spent: float, left: float) -> None:
         loss, speed = self.smooth(metrics)
-        if "validation_bits_per_byte" in metrics:
-            self.held_out = f"  held-out {metrics['validation_bits_per_byte']:.2f} bits/byte"
+        if (held_out := _held_out(metrics)) is not None:
+            self.held_out = f"  held-out {held_out:.2f} bits/byte"
         figures = f"loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left{self.held_out}"
         self.bar.update(self.task, completed=spent, description=f"step {progress.step}", figures=figures)
 
@@ -175,6 +175,11 @@ class _Live:
 
     def scoring(self, share: float) -> None:
         self.bar.update(self.task, completed=share, description="scoring held-out text", figures="")
+
+
+def _held_out(metrics: dict[str, Any]) -> float | None:
+    """The score of the phase's own held-out part, at the steps that have one."""
+    return next((value for key, value in metrics.items() if key.endswith("validation_bits_per_byte")), None)
 
 
 class _Smooth:
@@ -199,8 +204,8 @@ class _Lines:
     def step(self, progress: Any, metrics: dict[str, Any], spent: float, left: float) -> None:
         loss, speed = self.smooth(metrics)
         text = f"step {progress.step}  {spent:4.0%}  loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left"
-        if "validation_bits_per_byte" in metrics:
-            self._print(f"{text}  held-out {metrics['validation_bits_per_byte']:.3f} bits/byte")
+        if (held_out := _held_out(metrics)) is not None:
+            self._print(f"{text}  held-out {held_out:.3f} bits/byte")
         elif time.monotonic() - self.last > 10:
             self._print(text)
 
@@ -248,7 +253,7 @@ def plugin_table(plugins: Any) -> None:
 def next_steps(folder: Path) -> None:
     heading("Next", "")
     steps = [(f'tryplicity generate {folder} "A dictionary is"', "let it write more"),
-             (f"tryplicity brain {folder}", "spikes, experts, difficulty, surprise, stages and sleeps, by layer and time"),
+             (f"tryplicity brain {folder}", "spikes, experts, surprise, stages, sleeps: by layer and over time"),
              ("tryplicity build full --hw h200", "plan the 9-billion model on eight H200"),
              ("cp specs/tiny.yaml my.yaml", "make it yours, then: tryplicity build my.yaml --hw cpu"),
              ("tryplicity train my.yaml --hw cpu --data path/to/texts --run runs/mine --minutes 10",

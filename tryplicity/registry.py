@@ -253,7 +253,7 @@ class Registry:
                 return self._components[one, name]
         hint = did_you_mean(name, self.names(family))
         failed = "; not loaded: " + "; ".join(self.failures) if self.failures else ""
-        raise UserError(f"no {family} is called {name!r}{hint}{failed}")
+        raise UserError(f"no {family.replace('|', ' or ')} is called {name!r}{hint}{failed}")
 
     def part(self, family: str, value: Any, site: Any = None) -> Part:
         """A component from what YAML says (`moe`, or `{type: moe, experts: 8}`), defaults filled in.
@@ -273,23 +273,23 @@ class Registry:
 
         With a `site`, the component's own `check` is asked too.
         """
-        known = f" (there are: {', '.join(self.names(family))})"
+        known, kind = f" (there are: {', '.join(self.names(family))})", family.replace("|", " or ")
         fault = None
         if isinstance(value, str):
             name, options, name_path = value, {}, path
         elif not isinstance(value, Mapping):
-            fault = Problem(path, f"expected the name of a {family}, or a mapping with type and options, "
+            fault = Problem(path, f"expected the name of a {kind}, or a mapping with type and options, "
                                   f"got {said(value)}{known}")
         elif isinstance(value.get("type"), str):
             name, name_path = value["type"], (*path, "type")
             options = {k: v for k, v in value.items() if k != "type"}
         elif "type" in value:
             given = said(value["type"])
-            fault = Problem((*path, "type"), f"expected the name of a {family}, got {given}{known}")
+            fault = Problem((*path, "type"), f"expected the name of a {kind}, got {given}{known}")
         elif misspelt := next((key for key in value if nearest(key, ["type"])), None):
             fault = Problem((*path, misspelt), "unknown key (did you mean type?)", at_key=True)
         else:
-            fault = Problem(path, f"type is missing; it says which {family} this is{known}", at_key=True)
+            fault = Problem(path, f"type is missing; it says which {kind} this is{known}", at_key=True)
         if fault:
             problems.append(fault)
             return None

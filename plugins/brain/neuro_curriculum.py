@@ -22,7 +22,7 @@ class StageConfig:
     share: Annotated[float, Field(gt=0, le=1)]
     """Of the pretraining phase's budget; the stages' sum is 1."""
     context: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Length of the sequences, as a share of the spec's context_length."""
+    """Length of the sequences, as a share of the spec's context_length, in whole tokens."""
     max_grade: Annotated[float | None, Field(gt=0)] = None
     """Only documents that read no harder than this school grade; none: any, those without a grade too."""
     mixture: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = None
@@ -77,12 +77,10 @@ class NeuroCurriculum(Brain):
         for i, stage in enumerate(config.stages):
             if stage.name in names[:i]:
                 yield f"stages.{i}.name", f"{stage.name} is a stage already; give this one another name"
-            tokens = stage.context * site.context_length
-            nearest = max(2, round(tokens))
-            if tokens < 2 - CLOSE or abs(tokens - nearest) > CLOSE * site.context_length:
+            if round(stage.context * site.context_length) < 2:
                 yield f"stages.{i}.context", (
-                    f"{stage.context:g} of context_length {site.context_length} is {tokens:g} tokens; sequences have a "
-                    f"whole number of at least 2, and the nearest is {nearest / site.context_length:.9g}")
+                    f"{stage.context:g} of context_length {site.context_length} is not even 2 tokens; "
+                    f"{2 / site.context_length:.3g} is")
             yield from _mixture_faults(f"stages.{i}.mixture", stage.mixture)
 
     def __init__(self, config) -> None:

@@ -179,6 +179,7 @@ def test_stopped_in_any_stage_or_before_a_sleep_and_resumed_is_never_stopped(go,
     _, outcome = go("cut", 12)
     plugins.call = original
     assert outcome.reason == "interrupted" and outcome.progress.step == stop
+    assert checkpoint.steps(tmp_path.joinpath("cut", "checkpoints"))[-1] == stop  # all is saved, a sleep due or not
     cut, _ = go("cut", 12, resume=True)
     losses = [[line.get("loss") for line in read_lines(run.metrics)] for run in (whole, cut)]
     assert losses[0] == losses[1]
@@ -192,7 +193,7 @@ def test_an_interrupted_sleep_leaves_nothing_behind(go, plugins, monkeypatch):
     """Stopped in the middle of the sleep after step 6: what is on disk is the moment before it."""
     from safetensors.torch import load_file
 
-    whole, _ = go("whole", 8)
+    whole, _ = go("whole", 12)
     halves = plugins.registry.get("brain", "halves")
     sleep = halves.sleep
 
@@ -201,12 +202,12 @@ def test_an_interrupted_sleep_leaves_nothing_behind(go, plugins, monkeypatch):
         return sleep(self, night)
 
     monkeypatch.setattr(halves, "sleep", cut_short)
-    cut, outcome = go("cut", 8)
+    cut, outcome = go("cut", 12)
     assert outcome.reason == "interrupted" and checkpoint.steps(cut.checkpoints)[-1] == 6
     assert not any("sleep" in line for line in read_lines(cut.metrics))
     assert json.loads((cut.checkpoints / "step-6" / "progress.json").read_text())["tokens"] == 6 * 4 * 48
     monkeypatch.setattr(halves, "sleep", sleep)
-    go("cut", 8, resume=True)
+    go("cut", 12, resume=True)
     a, b = load_file(whole.weights), load_file(cut.weights)
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -231,11 +232,62 @@ def test_a_sleep_phase_is_slept_once_and_a_chat_phase_wants_conversations(go, pr
 
 def test_a_stage_that_cannot_be_is_refused_before_the_first_step(go, tmp_path):
     stages = "brain=[{type: neuro_curriculum, stages: [{name: easy, share: 0.5}, {name: hard, share: 0.5, %s}]}]"
-    with pytest.raises(UserError, match=r"stage hard: no training text up to grade 0\.01"):
-        go("run", 4, stages % "max_grade: 0.01")
+    with pytest.raises(UserError, match="stage hard: no training text in the domains code"):
+        go("run", 4, stages % "mixture: {code: 1}")
     with pytest.raises(UserError, match=r"stage hard: factors: no objective is called 'hebian_loss' \(did you mean"):
         go("run", 4, stages % "factors: {hebian_loss: 1}")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_level_that_nothing_has_is_told_and_any_text_taken(prepared, registry):
+    from tryplicity.spec import load_spec
+    from tryplicity.training.stages import Stages, brains_of
+
+    path = str(Path(__file__).parent.parent / "small.yaml")
+    spec = load_spec(path, registry, ["brain=[{type: neuro_curriculum, stages: [{name: easy, share: 0.5, max_grade: "
+                                      "0.01, mixture: {text: 1}}, {name: any, share: 0.5}]}]"])
+    stages = Stages(spec, brains_of(spec), {0: prepared}, registry, seed=0)
+    assert [(stage.name, round(share, 6)) for _, stage, share in stages.found] == [("easy", 0.5), ("any", 0.5)]
+    (level,) = stages.warnings(None)
+    assert level.startswith("stage easy: no training text up to grade 0.01; it takes texts of any")
+    tokens = prepared.manifest["parts"]["train"]["tokens"]
+    assert f"stage any: it goes over its {tokens:,} tokens of all 5 times" in stages.warnings(10 * tokens)
+    assert len(stages.warnings(2 * tokens)) == 1
+
+
+def test_a_second_pretraining_goes_on_in_the_data_and_a_damaged_later_checkpoint_costs_nothing(go, prepared):
+    phases = "phases=[{kind: pretrain}, {kind: pretrain, learning_rate_factor: 0.1}]"
+    run, outcome = go("two", 8, phases, "brain=[]")
+    (positions,) = outcome.progress.positions.values()
+    assert list(positions.values()) == [8 * 4 * 48]  # no row twice
+    (run.checkpoints / "step-8" / "optimizer.pt").write_bytes(b"cut")
+    _, outcome = go("two", 7, phases, "brain=[]", resume=True)
+    assert outcome.progress.step == 7 and checkpoint.damage(run.checkpoints / "step-7") is None
+
+
+def test_what_a_plugin_gets_wrong_is_told_by_name(tmp_path, make_spec, prepared):
+    from tryplicity.model import assemble
+    from tryplicity.spec import load_spec
+
+    file = tmp_path / "wrong.py"
+    file.write_text("""
+from tryplicity import Objective, hookimpl
+
+class Idle(Objective):
+    # does nothing
+    name = "idle"
+
+    def block_los(self, x_BTD, y_BTD, doc_ids_BT):
+        raise AssertionError
+
+@hookimpl
+def tryplicity_brain_modules():
+    return [Idle]
+""")
+    registry = load_plugins((str(file),)).registry
+    spec = load_spec(str(Path(__file__).parent.parent / "small.yaml"), registry, ["brain=[idle]"])
+    with pytest.raises(UserError, match="objective idle: overrides neither block_loss nor token_weights"):
+        assemble(spec)
 
 
 def test_a_checkpoint_of_another_version_says_so(go):

@@ -107,8 +107,8 @@ def comparisons(source: Source, modules: Iterable[str], registry: Registry, alon
         try:
             return Variant(label, load_spec(cut, registry))
         except UserError as error:
-            left = ", ".join(sorted(removed))
-            raise UserError("\n".join(f"without {left}: {line}" for line in str(error).splitlines())) from None
+            left = f"without {', '.join(sorted(removed))}: " if removed else ""
+            raise UserError("\n".join(left + line for line in str(error).splitlines())) from None
 
     def compared(module: str, with_it: Variant, without_it: Variant) -> Comparison:
         if _meaning(with_it.spec) == _meaning(without_it.spec):

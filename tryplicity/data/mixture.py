@@ -75,11 +75,18 @@ class Mixture:
     @classmethod
     def graded(cls, prepared: Prepared, seed: int, mixture: Mapping[str, float] | None = None,
                max_grade: float | None = None) -> Self:
-        """The training rows of the documents that read no harder than a school grade; None: of all."""
+        """The training rows of the documents that read no harder than a school grade; None, or where that leaves
+        nothing: of all."""
         if max_grade is None:
             return cls(prepared.train, seed, mixture)
-        return cls(prepared.train, seed, mixture, np.flatnonzero(prepared.grades() <= max_grade),
-                   f"up to grade {max_grade:g}")
+        easy, level = np.flatnonzero(prepared.grades() <= max_grade), f"up to grade {max_grade:g}"
+        try:
+            return cls(prepared.train, seed, mixture, easy, level)
+        except UserError:
+            whole = cls(prepared.train, seed, mixture)
+            whole.warning = f"no training text {level}; it takes texts of any" + (
+                f" ({whole.warning})" if whole.warning else "")
+            return whole
 
     def batch(self, positions: Positions, rows: int, context_length: int) -> tuple[Batch, dict[str, int]]:
         """The `rows` rows that follow on `positions` ({} at the beginning), and the positions after them."""

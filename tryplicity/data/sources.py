@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from tryplicity.registry import Registry
 
 
-def parse_source(registry: Registry, text: str | Mapping[str, Any]) -> Source:
-    """The source that `text` names.
+def parse_source(registry: Registry, text: str | Mapping[str, Any], option: str = "--data") -> Source:
+    """The source that `text` names. option: where the user said it, for messages.
 
     `python-docs`: a source by its name. `files:path`: a source and its first option.
     `{type: files, path: x}`: a mapping as YAML, or a mapping itself. Anything else: the path of a folder or
@@ -31,7 +31,7 @@ def parse_source(registry: Registry, text: str | Mapping[str, Any]) -> Source:
             mapping = yaml.safe_load(text)
         except yaml.YAMLError as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"--data {text}: not a YAML mapping ({reason}); write it as "
+            raise UserError(f"{option} {text}: not a YAML mapping ({reason}); write it as "
                             f"'{{type: files, path: folder}}'"
                             ) from error
         return registry.part("source", mapping).build()
@@ -41,11 +41,11 @@ def parse_source(registry: Registry, text: str | Mapping[str, Any]) -> Source:
     if colon and name in names:
         options = dataclasses.fields(registry.get("source", name).Config)
         if not options or not rest:
-            raise UserError(f"--data {text}: write {name} alone" if not options else
-                            f"--data {text}: {options[0].name} is missing; write "
+            raise UserError(f"{option} {text}: write {name} alone" if not options else
+                            f"{option} {text}: {options[0].name} is missing; write "
                             f"{name}:{options[0].name.upper()}")
         return registry.part("source", {"type": name, options[0].name: rest}).build()
     if "files" in names and os.path.exists(os.path.expanduser(text)):
         return registry.part("source", {"type": "files", "path": text}).build()
-    raise UserError(f"--data {text}: no such file or folder, and no source of that "
+    raise UserError(f"{option} {text}: no such file or folder, and no source of that "
                     f"name{did_you_mean(name, names)}")

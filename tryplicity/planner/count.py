@@ -72,7 +72,7 @@ def count(model: Model) -> Counts:
         if module is model.embedding and model.unembedding is not None:
             used = parameter.shape[1]
         active += used
-        if component != "heads":
+        if component != "heads" and ".objectives." not in f".{paths[id(module)]}.":
             bits = module.packed_bits if isinstance(module, Linear) and name == "weight" else 16
             packed += used * bits / 8
     layers = [LayerCount(i, spec.mixer.name, spec.feed_forward.name if spec.feed_forward else None,

@@ -71,7 +71,7 @@ class Phase:
     """pretrain: on documents; sleep: what the sleeping modules of `brain` do; chat: on conversations"""
     share: Annotated[float | None, Field(gt=0)] = None
     """of the whole budget, relative to the other phases' (1 by default); a sleep has none"""
-    data: Any = None
+    data: str | dict[str, Any] | None = None
     """the source, as --data would say it; by default --data (pretrain) or --chat-data (chat)"""
     schedule: Part | None = uses("schedule", optional=True)
     """by default that of `training`"""
@@ -79,8 +79,10 @@ class Phase:
     """multiplies the optimizer's learning rate in this phase"""
 
     def __post_init__(self) -> None:
-        if self.kind == "sleep" and (self.share or self.data is not None or self.schedule is not None):
-            raise ValueError("a sleep takes no share, data or schedule; its module in `brain` says what it does")
+        own = (self.share, self.data, self.schedule, self.learning_rate_factor)
+        if self.kind == "sleep" and own != (None, None, None, 1.0):
+            raise ValueError("a sleep takes no share, data, schedule or learning_rate_factor; its module in `brain` "
+                             "says what it does")
 
 
 PRETRAIN_ONLY = (Phase("pretrain"),)

@@ -72,8 +72,7 @@ def save(folder: Path, model: Model, optimizer: torch.optim.Optimizer, progress:
     The newest `keep` of those at multiples of `every` stay, and one in between while it is the newest: so the
     regular ones are the same whether a run was interrupted or not.
     """
-    target = folder / f"step-{progress.step}"
-    shutil.rmtree(target, ignore_errors=True)  # damaged, or of the moment before a sleep
+    target = folder / f"step-{progress.step}"  # one that is there is damaged, or of the moment before a sleep
     random = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state_all()
@@ -83,7 +82,7 @@ def save(folder: Path, model: Model, optimizer: torch.optim.Optimizer, progress:
         (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=1))
         digests = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
         (temporary / "complete.json").write_text(json.dumps(digests, indent=1))
-    found = steps(folder)
+    found = [step for step in steps(folder) if step <= progress.step]  # a later one is damaged: see `newest`
     regular = [step for step in found if step % every == 0]
     for old in set(found) - set(regular[-keep:]) - {found[-1]}:
         shutil.rmtree(folder / f"step-{old}", ignore_errors=True)

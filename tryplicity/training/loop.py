@@ -9,7 +9,7 @@ from typing import Any
 
 from tryplicity.builder import Build
 from tryplicity.data import Prepared
-from tryplicity.errors import Refused, UserError
+from tryplicity.errors import Refused
 from tryplicity.model import NEXT_TOKEN
 from tryplicity.plugins import Plugins
 from tryplicity.run import Run
@@ -18,6 +18,7 @@ from tryplicity.training.checkpoint import Progress
 from tryplicity.training.metrics import MetricsFile
 from tryplicity.training.process import StopSignals
 from tryplicity.training.session import Session, Stepped
+from tryplicity.training.stages import data_of_phases
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,12 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     is not a number for several steps, or the last checkpoint cannot be written.
     """
     watcher, training = watcher or Watcher(), build.spec.training
-    session = Session(build, _data_of_phases(build, prepared, phase_data or {}), run, plugins, resume=resume)
+    data = data_of_phases(build.spec, prepared, phase_data or {})
+    session = Session(build, data, run, plugins, resume=resume)
     progress = session.progress
     metrics_file = MetricsFile(run.metrics, progress.step, progress.slept_at)
     plugins.call("tryplicity_run_started", run=run.folder, spec=build.spec, model=session.model)
-    bad_steps, announced = 0, None
+    bad_steps, announced, half_asleep = 0, None, False
 
     with StopSignals() as signals:
         while signals.received is None:
@@ -93,7 +95,8 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                 progress.sleeps += 1  # the phase's sleep is the one that was due at this step anyway
                 continue
             if session.wants_sleep(phase):
-                said = session.sleep(phase, signals.requested)
+                said = session.sleep(phase, budget.spent(progress), signals.requested)
+                half_asleep = said is None
                 if said is not None:
                     metrics_file.write({"step": progress.step, "tokens": progress.tokens, "sleep": said})
                     plugins.call("tryplicity_slept", run=run.folder, step=progress.step, report=said)
@@ -127,11 +130,11 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                 session.save()
 
         # still inside: a second SIGTERM, or a Ctrl-C just now, must not cut this short
-        unsaved = progress.step > session.saved_step or progress.slept_at == progress.step
-        asleep = signals.received is not None and phase is not None and session.wants_sleep(phase)
-        if (unsaved and not asleep and (bad_steps == 0 or session.healthy())) or not checkpoint.steps(run.checkpoints):
-            session.save(last=True)
         interrupted = signals.received is not None
+        # a sleep is slept again by a run that resumes before it; at the end of the budget it is part of the result
+        unsaved = progress.step > session.saved_step or (not interrupted and progress.slept_at == progress.step)
+        if unsaved and not half_asleep and (bad_steps == 0 or session.healthy()):
+            session.save(last=True)
 
     scores: dict[str, float] = {}
     if not interrupted:
@@ -149,16 +152,6 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason=reason)
     return Outcome(reason, progress, scores.get(_score_name("pretrain")), signals.received,
                    scores.get(_score_name("chat")))
-
-
-def _data_of_phases(build: Build, prepared: Prepared, given: Mapping[int, Prepared]) -> dict[int, Prepared]:
-    data = {}
-    for index, phase in enumerate(build.spec.phases):
-        if phase.kind == "chat" and index not in given:
-            raise UserError(f"phases[{index}]: a chat phase needs conversations; give it `data`")
-        if phase.kind != "sleep":
-            data[index] = given.get(index, prepared)
-    return data
 
 
 def _score_name(kind: str) -> str:

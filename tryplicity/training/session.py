@@ -5,7 +5,7 @@ Shapes: B rows, T time.
 
 from __future__ import annotations
 
-import functools
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,19 +18,17 @@ import torch
 
 from tryplicity.builder import Build
 from tryplicity.components import IGNORE, Brain, Night, Stage
-from tryplicity.data import Mixture, PackedStream, Prepared
+from tryplicity.data import PackedStream, Prepared
 from tryplicity.data.packing import Batch
-from tryplicity.errors import Refused, UserError, did_you_mean
+from tryplicity.errors import Refused, UserError
 from tryplicity.model import Model, assemble
 from tryplicity.plugins import Plugins
 from tryplicity.run import Run
 from tryplicity.training import checkpoint
 from tryplicity.training.checkpoint import Progress
 from tryplicity.training.evaluate import bits_per_byte
-from tryplicity.training.phases import PhasePlan
+from tryplicity.training.stages import Stages, brains_of
 from tryplicity.training.step import StepResult, decay_groups, is_finite, on_device, training_step
-
-MOMENTS = 1000  # of a phase, at which its stages are looked for
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,6 @@ class Session:
         self.build, self.data, self.run, self.plugins = build, data, run, plugins
         self.spec, self.hardware, self.training = build.spec, build.hardware, build.spec.training
         self.device = torch.device(self.hardware.torch_device)
-        self.plan = PhasePlan(self.spec.phases)
         self.strategy = build.strategy
         self.model: Model = self.strategy.place(assemble(self.spec), self.device, self.training.seed)
         self.model.activation_checkpointing = self.hardware.activation_checkpointing
@@ -60,59 +57,20 @@ class Session:
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         self.schedules = [(phase.schedule or self.training.schedule).build() for phase in self.spec.phases]
-        self.brains: dict[str, Brain] = {part.name: part.build() for part in self.spec.brain
-                                         if issubclass(part.component, Brain)}
+        self.brains = brains_of(self.spec)
+        self.stages = Stages(self.spec, self.brains, data, build.registry, self.training.seed)
+        self.plan = self.stages.plan
+        self.pretraining = next(i for i, phase in enumerate(self.spec.phases) if phase.kind == "pretrain")
         identities = dict.fromkeys(prepared.identity for prepared in data.values())
         self.progress = Progress(identity=self.spec.identity(), data="+".join(identities), seed=self.training.seed)
+        self.saved_step = -1
         if resume and (newest := checkpoint.newest(run.checkpoints)) is not None:
             _check_belongs(newest, self.progress)
             self.progress = checkpoint.load(newest, self.model, self.optimizer)
             for name, state in self.progress.brain.items():
                 self.brains[name].load_state(state)
-        self.saved_step = self.progress.step
-        self._mixtures: dict[tuple[int, str], Mixture] = {}
-        self._check_stages()
+            self.saved_step = self.progress.step
         self.model.train()
-
-    # --- the data ---
-
-    def stage(self, phase: int, spent: float) -> Stage:
-        """What the curriculum, if there is one, says of this moment of a phase. Of its last stage, a chat keeps the
-        factors of objectives."""
-        pretraining, context = self.spec.phases[phase].kind == "pretrain", self.spec.context_length
-        within = self.plan.within(phase, spent) if pretraining else 1.0
-        for brain in self.brains.values():
-            if (stage := brain.stage(within, context)) is not None:
-                return stage if pretraining else Stage("", context, factors=stage.factors)
-        return Stage("", context)
-
-    def _check_stages(self) -> None:
-        """Find the rows of every stage now: a stage to come that has none must not end the run after hours."""
-        for phase, what in enumerate(self.spec.phases):
-            if what.kind == "sleep":
-                continue
-            start, end = self.plan.starts[phase], self.plan.ends[phase]
-            moments = (start + (end - start) * i / MOMENTS for i in range(MOMENTS))
-            for stage in {stage.name: stage for stage in map(functools.partial(self.stage, phase), moments)}.values():
-                objectives = self.build.registry.names("objective")
-                for name in stage.factors:
-                    if name not in objectives:
-                        hint = did_you_mean(name, objectives)
-                        raise UserError(f"stage {stage.name}: factors: no objective is called {name!r}{hint}")
-                self._mixture(phase, stage)
-
-    def _mixture(self, phase: int, stage: Stage) -> Mixture:
-        """The rows of a stage; `progress.positions` knows how many of a phase's were delivered."""
-        key = (phase, stage.name)
-        if key not in self._mixtures:
-            try:
-                made = Mixture.graded(self.data[phase], self.training.seed, stage.mixture, stage.max_grade)
-            except UserError as error:
-                raise UserError(f"stage {stage.name}: {error}") from None
-            if made.warning:
-                print(f"warning: stage {stage.name}: {made.warning}", file=sys.stderr)
-            self._mixtures[key] = made
-        return self._mixtures[key]
 
     # --- a step ---
 
@@ -121,18 +79,19 @@ class Session:
         progress, started = self.progress, time.perf_counter()
         if progress.phase != phase:
             progress.phase, progress.phase_step = phase, 0
-        stage = self.stage(phase, spent)
+        stage = self.stages.at(phase, spent)
         rows, micro_batch = self._rows(stage)
-        batch, positions = self._mixture(phase, stage).batch(progress.positions.get(str(phase), {}), rows,
-                                                             stage.context_length)
+        key = self.data[phase].identity[:16]  # a phase of the same data goes on where the one before it stopped
+        batch, positions = self.stages.mixture(phase, stage).batch(progress.positions.get(key, {}), rows,
+                                                                   stage.context_length)
         factor = (self.schedules[phase].factor(self.plan.within(phase, spent), progress.phase_step)
                   * self.spec.phases[phase].learning_rate_factor * stage.learning_rate_factor)
         self.model.set_factors(stage.factors)
         result = self._optimize(batch, micro_batch, factor)
         good, tokens = is_finite(result), rows * stage.context_length
-        if good and self.spec.phases[phase].kind == "pretrain":
+        if good and self.data[phase].identity == self.data[self.pretraining].identity:
             self._observe(batch, result)
-        progress.positions[str(phase)] = positions
+        progress.positions[key] = positions
         progress.step += 1
         progress.phase_step += 1
         progress.tokens += tokens
@@ -165,31 +124,31 @@ class Session:
         """Whether to sleep before the next step: at a sleep phase, or because a module asks for it."""
         if self.spec.phases[phase].kind == "sleep":
             return True
-        return (self.spec.phases[phase].kind == "pretrain" and self.progress.slept_at != self.progress.step
-                and any(brain.wants_sleep(self.progress.step) for brain in self.brains.values()))
+        step = self.progress.step
+        return (self.spec.phases[phase].kind == "pretrain" and step > 0 and self.progress.slept_at != step
+                and any(brain.wants_sleep(step) for brain in self.brains.values()))
 
     def just_slept(self, phase: int) -> bool:
         """Whether a sleep phase begins right after a sleep."""
         return self.spec.phases[phase].kind == "sleep" and self.progress.slept_at == self.progress.step
 
-    def sleep(self, phase: int, stopping: Callable[[], bool]) -> dict[str, Any] | None:
+    def sleep(self, phase: int, spent: float, stopping: Callable[[], bool]) -> dict[str, Any] | None:
         """Let every sleeping module do its work; what they say of it, or None when it was interrupted.
 
         The checkpoint written before is what an interrupted sleep is resumed from: nothing of it is saved.
         """
+        self.model.set_factors(self.stages.at(self.progress.phase, spent).factors)
         progress, started = self.progress, time.perf_counter()
         saved = progress.step == self.saved_step or self.save()
-        pretraining = next(i for i, p in enumerate(self.spec.phases) if p.kind == "pretrain")
         interrupted = stopping if saved else lambda: False
         night = Night(model=self.model, optimizer=self.optimizer, step=progress.step, seed=self.training.seed,
                       checkpoints=self.regular_checkpoints(), interrupted=interrupted,
-                      score=lambda: self.score(self.data[pretraining], self.training.validation_rows),
-                      replay=lambda documents, steps, factor: self._replay(pretraining, documents, steps, factor,
-                                                                           interrupted))
+                      score=lambda: self.score(self.data[self.pretraining], self.training.validation_rows),
+                      replay=lambda documents, steps, factor: self._replay(documents, steps, factor, interrupted))
         said: dict[str, Any] = {}
         for brain in self.brains.values():
             if type(brain).sleep is not Brain.sleep:
-                said |= brain.sleep(night)
+                said |= brain.sleep(night) or {}
         if interrupted():
             return None
         progress.slept_at = progress.step
@@ -197,11 +156,11 @@ class Session:
         progress.seconds += time.perf_counter() - started
         return said
 
-    def _replay(self, phase: int, documents: np.ndarray, steps: int, factor: float,
-                stopping: Callable[[], bool]) -> float:
+    def _replay(self, documents: np.ndarray, steps: int, factor: float, stopping: Callable[[], bool]) -> float:
         """Train on rows packed of these documents; they count as tokens of the budget, not as steps."""
         rows, context = self.hardware.sequences_per_step(), self.spec.context_length
-        stream = PackedStream(self.data[phase].train, self.training.seed + self.progress.step, documents=documents)
+        stream = PackedStream(self.data[self.pretraining].train, self.training.seed + self.progress.step,
+                              documents=documents)
         losses = []
         for number in range(steps):
             if stopping():
@@ -232,7 +191,7 @@ class Session:
     def save(self, last: bool = False) -> bool:
         """Save a checkpoint. A disk that is full costs this checkpoint, not the run, unless it is the last one."""
         progress = self.progress
-        progress.brain = {name: brain.state() for name, brain in self.brains.items()}
+        progress.brain = {name: _as_json(name, brain.state()) for name, brain in self.brains.items()}
         try:
             saved = checkpoint.save(self.run.checkpoints, self.model, self.optimizer, progress,
                                     self.training.keep_checkpoints, self.training.checkpoint_every)
@@ -261,11 +220,17 @@ def document_losses(batch: Batch, nll_BT: torch.Tensor) -> tuple[np.ndarray, np.
     return numbers[count > 0], total[count > 0] / count[count > 0]
 
 
+def _as_json(name: str, state: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(state))
+    except TypeError as error:
+        raise UserError(f"brain module {name}: its state() must be JSON: {error}") from None
 
 
 def _check_belongs(saved: Path, progress: Progress) -> None:
     """Raises UserError when a checkpoint is of another architecture, other data or another seed."""
     theirs = checkpoint.read_progress(saved)
-    for what, key in (("spec (its layers or sizes differ)", "identity"), ("data set", "data"), ("seed", "seed")):
+    for what, key in (("spec (its layers, sizes or brain modules differ)", "identity"), ("data set", "data"),
+                      ("seed", "seed")):
         if getattr(theirs, key) != getattr(progress, key):
             raise UserError(f"{saved}: belongs to another {what}; give the one it was begun with, or another --run")
