@@ -46,9 +46,25 @@ def tryplicity_layers() -> list[type[Component]]:
 def tryplicity_brain_modules() -> list[type[Component]]:
     """Brain-inspired classes, of the family of the site they act at: activation, router, objective, brain.
 
+        class Quiet(Objective):
+            '''Small outputs of every block.'''
+            name = "quiet"
+
+            def block_loss(self, x_BTD, y_BTD, doc_ids_BT):
+                return Report(losses={"quiet": self.factor * 1e-3 * y_BTD.square().mean((1, 2)).mean()})
+
+        class Short(Brain):
+            '''Rows of half the length in the first tenth of pretraining.'''
+            name = "short"
+
+            def stage(self, spent, context_length):
+                return Stage("short", context_length // 2) if spent < 0.1 else Stage("long", context_length)
+
         @hookimpl
         def tryplicity_brain_modules():
-            return [SpikeActivation]
+            return [Quiet, Short]
+
+    and in a spec: `brain: [quiet, short]`.
     """
 
 
