@@ -86,7 +86,12 @@ class State(dict):
     """The decoding state of one layer: named tensors, batch first, and plain ints. Updated in place."""
 
     def clone(self) -> State:
+        """A copy that goes its own way; what neither will write again may be shared."""
         return State({k: v.clone() if isinstance(v, Tensor) else v for k, v in self.items()})
+
+
+class Rows(tuple):
+    """One decoding state for each row of a batch, whose sequences are of different lengths."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,10 @@ class Layer(_Module):
         """An empty decoding state; None for a layer that looks at each token alone."""
         return None
 
+    #: True: `state` may also be Rows, one State of `new_state(1)` for each row of x_BTD, as many sequences that are
+    #: decoded together have; False: the layer is then called row by row
+    takes_rows: ClassVar[bool] = False
+
     def extra_flops(self, tokens: int) -> int:
         """FLOPs of a custom kernel that torch's counter cannot see, forward only, for `tokens` tokens."""
         return 0
@@ -238,6 +247,14 @@ class Linear(_Module):
         if self.experts is None:
             return F.linear(x, weight, self.bias)
         return grouped_linear(x if spread is None else spread(x), weight, offsets_E)
+
+    def pack(self) -> dict[str, Tensor] | None:
+        """What an exported model stores in place of `weight`, by name; None: `weight` itself, as any tensor."""
+        return None
+
+    def adopt(self, packed: Mapping[str, Tensor]) -> None:
+        """Take what `pack` gave, in place of `weight`, for inference alone; the tensors may lie in a mapped file."""
+        raise NotImplementedError
 
     def expert_weight(self, expert: int) -> Tensor:
         """The [out, in] weight of one expert of a stack as it enters the product with an `effective_input`; for
@@ -499,10 +516,25 @@ class Judge(Component):
     family = "judge"
 
 
+class Passage(NamedTuple):
+    """A stretch of text that an answer can rest on, and where a reader can check it."""
+
+    id: str  # the same for the same passage as long as the index stands
+    title: str
+    url: str
+    text: str
+    score: float  # higher is better; comparable within one search alone
+
+
 class Retriever(Component):
-    """Finds passages for a question."""
+    """Finds passages for a question. `Class(config)`; `search` may be called from several threads at once."""
 
     family = "retriever"
+
+    def search(self, question: str, limit: int) -> list[Passage]:
+        """At most `limit` passages, best first. Raises UserError when it cannot search at all (no index, no
+        network), with what to do."""
+        raise NotImplementedError
 
 
 class Parallelism(Component):
@@ -558,12 +590,14 @@ __all__ = [
     "Optimizer",
     "Parallelism",
     "Part",
+    "Passage",
     "Repair",
     "Report",
     "Residual",
     "Retriever",
     "Router",
     "Routing",
+    "Rows",
     "Schedule",
     "Site",
     "Source",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tryplicity.components import IGNORE, Mean, Objective, Report, State, output_and_report
+from tryplicity.components import IGNORE, Mean, Objective, Report, Rows, State, output_and_report
 from tryplicity.errors import UserError
 from tryplicity.functional import cross_entropy_and_nll
 from tryplicity.spec import Spec
@@ -50,9 +50,14 @@ class SubLayer(nn.Module):
         self.layer = part.build(site)
         self.residual = spec.residual.build(site)
 
-    def forward(self, streams: Tensor, state: State | None, doc_ids_BT: Tensor | None) -> tuple[Tensor, Report]:
+    def forward(self, streams: Tensor, state: State | Rows | None,
+                doc_ids_BT: Tensor | None) -> tuple[Tensor, Report]:
         def run(x_BTD: Tensor) -> tuple[Tensor, Report]:
-            return output_and_report(self.layer(self.norm(x_BTD), state=state, doc_ids=doc_ids_BT))
+            x_BTD = self.norm(x_BTD)
+            if isinstance(state, Rows) and not self.layer.takes_rows:
+                rows = [output_and_report(self.layer(x_BTD[i:i + 1], state=own))[0] for i, own in enumerate(state)]
+                return torch.cat(rows), Report()
+            return output_and_report(self.layer(x_BTD, state=state, doc_ids=doc_ids_BT))
 
         return self.residual(streams, run)
 
@@ -71,7 +76,7 @@ class Block(nn.Module):
         parts = [self.mixer] if self.feed_forward is None else [self.mixer, self.feed_forward]
         return [part.layer.new_state(batch, **options) for part in parts]
 
-    def forward(self, streams: Tensor, state: list[State | None] | None = None,
+    def forward(self, streams: Tensor, state: list[State | Rows | None] | None = None,
                 doc_ids_BT: Tensor | None = None) -> tuple[Tensor, Report]:
         report, before = Report(), streams
         streams, said = self.mixer(streams, state and state[0], doc_ids_BT)
@@ -131,6 +136,8 @@ class Model(nn.Module):
             # autocast leaves an embedding in fp32, and with it every residual stream: twice the memory
             x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
         streams, report = residual.expand(x_BTD), Report()
+        if isinstance(state, Rows):
+            state = _by_layer(state)
         for i, block in enumerate(self.layers):
             if self.activation_checkpointing and torch.is_grad_enabled():
                 streams, said = checkpoint(block, streams, None, doc_ids_BT, use_reentrant=False,
@@ -144,7 +151,8 @@ class Model(nn.Module):
                 doc_ids_BT: Tensor | None = None, last_only: bool = False) -> Losses | Tensor:
         """With `targets` (from `targets()`): the losses. Without: logits [B, T, V], or [B, 1, V] if last_only.
 
-        state: what `new_state` gave, updated in place; the tokens continue those it has seen.
+        state: what `new_state` gave, updated in place; the tokens continue those it has seen. Or Rows of what
+        `new_state(1)` gave, one for each row of ids_BT.
         """
         h_BTD, report = self.hidden(ids_BT, state=state, doc_ids_BT=doc_ids_BT)
         if targets is None:
@@ -194,6 +202,13 @@ class Model(nn.Module):
             module, _, name = path.rpartition(".")
             found.setdefault(module, {})[name] = stat
         return found
+
+
+def _by_layer(rows: Rows) -> list[list[Rows | None]]:
+    """The states of several sequences, each a list over layers of a list over sub-layers, as such a list of Rows; None
+    where a sub-layer has no state."""
+    return [[None if own[0] is None else Rows(own) for own in zip(*blocks, strict=True)]
+            for blocks in zip(*rows, strict=True)]
 
 
 def next_token_loss(h_BTD: Tensor, unembedding_VD: Tensor, next_BT: Tensor, weighing: Mapping[str, Objective],

@@ -1,0 +1,1 @@
+"""Where passages for a question come from."""

@@ -1,0 +1,1 @@
+"""The page, as files; a package so that it is installed."""

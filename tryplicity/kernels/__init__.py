@@ -1,0 +1,1 @@
+"""Products and small operations in compiled C++, for decoding on a CPU."""

@@ -1,0 +1,1 @@
+"""The Sanic application: OpenAI's shapes, conversations, search and the page."""
