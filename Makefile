@@ -1,6 +1,7 @@
 # Each target makes .venv when no virtual environment is active, and installs what it needs.
 #   make quickstart   the whole way on this machine: plan, prepare, train a tiny model, let it write
-#   make test         the test suite          make nightly   the slow checks too
+#   make test         the test suite          make nightly   the slow checks too, and the page in a browser
+#   make browser      the page alone, in a headless Chromium
 #   make lint         ruff                    make bench     the timings in tests/benchmarks
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ VENV := .venv
 endif
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test nightly lint bench clean
+.PHONY: quickstart test nightly browser lint bench clean
 
 quickstart: $(VENV)/.tryplicity
 	$(BIN)/tryplicity quickstart
@@ -23,7 +24,10 @@ test: $(VENV)/.tryplicity-test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 nightly: $(VENV)/.tryplicity-test
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "slow or not slow"
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "slow or browser or not slow"
+
+browser: $(VENV)/.tryplicity-test
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m browser
 
 lint: $(VENV)/.tryplicity-test
 	$(BIN)/ruff check .

@@ -25,10 +25,12 @@ _EXPORTS = {
     "tryplicity.planner.memory": ["Facts", "MemoryPlan", "finish_plan", "moments"],
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
-__all__ = [*_HOME, "__version__"]
+__all__ = [*_HOME, "kernels", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "kernels":
+        return importlib.import_module("tryplicity.kernels")
     if name not in _HOME:
         raise AttributeError(f"module 'tryplicity' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

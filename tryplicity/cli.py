@@ -280,6 +280,42 @@ def _print(pieces: Iterable[str]) -> None:
 
 
 @main.command()
+@click.argument("run")
+@click.option("--format", "format_", type=click.Choice(["ternary"]), default="ternary", show_default=True,
+              help="ternary: BitLinear weights at 1.6 bits each.")
+@click.option("--rest", type=click.Choice(["bf16", "int8", "fp32"]), default="bf16", show_default=True,
+              help="What is not packed; int8: the embedding, with a scale for each row, all else in bf16.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
+              help="By default RUN/model-ternary.safetensors.")
+@click.option("--initialised", is_flag=True, help="RUN is a spec: pack its initial weights, module by module.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), metavar="FILE",
+              help="With --initialised: the tokenizer.json to put inside.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@plugin_options
+def export(run: str, format_: str, rest: str, out: Path | None, initialised: bool, tokenizer: Path | None,
+           as_json: bool, plugins: Any) -> None:
+    """Pack the model of a run folder into one file, with its spec and tokenizer inside.
+
+    \b
+    Example: tryplicity export runs/first --format ternary
+             tryplicity export full --initialised --rest int8 --out full.safetensors
+    """
+    from tryplicity import pages
+    from tryplicity.inference import packed
+
+    with pages.preparation() as progress:
+        sizes = packed.export(run, plugins.registry, out, rest, initialised=initialised, tokenizer=tokenizer,
+                              progress=lambda done, total: progress("packing", done, total))
+    if as_json:
+        click.echo(json.dumps({"path": str(sizes.path), "format": format_, "rest": sizes.rest,
+                               "ternary_weights": sizes.ternary_weights, "ternary_bytes": sizes.ternary_bytes,
+                               "rest_bytes": sizes.rest_bytes, "file_bytes": sizes.file_bytes,
+                               "smaller_than_fp16": round(sizes.ratio, 3)}, indent=1))
+    else:
+        pages.export_page(sizes)
+
+
+@main.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--follow", is_flag=True, help="Draw it anew every few seconds, until Ctrl-C.")

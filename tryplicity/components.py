@@ -354,6 +354,11 @@ class Head(_Module):
         """The summed loss over valid targets and their number. h_BTD: the hidden state after the last norm."""
         raise NotImplementedError
 
+    def draft(self, h_BTD: Tensor) -> Tensor | None:
+        """The hidden states that the unembedding turns into tokens 2, 3, ... ahead, [B, T, K, D], with which decoding
+        may guess ahead; None for a head that has none."""
+        return None
+
 
 class Objective(_Module):
     """`Class(config, site)`: a training signal beside the heads'. Overrides one of the two methods below.

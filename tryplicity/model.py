@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from tryplicity import kernels
 from tryplicity.components import IGNORE, Mean, Objective, Report, Rows, State, output_and_report
 from tryplicity.errors import UserError
 from tryplicity.functional import cross_entropy_and_nll
@@ -23,21 +24,45 @@ from tryplicity.spec import Spec
 NEXT_TOKEN = "next_token"
 
 
-class Embedding(nn.Embedding):
-    def reset_parameters(self) -> None:
-        if not self.weight.is_meta:  # on meta it would import the compiler, two seconds of it
-            nn.init.normal_(self.weight, std=0.02)
-
-
-class Unembedding(nn.Module):
-    """The output matrix of a model whose embeddings are not tied."""
+class Table(nn.Module):
+    """A vector for every token of the vocabulary. For inference alone `hold` may give it another form."""
 
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.scale_V: Tensor | None = None  # of int8 rows
+        self.dtype: torch.dtype | None = None  # of what comes out; None: the weight's
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=0.02)
+        if not self.weight.is_meta:  # on meta it would import the compiler, two seconds of it
+            nn.init.normal_(self.weight, std=0.02)
+
+    def hold(self, weight_VD: Tensor, scale_V: Tensor | None, dtype: torch.dtype) -> None:
+        """weight_VD: fp32, bf16, or int8 with a scale for each row; it may lie in a mapped file."""
+        self.weight = nn.Parameter(weight_VD, requires_grad=False)
+        self.scale_V, self.dtype = scale_V, dtype
+
+
+class Embedding(Table):
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        x_BTD = F.embedding(ids_BT, self.weight)
+        if self.scale_V is not None:
+            return x_BTD.to(self.dtype) * self.scale_V[ids_BT][..., None].to(self.dtype)
+        return x_BTD if self.dtype is None else x_BTD.to(self.dtype)
+
+
+class Unembedding(Table):
+    """The output matrix of a model whose embeddings are not tied."""
+
+
+def unembed(table: Table, h_BTD: Tensor) -> Tensor:
+    """Logits [B, T, V]. Decoding in fp32 on a CPU gives a token the same bits however many there are."""
+    weight_VD, scale_V = table.weight, table.scale_V
+    if (not torch.is_grad_enabled() and type(h_BTD) is Tensor and h_BTD.device.type == "cpu"
+            and h_BTD.dtype == torch.float32 and weight_VD.is_contiguous()):
+        return kernels.rows_linear(h_BTD.flatten(0, -2), weight_VD, scale_V).unflatten(0, h_BTD.shape[:-1])
+    logits_BTV = F.linear(h_BTD, weight_VD.to(h_BTD.dtype))
+    return logits_BTV if scale_V is None else logits_BTV * scale_V.to(h_BTD.dtype)
 
 
 class SubLayer(nn.Module):
@@ -124,8 +149,17 @@ class Model(nn.Module):
         self.activation_checkpointing = False
 
     @property
+    def table(self) -> Table:
+        """The output matrix."""
+        return self.embedding if self.unembedding is None else self.unembedding
+
+    @property
     def unembedding_VD(self) -> Tensor:
-        return (self.embedding if self.unembedding is None else self.unembedding).weight
+        return self.table.weight
+
+    def logits(self, h_BTD: Tensor) -> Tensor:
+        """[B, T, V] of a hidden state after the last norm, the next token's or what a head drafts."""
+        return unembed(self.table, h_BTD)
 
     def hidden(self, ids_BT: Tensor, *, state: list | None = None, doc_ids_BT: Tensor | None = None,
                ) -> tuple[Tensor, Report]:
@@ -156,7 +190,7 @@ class Model(nn.Module):
         """
         h_BTD, report = self.hidden(ids_BT, state=state, doc_ids_BT=doc_ids_BT)
         if targets is None:
-            return F.linear(h_BTD[:, -1:] if last_only else h_BTD, self.unembedding_VD.to(h_BTD.dtype))
+            return self.logits(h_BTD[:, -1:] if last_only else h_BTD)
         next_BT = targets[NEXT_TOKEN]
         weighing = self.objectives if self.training else {}
         total, nll_BT = next_token_loss(h_BTD, self.unembedding_VD, next_BT, weighing, report)

@@ -262,3 +262,14 @@ def next_steps(folder: Path) -> None:
         steps.insert(0, (f"source {Path(sys.prefix) / 'bin' / 'activate'}", "so that your shell finds tryplicity"))
     for command, what in steps:
         console.print(Text.assemble("  ", (command, "bold"), "   ", (what, "dim")))
+
+
+def export_page(sizes: Any) -> None:
+    """What an export wrote, and how much smaller it is."""
+    table = _plain_table("", "MB", "", right=(1,))
+    table.add_row("ternary weights", f"{sizes.ternary_bytes / 1e6:,.2f}",
+                  f"{sizes.ternary_weights:,} weights; {sizes.ratio:.2f} times smaller than in fp16")
+    forms = ", ".join(f"{bytes_ / 1e6:,.2f} in {form.lower()}" for form, bytes_ in sorted(sizes.rest.items()))
+    table.add_row("everything else", f"{sizes.rest_bytes / 1e6:,.2f}", forms)
+    table.add_row("file", f"{sizes.file_bytes / 1e6:,.2f}", str(sizes.path))
+    Console(highlight=False, soft_wrap=True).print(table)

@@ -104,6 +104,10 @@ class DynamicSparsityRouter(BalancedRouter):
             report.stats["level_squared"] = Mean(level_N1.detach().square().sum(), float(len(k_N)))
         return Routing(experts_NK, weights_NK, report)
 
+    def pairs(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        return self._pairs_in_c(x_ND, difficulty_D=self.difficulty_D, offset=self.offset,
+                                least=self.config.min_experts, span=self.span)
+
     def after_step(self, step: int, stats: Mapping[str, Mean]) -> None:
         super().after_step(step, stats)
         if self.span:

@@ -67,6 +67,9 @@ class LateralInhibitionRouter(BalancedRouter):
             report.stats["similarity"] = Mean(similarity_of(sketch_EM.detach()), 1.0)
         return Routing(experts_NK, weights_NK, report)
 
+    def pairs(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        return self._pairs_in_c(x_ND, similarity_EE=self.similarity_EE)
+
     def _choose(self, scores_NE: Tensor) -> tuple[Tensor, Tensor]:
         """The winners, and the similarity of each token's winners summed over their pairs."""
         standing_NE, chosen = scores_NE + self.bias, []

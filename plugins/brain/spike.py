@@ -106,6 +106,11 @@ class Spike(Activation):
         self.register_buffer("zero_rate", torch.empty(shape))
         self.register_buffer("square", torch.empty((*shape[:-1], 1)))
 
+    @property
+    def in_c(self) -> tuple[int, Tensor, Tensor]:
+        """For `gated`."""
+        return 3, self.threshold, self.offset
+
     def reset_parameters(self) -> None:
         nn.init.constant_(self.threshold, self.config.threshold)
         nn.init.zeros_(self.offset)

@@ -1,10 +1,13 @@
 """Grouped-query attention with rotary positions and a cache that never re-computes.
 
-Shapes: B batch, T new tokens, S all tokens so far, D hidden, H heads, G key/value heads, K head dim.
+Shapes: B batch, T new tokens, S all tokens so far, D hidden, H heads, G key/value heads, K head dim, C head dim rounded
+up to a multiple of 8.
 """
 
 from __future__ import annotations
 
+import ctypes
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
@@ -14,9 +17,75 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from tryplicity import Mixer, Site, State
+from tryplicity import Mixer, Rows, Site, State
+from tryplicity_plugins.layers import native
 
 NO_DOCUMENT = -1  # of tokens seen before any ids were given
+PAGE = 64  # tokens; attention.cpp knows it too
+
+
+class PagedState(State):
+    """The keys and values of the tokens so far, in pages of 64 tokens.
+
+    `seen`, the number of tokens; `pages`, tensors [B, G * (K * 64 + 64 * C)]: of each head first the rotated keys
+    [K, 64], then the values [64, C], in the dtype the layer computes them in; `documents` [B, capacity] once any ids
+    were given. A page that is full is never written again, so clones share it.
+    """
+
+    def __init__(self, batch: int, kv_heads: int, head_dim: int, device: torch.device | None) -> None:
+        super().__init__(seen=0, pages=[])
+        self.batch, self.kv_heads, self.head_dim, self.device = batch, kv_heads, head_dim, device
+        self.columns = -(-head_dim // 8) * 8
+        self.page_size = kv_heads * PAGE * (head_dim + self.columns)  # numbers of one row
+        self.addresses = array("q")  # of the pages
+
+    def clone(self) -> PagedState:
+        twin = PagedState(self.batch, self.kv_heads, self.head_dim, self.device)
+        twin["seen"], twin["pages"] = self["seen"], list(self["pages"])
+        twin.addresses = array("q", self.addresses)
+        if self["seen"] % PAGE:
+            twin["pages"][-1] = page = self["pages"][-1].clone()
+            twin.addresses[-1] = page.data_ptr()
+        if "documents" in self:
+            twin["documents"] = self["documents"].clone()
+        return twin
+
+    def make_room(self, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Pages for so many more."""
+        pages = self["pages"]
+        for _ in range(-(-(self["seen"] + tokens) // PAGE) - len(pages)):
+            pages.append(torch.zeros(self.batch, self.page_size, dtype=dtype, device=device))
+            self.addresses.append(pages[-1].data_ptr())
+
+    def rows(self) -> list[int]:
+        """For C: each row's table of pages, its place in a page, the tokens seen."""
+        table, seen = self.addresses.buffer_info()[0], self["seen"]
+        return [number for row in range(self.batch) for number in (table, row * self.page_size, seen)]
+
+    def _views(self, page: Tensor) -> tuple[Tensor, Tensor]:
+        """Its keys [B, G, 64, K] and values [B, G, 64, K]."""
+        keys, values = page.view(self.batch, self.kv_heads, -1).split(
+            [self.head_dim * PAGE, PAGE * self.columns], dim=-1)
+        return (keys.unflatten(-1, (self.head_dim, PAGE)).transpose(-1, -2),
+                values.unflatten(-1, (PAGE, self.columns))[..., :self.head_dim])
+
+    def append(self, k_BGTK: Tensor, v_BGTK: Tensor) -> None:
+        """Write down new tokens' keys and values."""
+        seen, new = self["seen"], k_BGTK.shape[2]
+        self.make_room(new, k_BGTK.dtype, k_BGTK.device)
+        done = 0
+        while done < new:
+            page, place = divmod(seen + done, PAGE)
+            count = min(PAGE - place, new - done)
+            for view, value in zip(self._views(self["pages"][page]), (k_BGTK, v_BGTK), strict=True):
+                view[:, :, place:place + count].copy_(value[:, :, done:done + count].detach())
+            done += count
+        self["seen"] = seen + new
+
+    def read(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """The keys and values of the first so many, [B, G, S, K]."""
+        views = [self._views(page) for page in self["pages"][:-(-tokens // PAGE)]]
+        return tuple(torch.cat(parts, 2)[:, :, :tokens] for parts in zip(*views, strict=True))
 
 
 class GroupedQueryAttention(Mixer):
@@ -24,12 +93,11 @@ class GroupedQueryAttention(Mixer):
 
     q, k and v are one product; positions are rotary (Su et al., arXiv:2104.09864) and absolute in the row, on
     neighbouring pairs of each head's dimensions. With `doc_ids` a token sees only its own document.
-    State: `keys`, `values` [B, G, capacity, K], rotated, in the dtype the layer computes them in, growing by
-    doubling; `documents` [B, capacity] once any ids were given; `seen`, the number of tokens. A call without
-    doc_ids continues the row's last document.
+    A call without doc_ids continues the row's last document. See PagedState for the decoding state.
     """
 
     name = "gqa"
+    takes_rows = True
 
     @dataclass(frozen=True)
     class Config:
@@ -81,29 +149,68 @@ class GroupedQueryAttention(Mixer):
         angle = torch.arange(positions, dtype=torch.float64, device="cpu")[:, None] * speed
         return torch.stack((angle.cos(), angle.sin()), -1).float()
 
+    def _table(self, end: int) -> Tensor:
+        """The rotations of positions up to `end` at least."""
+        if end > len(self.rotation) or self.rotation.dtype != torch.float32:  # longer text, or model.to(bf16)
+            self.rotation = self._rotation(_capacity(end)).to(self.rotation.device)
+        return self.rotation
+
     def _rotate(self, x_BTHK: Tensor, start: int) -> Tensor:
         B, T, H, K = x_BTHK.shape
         end, dtype = start + T, x_BTHK.dtype
-        if end > len(self.rotation) or self.rotation.dtype != torch.float32:  # longer text, or model.to(bf16)
-            self.rotation = self._rotation(_capacity(end)).to(self.rotation.device)
-        turn_T1P = torch.view_as_complex(self.rotation[start:end, None])
+        turn_T1P = torch.view_as_complex(self._table(end)[start:end, None])
         if dtype.itemsize < 4:
             x_BTHK = x_BTHK.float()  # complex numbers have no bf16
         pairs_BTHP = torch.view_as_complex(x_BTHK.view(B, T, H, K // 2, 2))
         return torch.view_as_real(pairs_BTHP * turn_T1P).view(B, T, H, K).to(dtype)
 
-    def new_state(self, batch: int, *, device=None, dtype=None) -> State:
-        return State(seen=0)
+    def new_state(self, batch: int, *, device=None, dtype=None) -> PagedState:
+        return PagedState(batch, self.kv_heads, self.head_dim, device)
 
-    def forward(self, x_BTD: Tensor, *, state: State | None = None, doc_ids: Tensor | None = None) -> Tensor:
-        seen = 0 if state is None else state["seen"]
-        B, T, _ = x_BTD.shape
-        H, G = self.heads, self.kv_heads
-        qkv = self.qkv(x_BTD).view(B, T, H + 2 * G, self.head_dim)
-        qk, v = qkv[:, :, :H + G], qkv[:, :, H + G:].transpose(1, 2)
+    def forward(self, x_BTD: Tensor, *, state: PagedState | Rows | None = None,
+                doc_ids: Tensor | None = None) -> Tensor:
+        qkv = self.qkv(x_BTD)
         if self.q_norm is not None:
-            qk = torch.cat((self.q_norm(qk[:, :, :H]), self.k_norm(qk[:, :, H:])), dim=2)
-        qk = self._rotate(qk, seen).transpose(1, 2)
+            qkv_BTHK = qkv.unflatten(-1, (-1, self.head_dim))
+            q, k, v = qkv_BTHK.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+            qkv = torch.cat((self.q_norm(q.contiguous()), self.k_norm(k.contiguous()), v), dim=2).flatten(2)
+        if state is not None and doc_ids is None:
+            states = state if isinstance(state, Rows) else (state,)
+            y = self._in_one_call(qkv, states)
+            if y is None and isinstance(state, Rows):
+                y = torch.cat([self._attend(qkv[i:i + 1], own, None) for i, own in enumerate(states)])
+            if y is not None:
+                return self.out(y)
+        return self.out(self._attend(qkv, state, doc_ids))
+
+    def _in_one_call(self, qkv: Tensor, states: tuple[PagedState, ...]) -> Tensor | None:
+        """All that lies between the two products in C, for one state or one a row; None where C may not."""
+        if not native.works_on(qkv):
+            return None
+        attend = native.function("attention_over_pages", "ppppiiiii")
+        if attend is None or any("documents" in state or state["pages"] and not native.works_on(state["pages"][0])
+                                 for state in states):
+            return None
+        B, T, _ = qkv.shape
+        rows = []
+        for state in states:
+            state.make_room(T, qkv.dtype, qkv.device)
+            rows += state.rows()
+        rotation = self._table(max(rows[2::3]) + T)
+        y = qkv.new_empty(B, T, self.heads * self.head_dim)
+        attend(y.data_ptr(), qkv.data_ptr(), rotation.data_ptr(), (ctypes.c_int64 * len(rows))(*rows), B, T,
+               self.heads, self.kv_heads, self.head_dim)
+        for state in states:
+            state["seen"] += T
+        return y
+
+    def _attend(self, qkv: Tensor, state: PagedState | None, doc_ids: Tensor | None) -> Tensor:
+        seen = 0 if state is None else state["seen"]
+        B, T, _ = qkv.shape
+        H, G = self.heads, self.kv_heads
+        qkv = qkv.view(B, T, H + 2 * G, self.head_dim)
+        v = qkv[:, :, H + G:].transpose(1, 2)
+        qk = self._rotate(qkv[:, :, :H + G], seen).transpose(1, 2)
         q, k, documents = qk[:, :H], qk[:, H:], doc_ids
         if state is not None:
             k, v, documents = _remember(state, k, v, doc_ids)
@@ -111,13 +218,13 @@ class GroupedQueryAttention(Mixer):
         if documents is not None:
             mask = documents[:, seen:, None] == documents[:, None, :]
             if T > 1:
-                mask = mask & _causal(T, seen, x_BTD.device)
+                mask = mask & _causal(T, seen, qkv.device)
             mask = mask.unsqueeze(1)
         elif T > 1 and seen > 0:
-            mask = _causal(T, seen, x_BTD.device)
+            mask = _causal(T, seen, qkv.device)
         y_BHTK = F.scaled_dot_product_attention(q, k, v, mask, is_causal=T > 1 and mask is None,
                                                 enable_gqa=G != H)
-        return self.out(y_BHTK.transpose(1, 2).flatten(2))
+        return y_BHTK.transpose(1, 2).flatten(2)
 
 
 def _causal(new: int, seen: int, device: torch.device) -> Tensor:
@@ -125,42 +232,32 @@ def _causal(new: int, seen: int, device: torch.device) -> Tensor:
 
 
 def _capacity(tokens: int) -> int:
-    """The cache's length for so many tokens: a power of two, whatever the steps that led there."""
+    """A power of two, whatever the steps that led there."""
     return max(64, 1 << (tokens - 1).bit_length())
 
 
-def _write(state: State, name: str, value: Tensor, seen: int, dim: int, empty: int = 0) -> None:
-    """Put `value` at `seen` along `dim`, after making room; places never written hold `empty`."""
-    old, end = state.get(name), seen + value.shape[dim]
-    if old is None or old.shape[dim] < end:
-        shape = list(value.shape)
-        shape[dim] = _capacity(end)
-        state[name] = value.new_full(shape, empty)
-        if old is not None:
-            state[name].narrow(dim, 0, seen).copy_(old.narrow(dim, 0, seen))
-    state[name].narrow(dim, seen, end - seen).copy_(value.detach())
-
-
-def _remember(state: State, k: Tensor, v: Tensor,
+def _remember(state: PagedState, k: Tensor, v: Tensor,
               doc_ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Append to the cache; all keys, values and documents so far. Gradients reach the new tokens only."""
     seen = state["seen"]
-    end = seen + k.shape[2]
-    _write(state, "keys", k, seen, 2)
-    _write(state, "values", v, seen, 2)
-    documents = None
+    state.append(k, v)
+    end, documents = state["seen"], None
     if doc_ids is not None or "documents" in state:
         if doc_ids is None:  # goes on with each row's last document
             doc_ids = state["documents"][:, seen - 1:seen].expand(-1, end - seen)
-        _write(state, "documents", doc_ids, seen, 1, empty=NO_DOCUMENT)
+        known = state.get("documents")
+        if known is None or known.shape[1] < end:
+            state["documents"] = doc_ids.new_full((len(doc_ids), _capacity(end)), NO_DOCUMENT)
+            if known is not None:
+                state["documents"][:, :seen] = known[:, :seen]
+        state["documents"][:, seen:end] = doc_ids
         documents = state["documents"][:, :end]
-    state["seen"] = end
     if seen > 0:
-        old_k, old_v = state["keys"][:, :, :seen], state["values"][:, :, :seen]
         if k.requires_grad:
+            old_k, old_v = state.read(seen)
             k, v = torch.cat((old_k, k), 2), torch.cat((old_v, v), 2)
         else:
-            k, v = state["keys"][:, :, :end], state["values"][:, :, :end]
+            k, v = state.read(end)
     return k, v, documents
 
 

@@ -5,12 +5,14 @@ Shapes: D in, O out, E experts, ... any leading axes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tryplicity import Linear, grouped_linear
+from tryplicity import Linear, grouped_linear, kernels
 
 WEIGHT_FLOOR = 1e-5  # least weight scale, so that an all-zero matrix divides by something
 INPUT_FLOOR = 1e-5  # least absmax of a normalised token, likewise
@@ -80,7 +82,8 @@ class BitLinear(Linear):
     The scale is the mean |weight| of each matrix (of each expert in a stack), the step of the input the
     absmax of each token over 127; both sides are in their own dtype again when they meet. The norm has no
     parameters. Gradients pass the rounding unchanged. While decoding (no gradients, not in training mode, few
-    tokens) the ternary weights are kept until the parameter changes.
+    tokens) the ternary weights are kept until the parameter changes; after `adopt` there is no parameter, and `matrix`
+    holds them at two bits each.
     """
 
     name = "bitlinear"
@@ -89,6 +92,7 @@ class BitLinear(Linear):
     def __init__(self, config, in_features: int, out_features: int, **options) -> None:
         super().__init__(config, in_features, out_features, **options)
         self._kept: tuple[Tensor, int, Tensor] | None = None  # parameter, its version, its ternary weights
+        self.matrix: kernels.TernaryMatrix | None = None
 
     def effective_weight(self, weight: Tensor) -> Tensor:
         return _TernaryWeight.apply(weight)
@@ -96,7 +100,18 @@ class BitLinear(Linear):
     def effective_input(self, x: Tensor) -> Tensor:
         return _Int8Input.apply(x) if torch.is_grad_enabled() else int8_input(x)[0]
 
+    def pack(self) -> dict[str, Tensor]:
+        digits, scale = ternary(self.weight.detach())
+        return {"weight_ternary": kernels.pack(digits.to(torch.int8)), "weight_scale": scale.float()}
+
+    def adopt(self, packed: Mapping[str, Tensor]) -> None:
+        self.weight, self._kept = None, None
+        self.matrix = kernels.TernaryMatrix.from_packed(packed["weight_ternary"], packed["weight_scale"],
+                                                        self.in_features)
+
     def forward(self, x: Tensor, offsets_E: Tensor | None = None, spread=None) -> Tensor:
+        if self.matrix is not None:
+            return self._packed(x, offsets_E, spread)
         if not self._decoding(x):
             return super().forward(x, offsets_E, spread)
         x = self.effective_input(x)
@@ -104,7 +119,20 @@ class BitLinear(Linear):
             return F.linear(x, self._kept_weight(), self.bias)
         return grouped_linear(x if spread is None else spread(x), self._kept_weight(), offsets_E)
 
+    def _packed(self, x: Tensor, offsets_E: Tensor | None, spread) -> Tensor:
+        if self.experts is None:
+            return kernels.ternary_linear(x.float(), self.matrix, self.bias).to(x.dtype)
+        x_SI = x if spread is None else spread(x)
+        sizes_E = offsets_E.diff(prepend=offsets_E.new_zeros(1))
+        expert_S = torch.arange(self.experts, device=x.device).repeat_interleave(sizes_E)
+        row_S = torch.arange(len(expert_S), device=x.device)
+        y_SO = x_SI.new_zeros(len(x_SI), self.out_features)  # rows that belong to no expert stay zero
+        y_SO[:len(row_S)] = kernels.ternary_experts(x_SI.float(), self.matrix, row_S, expert_S).to(x.dtype)
+        return y_SO
+
     def expert_weight(self, expert: int) -> Tensor:
+        if self.matrix is not None:
+            return self.matrix.digits(expert).float().mul_(self.matrix.scale_E[expert])
         return self._kept_weight()[expert] if self._can_keep() else super().expert_weight(expert)
 
     def _decoding(self, x: Tensor) -> bool:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from tryplicity import FeedForward, Part, Report, Site, output_and_report, uses
+from tryplicity_plugins.layers.activations import gated
 
 
 class GatedMLP(FeedForward):
@@ -33,7 +35,9 @@ class GatedMLP(FeedForward):
         self.activation = config.activation.build(inner)
         self.down = site.linear(inner, site.hidden_size, writes_residual=True)
 
-    def forward(self, x_BTD: Tensor, *, state=None, doc_ids=None) -> tuple[Tensor, Report]:
+    def forward(self, x_BTD: Tensor, *, state=None, doc_ids=None):
+        if not (self.training or torch.is_grad_enabled()):
+            return self.down(gated(self.activation, self.gate_up(x_BTD)))
         gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
         gate_BTF, said = output_and_report(self.activation(gate_BTF))
         report = Report()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tryplicity import Report, Residual, Site
+from tryplicity_plugins.layers import native
 
 NORM_EPS = 1e-6
 FIRST_SCALE = 0.01  # of the input-dependent part, as in the paper
@@ -123,6 +124,11 @@ class HyperConnections(Residual):
 
     def forward(self, streams: Tensor, sublayer) -> tuple[Tensor, Report]:
         B, T, S, D = streams.shape
+        if native.works_on(streams):
+            read = native.function("hyper_connections_read", "pppppp" "iiif")
+            weights = native.own_parameters(self)
+            if read is not None and weights is not None:
+                return self._native(read, weights, streams, sublayer)
         streams_NSD = streams.reshape(B * T, S, D)
         with _no_autocast(streams):
             x_ND, kept_NSD, depth_NS1 = self._width(streams_NSD)
@@ -131,6 +137,20 @@ class HyperConnections(Residual):
             y_N1D = y_BTD.to(kept_NSD.dtype).reshape(B * T, 1, D)
             streams_NSD = torch.baddbmm(kept_NSD, depth_NS1, y_N1D)
         return streams_NSD.to(streams.dtype).view(B, T, S, D), report
+
+    def _native(self, read, weights: list[int], streams: Tensor, sublayer) -> tuple[Tensor, Report]:
+        """The same in two calls of C, before and after the sub-layer."""
+        B, T, S, D = streams.shape
+        write = native.function("hyper_connections_write", "pppp" "iii")
+        x_BTD, coefficients_NSW = streams.new_empty(B, T, D), streams.new_empty(B * T, S, S + 2)
+        static, dynamic, scale = weights if len(weights) == 3 else (*weights, None, None)
+        read(streams.data_ptr(), static, dynamic, scale, coefficients_NSW.data_ptr(), x_BTD.data_ptr(), B * T, S, D,
+             NORM_EPS)
+        y_BTD, report = sublayer(x_BTD)
+        y_BTD = y_BTD.to(streams.dtype).contiguous()
+        out = torch.empty_like(streams)
+        write(streams.data_ptr(), coefficients_NSW.data_ptr(), y_BTD.data_ptr(), out.data_ptr(), B * T, S, D)
+        return out, report
 
     def _width(self, streams_NSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the sub-layer reads [N, D], what passes by [N, S, D], how much each stream takes [N, S, 1]."""

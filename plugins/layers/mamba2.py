@@ -19,7 +19,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tryplicity import Mixer, State
+from tryplicity import Mixer, Rows, State
+from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.norms import ZERO
 from tryplicity_plugins.layers.ssd import conv_masks, conv_silu, gated_norm, scan
 
@@ -29,6 +30,7 @@ class Mamba2(Mixer):
 
     name = "mamba2"
     undecayed = ("A_log", "dt_bias", "D")
+    takes_rows = True
 
     @dataclass(frozen=True)
     class Config:
@@ -117,8 +119,15 @@ class Mamba2(Mixer):
             doc=torch.full((batch,), -1, device=device),
         )
 
-    def forward(self, x_BTD: Tensor, *, state: State | None = None, doc_ids: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, *, state: State | Rows | None = None,
+                doc_ids: Tensor | None = None) -> Tensor:
         """See `Layer.forward`. Documents are runs of equal ids: an id that comes back begins a new one."""
+        if doc_ids is None and native.works_on(x_BTD):
+            mix = native.function("mamba2", "pppppppppp" "iiiiiiif")
+            if mix is not None and (y_BTI := self._native(mix, x_BTD, state)) is not None:
+                return self.out_proj(y_BTI)
+        if isinstance(state, Rows):
+            return torch.cat([self(x_BTD[i:i + 1], state=own) for i, own in enumerate(state)])
         if state is not None and x_BTD.shape[1] == 1 and not torch.is_grad_enabled():
             return self._step(x_BTD, state, doc_ids)
         config, lead = self.config, 0
@@ -154,6 +163,21 @@ class Mamba2(Mixer):
         y_BTI = gated_norm(y_BTHP, x_BTHP, self.D, z_BTI, self.norm_weight, groups=config.groups,
                            eps=config.norm_eps)
         return self.out_proj(y_BTI)
+
+    def _native(self, mix, x_BTD: Tensor, state: State | Rows | None) -> Tensor | None:
+        """What `out_proj` reads [B, T, I], all between the projections in one call of C; None where C cannot."""
+        weights, config, (batch, time, _) = native.own_parameters(self), self.config, x_BTD.shape
+        states = state if isinstance(state, Rows) else (state or self.new_state(batch),)
+        if weights is None or not all(one["conv"].dtype is torch.float32 and one["ssm"].is_cpu for one in states):
+            return None
+        projected = self.in_proj(x_BTD)
+        if not native.works_on(projected):
+            return None
+        y_BTI = projected.new_empty(batch, time, self.inner)
+        conv, ssm = (native.addresses(*[row for one in states for row in one[name]]) for name in ("conv", "ssm"))
+        mix(projected.data_ptr(), conv, ssm, *weights, y_BTI.data_ptr(), batch, time, self.heads, config.head_dim,
+            config.groups, config.state_size, config.conv_width, config.norm_eps)
+        return y_BTI
 
     def _step(self, x_B1D: Tensor, state: State, doc_ids: Tensor | None) -> Tensor:
         """One token without gradients: the recurrence itself, in as few operations as can be."""

@@ -13,9 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tryplicity import FeedForward, Part, Repair, Report, output_and_report, uses
-from tryplicity_plugins.layers.activations import Elementwise
-from tryplicity_plugins.layers.router import full_precision
+from tryplicity import FeedForward, Part, Repair, Report, Router, kernels, output_and_report, uses
+from tryplicity_plugins.layers.activations import Elementwise, gated
+from tryplicity_plugins.layers.router import BalancedRouter, full_precision
 
 #: Every group begins and ends at a multiple of this many rows. MKL rounds a product of 1, and of 2 or 3 rows,
 #: unlike one of 4 or more (with several threads: the rows after the last multiple of 4), so without it a
@@ -110,6 +110,16 @@ class _Collect(torch.autograd.Function):
         return grad_SD, grad_NK.to(weights_NK.dtype), None
 
 
+def pairs(router: Router, experts: int, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A router's choice as its pairs: the token, the expert and the weight of each [S], a token's one after another."""
+    found = router.pairs(x_ND) if isinstance(router, BalancedRouter) else None
+    if found is None:
+        routing = router(x_ND[None])
+        used_NK = routing.experts_NK < experts
+        found = used_NK.nonzero()[:, 0], routing.experts_NK[used_NK], routing.weights_NK[used_NK].float()
+    return found
+
+
 class MixtureOfExperts(FeedForward):
     """y = shared(x) + sum over the chosen experts e of weight_e * down_e(activation(gate_e(x)) * up_e(x)).
 
@@ -166,6 +176,8 @@ class MixtureOfExperts(FeedForward):
                           and isinstance(self.activation, Elementwise))
 
     def forward(self, x_BTD: Tensor, *, state=None, doc_ids=None):
+        if getattr(self.down, "matrix", None) is not None:
+            return self._packed(x_BTD.flatten(0, 1)).view(x_BTD.shape)
         # a FakeTensor or DTensor has no values to read on the host
         if (x_BTD.shape[0] * x_BTD.shape[1] <= FEW_TOKENS and not torch.is_grad_enabled()
                 and type(x_BTD) is Tensor and x_BTD.device.type == "cpu" and not torch.is_autocast_enabled("cpu")):
@@ -187,6 +199,17 @@ class MixtureOfExperts(FeedForward):
         if self.config.shared_experts:
             y_BTD = y_BTD + self._shared(x_BTD, report)
         return y_BTD, report
+
+    def _packed(self, x_ND: Tensor) -> Tensor:
+        """Inference with packed weights: of those of the experts only the chosen ones' are read, once for all tokens."""
+        row_S, expert_S, weight_S = pairs(self.router, self.config.experts, x_ND)
+        gate_up_SF = kernels.ternary_experts(x_ND, self.gate_up.matrix, row_S, expert_S)
+        h_SF = gated(self.activation, gate_up_SF, expert_S)
+        if self.config.shared_experts:
+            out_ND = self.shared_down(gated(self.shared_activation, self.shared_gate_up(x_ND))).float()
+        else:
+            out_ND = x_ND.new_zeros(x_ND.shape, dtype=torch.float32)
+        return kernels.ternary_experts(h_SF, self.down.matrix, None, expert_S, weight_S, out_ND, row_S).to(x_ND.dtype)
 
     def _shared(self, x: Tensor, report: Report) -> Tensor:
         gate, up = self.shared_gate_up(x).chunk(2, dim=-1)

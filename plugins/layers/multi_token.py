@@ -11,9 +11,9 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tryplicity import IGNORE, Head, Mean, Site, chunked_cross_entropy
+from tryplicity_plugins.layers.activations import SiLU, gated
 
 
 class _Depth(nn.Module):
@@ -23,11 +23,11 @@ class _Depth(nn.Module):
         super().__init__()
         self.norm = site.norm(site.hidden_size)
         self.gate_up = site.linear(site.hidden_size, 2 * inner)
+        self.activation = SiLU(None, inner)
         self.down = site.linear(inner, site.hidden_size, writes_residual=True)
 
     def forward(self, h_BTD: Tensor) -> Tensor:
-        gate_BTF, up_BTF = self.gate_up(self.norm(h_BTD)).chunk(2, dim=-1)
-        return h_BTD + self.down(F.silu(gate_BTF) * up_BTF)
+        return h_BTD + self.down(gated(self.activation, self.gate_up(self.norm(h_BTD))))
 
 
 class MultiTokenPrediction(Head):

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tryplicity import Norm
+from tryplicity_plugins.layers import native
 
 #: for torch.addcmul as a product of three in one operation: ZERO + x * weight * value
 ZERO = torch.zeros((), device="cpu")
@@ -71,6 +72,12 @@ class RMSNorm(Norm):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        if native.works_on(x):
+            norm, weight = native.function("rms_norm", "pppiif"), native.own_parameters(self)
+            if norm is not None and weight is not None:
+                y = torch.empty_like(x)
+                norm(x.data_ptr(), *weight, y.data_ptr(), x.numel() // self.size, self.size, self.eps)
+                return y
         if (x.numel() == self.size and x.dtype == torch.float32 and x.device.type == "cpu"
                 and not torch.is_grad_enabled()):
             # one decoded token: the scalar part costs less on the host than as five operations, and addcmul

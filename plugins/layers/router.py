@@ -1,10 +1,12 @@
 """Routers: which experts a token goes to. The plain top-k, and what the other routers share with it.
 
-Shapes: B batch, T time, D hidden, N tokens (B*T), E experts, K chosen experts, M size of a sketch.
+Shapes: B batch, T time, D hidden, N tokens (B*T), E experts, K chosen experts, M size of a sketch, S pairs of a token
+and an expert of its.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tryplicity import Mean, Report, Router, Routing
+from tryplicity_plugins.layers import native
 
 #: use_E goes a share of 1 / USE_STEPS of the way to each step's load: 95% of it is of the last 300 steps
 USE_STEPS = 100
@@ -85,6 +88,32 @@ class BalancedRouter(Router):
             return scores_NK / (scores_NK.sum(-1, keepdim=True) + 1e-20)
         return scores_NK
 
+    def pairs(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What `forward` chooses, to rounding, as pairs: the token, the expert and the weight of each [S], those of a
+        token one after another; each token's with the same bits whatever others there are. None where C may not."""
+        return None
+
+    def _pairs_in_c(self, x_ND: Tensor, *, similarity_EE: Tensor | None = None, difficulty_D: Tensor | None = None,
+                    offset: Tensor | None = None, least: float = 0.0,
+                    span: float = 0.0) -> tuple[Tensor, Tensor, Tensor] | None:
+        """For a subclass's `pairs`; see `route` in moe.cpp."""
+        given = [t for t in (self.weight, self.bias, similarity_EE, difficulty_D, offset) if t is not None]
+        if not (native.works_on(x_ND) and native.plain(*given)):
+            return None
+        route = native.function("route", "pppiiiiiipfppffpppp")
+        if route is None:
+            return None
+        N, D = x_ND.shape
+        most, count = N * self.max_k, ctypes.c_int64()
+        row_S, expert_S = torch.empty(2, most, dtype=torch.int64).unbind()
+        weight_S = x_ND.new_empty(most)
+        route(x_ND.data_ptr(), self.weight.data_ptr(), self.bias.data_ptr(), N, D, self.experts, self.max_k,
+              self.config.score == "softmax", self.config.normalize, _address(similarity_EE),
+              getattr(self.config, "strength", 0.0), _address(difficulty_D), _address(offset), least, span,
+              row_S.data_ptr(), expert_S.data_ptr(), weight_S.data_ptr(), ctypes.addressof(count))
+        S = count.value
+        return (row_S, expert_S, weight_S) if most == S else (row_S[:S], expert_S[:S], weight_S[:S])
+
     def reports(self, x_BTD: Tensor) -> bool:
         """A single token that is decoded has no statistics worth their time."""
         return torch.is_grad_enabled() or x_BTD.shape[1] > 1
@@ -140,6 +169,10 @@ class BalancedRouter(Router):
         }
 
 
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
 class TopKRouter(BalancedRouter):
     """The `top_k` experts with the highest scores."""
 
@@ -159,3 +192,6 @@ class TopKRouter(BalancedRouter):
         experts = sorted(range(self.experts), key=standing.__getitem__, reverse=True)[:self.max_k]
         total = sum(scores[expert] for expert in experts) + 1e-20 if self.config.normalize else 1.0
         return [(expert, scores[expert] / total) for expert in experts]
+
+    def pairs(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        return self._pairs_in_c(x_ND)

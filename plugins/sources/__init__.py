@@ -9,5 +9,6 @@ def tryplicity_components():
     from tryplicity_plugins.sources.huggingface import HuggingFace
     from tryplicity_plugins.sources.python_docs import PythonDocs
     from tryplicity_plugins.sources.python_docs_chat import PythonDocsChat
+    from tryplicity_plugins.sources.python_reference import PythonReference
 
-    return [Files, HuggingFace, PythonDocs, PythonDocsChat]
+    return [Files, HuggingFace, PythonDocs, PythonDocsChat, PythonReference]

@@ -9,6 +9,7 @@ defines and `numpy/__init__.py` imports is `numpy.allclose`.
 from __future__ import annotations
 
 import ast
+import builtins
 import gc
 import hashlib
 import importlib
@@ -18,7 +19,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -130,7 +131,7 @@ _SAYS_NOTHING = re.compile(
 _LEFTOVER = re.compile(r"[{}\\$|]|\b(?:deprecated|internal use)\b|`|::|:\w+:|\.\.\.|\(\)\(|; see below|[^\x20-\x7e]")
 
 
-def answer_of(docstring: str) -> str | None:
+def answer_of(docstring: str, documented: object = None) -> str | None:
     """The first sentences of a docstring, or None where they would not read well alone."""
     paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(docstring))
     for paragraph in paragraphs[:3]:
@@ -171,6 +172,10 @@ def _reads(answer: str) -> bool:
 
 # --- Python files ---
 
+#: what to say of a name, from its docstring and what has it (a node of a syntax tree, an object, or None)
+Told = Callable[[str, object], str | None]
+
+
 @dataclass
 class _Module:
     """What one file defines, and which names it takes from others."""
@@ -184,6 +189,7 @@ class _Module:
     taken: dict[str, tuple[str, str]] = field(default_factory=dict)         # name here -> module, name there
     stars: list[str] = field(default_factory=list)
     exports: dict[str, tuple[str, str]] | None = None                       # `_exports`, once it is known
+    told: Told = answer_of
 
 
 # the private files behind public modules of the standard library
@@ -194,13 +200,13 @@ _LEFT_OUT = {"ntpath", "antigravity", "this", "idlelib", "lib2to3", "turtledemo"
              "externals", "_inductor", "_dynamo", "_numpy", "_refs"}
 
 
-def _package_meanings(package: str, root: Path) -> Iterator[Meaning]:
+def _package_meanings(package: str, root: Path, told: Told = answer_of) -> Iterator[Meaning]:
     modules = {}
     for path in python_docs._python_files(package, root):
         inner = path.relative_to(root).as_posix()
         name = inner.removesuffix(".py").removesuffix("__init__").rstrip("/").replace("/", ".")
         name = f"{package}.{name}".rstrip(".") if package != "python" else _PUBLIC_NAME.get(name, name)
-        if _LEFT_OUT.isdisjoint(name.split(".")) and (module := _read(name, inner, path)):
+        if _LEFT_OUT.isdisjoint(name.split(".")) and (module := _read(name, inner, path, told)):
             modules[name] = module
 
     public: dict[tuple[str, str], str] = {}         # where a name is defined -> its shortest public one
@@ -241,7 +247,7 @@ def _beginnings(name: str) -> Iterator[str]:
         yield name
 
 
-def _read(name: str, inner: str, path: Path) -> _Module | None:
+def _read(name: str, inner: str, path: Path, told: Told) -> _Module | None:
     collecting = gc.isenabled()
     gc.disable()        # a tree has no cycles, and looking for them takes three times as long as making it
     try:
@@ -253,7 +259,7 @@ def _read(name: str, inner: str, path: Path) -> _Module | None:
     finally:
         if collecting:
             gc.enable()
-    module = _Module(inner, inner.endswith("__init__.py"))
+    module = _Module(inner, inner.endswith("__init__.py"), told=told)
     _note(module, "", "module", ast.get_docstring(tree, clean=False))
     _visit(module, name, tree.body)
     return module
@@ -263,14 +269,14 @@ def _visit(module: _Module, name: str, body: list[ast.stmt]) -> None:
     for node in body:
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef():
-                _note(module, node.name, "function", ast.get_docstring(node, clean=False))
+                _note(module, node.name, "function", ast.get_docstring(node, clean=False), node)
             case ast.ClassDef():
-                _note(module, node.name, "class", ast.get_docstring(node, clean=False))
+                _note(module, node.name, "class", ast.get_docstring(node, clean=False), node)
                 for inner in node.body:
                     if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)):
                         held = any("property" in ast.unparse(d) for d in inner.decorator_list)
                         _note(module, f"{node.name}.{inner.name}", "attribute" if held else "method",
-                              ast.get_docstring(inner, clean=False))
+                              ast.get_docstring(inner, clean=False), inner)
             case ast.ImportFrom():
                 _imported(module, name, node)
             case ast.Assign(targets=[ast.Name("__all__")], value=ast.List() | ast.Tuple() as words):
@@ -286,10 +292,11 @@ def _visit(module: _Module, name: str, body: list[ast.stmt]) -> None:
                 _visit(module, name, [*node.body, *node.orelse, *getattr(node, "finalbody", [])])
 
 
-def _note(module: _Module, inside: str, kind: str, docstring: str | None) -> None:
+def _note(module: _Module, inside: str, kind: str, docstring: str | None, node: ast.AST | None = None) -> None:
     """Keep the first documentation of a public name."""
     last = inside.rpartition(".")[2]
-    if docstring and not last.startswith("_") and inside not in module.meanings and (answer := answer_of(docstring)):
+    if docstring and not last.startswith("_") and inside not in module.meanings and (
+            answer := module.told(docstring, node)):
         module.meanings[inside] = kind, answer
 
 
@@ -322,7 +329,7 @@ def _added(module: _Module, call: ast.Call) -> None:
         name, kind, text = f"{texts[0]}.{texts[1]}", "function", texts[2]
     else:
         return
-    if text and (answer := answer_of(text)):
+    if text and (answer := module.told(text, None)):
         module.added.append((name, kind, answer))
 
 
@@ -401,7 +408,7 @@ _C_MODULES = ("builtins", "array", "binascii", "bisect", "bz2", "cmath", "collec
               "time", "types", "unicodedata", "weakref", "zlib")
 
 
-def _c_meanings() -> Iterator[Meaning]:
+def _c_meanings(told: Told = answer_of) -> Iterator[Meaning]:
     """The names of the built-in types and of modules of the standard library that are not Python files."""
     for module_name in _C_MODULES:
         try:
@@ -417,15 +424,21 @@ def _c_meanings() -> Iterator[Meaning]:
             if inspect.isclass(value) and value.__module__.lstrip("_") != module_name:
                 continue        # at home elsewhere
             kind = "class" if inspect.isclass(value) else "function"
-            yield from _c_meaning(f"{prefix}{name}", kind, value, page)
+            home = "exceptions" if page == "functions" and name in _EXCEPTIONS else page
+            yield from _c_meaning(f"{prefix}{name}", kind, value, home, told)
             for member, inner in sorted(vars(value).items()) if inspect.isclass(value) else ():
                 if not member.startswith("_"):
                     method = inspect.ismethoddescriptor(inner) or isinstance(inner, (classmethod, staticmethod))
+                    inner_home = "stdtypes" if home == "functions" else home
                     yield from _c_meaning(f"{prefix}{name}.{member}", "method" if method else "attribute", inner,
-                                          "stdtypes" if module_name == "builtins" else module_name)
+                                          inner_home, told)
 
 
-def _c_meaning(name: str, kind: str, value: object, page: str) -> Iterator[Meaning]:
+_EXCEPTIONS = {name for name, value in vars(builtins).items()
+               if isinstance(value, type) and issubclass(value, BaseException)}
+
+
+def _c_meaning(name: str, kind: str, value: object, page: str, told: Told) -> Iterator[Meaning]:
     docstring = getattr(value, "__doc__", None)
-    if isinstance(docstring, str) and (answer := answer_of(docstring)):
+    if isinstance(docstring, str) and (answer := told(docstring, value)):
         yield Meaning(name, kind, answer, f"{python_docs._DOCS}/library/{page}.html#{name}")

@@ -126,7 +126,7 @@ def ours_decode() -> Callable[[], float]:
     ready_for_decoding(model)
 
     def start(prompt_BT) -> Iterator[int]:
-        return decode(model, prompt_BT[0].tolist(), Sampler(Sampling(temperature=0), [], prompt_BT.device))
+        return decode(model, prompt_BT[0].tolist(), Sampler(Sampling(temperature=0)))
 
     return _decode_burst(start)
 

@@ -44,7 +44,7 @@ def test_decoding_from_caches_is_the_whole_pass_again_and_again(run, registry):
     """Greedy text from caches equals greedy text by reading everything anew for each token."""
     engine = Engine.load(run.folder, registry)
     prompt = [2, *engine.tokenizer.encode("the model reads", add_special_tokens=False).ids]
-    tokens = decode(engine.model, prompt, Sampler(Sampling(temperature=0), prompt, torch.device("cpu")))
+    tokens = decode(engine.model, prompt, Sampler(Sampling(temperature=0), prompt))
     fast = [next(tokens) for _ in range(20)]
     slow = list(prompt)
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_filters_keep_what_they_say(options, kept):
 
 
 def test_sampling_follows_the_distribution():
-    sampler = Sampler(Sampling(temperature=1.0, seed=0), [], torch.device("cpu"))
+    sampler = Sampler(Sampling(temperature=1.0, seed=0), [])
     counts = torch.bincount(torch.tensor([sampler(LOGITS) for _ in range(4000)]), minlength=5) / 4000
     torch.testing.assert_close(counts, LOGITS.exp(), atol=4 * math.sqrt(0.25 / 4000), rtol=0)
 
@@ -110,10 +110,10 @@ def test_sampling_follows_the_distribution():
 def test_the_repetition_penalty_lowers_what_was_seen():
     greedy = Sampling(temperature=0, repetition_penalty=3.0)
     logits = torch.tensor([2.0, 1.5, -1.0, -2.5])
-    sampler = Sampler(greedy, [0], torch.device("cpu"))
+    sampler = Sampler(greedy, [0])
     assert sampler(logits) == 1  # 2.0 / 3 < 1.5
     assert sampler(logits) == 0  # now 1 is seen too: 0.67 > 0.5
-    assert Sampler(greedy, [2], torch.device("cpu"))(torch.tensor([-4.0, -9.0, -1.5, -9.0])) == 0  # -1.5 * 3 < -4
+    assert Sampler(greedy, [2])(torch.tensor([-4.0, -9.0, -1.5, -9.0])) == 0  # -1.5 * 3 < -4
 
 
 @pytest.mark.parametrize("options", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5},

@@ -3,29 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from tryplicity.data.conversations import ChatFormat, Messages, check_messages
-from tryplicity.data.tokenizer import IM_END, IM_START
-from tryplicity.inference.engine import Engine
-from tryplicity.inference.sampler import Sampling
-from tryplicity.inference.text import TextStream, token_bytes
+from tryplicity.data.tokenizer import EOS, IM_END, IM_START
+from tryplicity.errors import UserError
+from tryplicity.inference.generation import Request
+
+if TYPE_CHECKING:
+    from tryplicity.inference.engine import Engine
+    from tryplicity.inference.sampler import Sampling
+
+#: a model that begins the next message has ended this one
+END_TOKENS = frozenset({EOS, IM_END, IM_START})
+
+
+def prompt(engine: Engine, messages: Messages, go_on: bool = False) -> tuple[int, ...]:
+    """The tokens after which the assistant's next message begins; or, go_on: after which its last one goes on.
+
+    An answer that the engine wrote to these very messages is written as the tokens it was, so that the engine reads
+    nothing twice. Raises UserError for messages that cannot be written.
+    """
+    check_messages(messages, "chat")
+    if engine.tokenizer is None:
+        raise UserError("chat: this model came without a tokenizer")
+    if go_on and messages[-1]["role"] != "assistant":
+        raise UserError("chat: only a message of the assistant can be gone on with, and the last is of the "
+                        f"{messages[-1]['role']}")
+    return tuple(_format(engine).prompt(messages, written=engine.scheduler.written.find, go_on=go_on))
+
+
+def _format(engine: Engine) -> ChatFormat:
+    """The engine's, made once: it copies the tokenizer."""
+    found = engine.__dict__.get("_chat_format")
+    if found is None:
+        found = engine.__dict__["_chat_format"] = ChatFormat(engine.tokenizer)
+    return found
+
+
+def request(engine: Engine, messages: Messages, sampling: Sampling, max_tokens: int, stop: Sequence[str] = (),
+            **options) -> Request:
+    """What to submit for the assistant's next message. options: as Request's."""
+    return Request(prompt(engine, messages), sampling, max_tokens, tuple(stop), end_tokens=END_TOKENS, **options)
 
 
 def reply(engine: Engine, messages: Messages, sampling: Sampling, max_tokens: int,
           stop: Sequence[str] = ()) -> Iterator[str]:
     """The assistant's next message after `messages`, in whole characters as it comes, until the model ends it, a
     stop string or `max_tokens`. Raises UserError for messages that cannot be written."""
-    check_messages(messages, "chat")
-    text = TextStream(token_bytes(engine.tokenizer), stop)
-    for token in engine.tokens(ChatFormat(engine.tokenizer).prompt(messages), sampling, max_tokens):
-        if token in (IM_END, IM_START):     # a model that begins the next message has ended this one
-            break
-        if piece := text.feed(token):
-            yield piece
-        if text.stopped:
-            return
-    if rest := text.finish():
-        yield rest
+    for piece in engine.generate(request(engine, messages, sampling, max_tokens, stop)):
+        if piece.text:
+            yield piece.text
 
 
 def ask(engine: Engine, question: str, sampling: Sampling, max_tokens: int = 200, system: str | None = None) -> str:

@@ -1,38 +1,61 @@
-"""Text from a trained model, token by token from caches. Shapes: T prompt tokens, V vocabulary."""
+"""A loaded model, ready to write for whoever asks. Shapes: T prompt tokens, V vocabulary."""
 
 from __future__ import annotations
 
-import functools
 import gc
-import itertools
-from collections.abc import Iterator, Sequence
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tryplicity.data.tokenizer import BOS, EOS, SPECIAL_TOKENS, load_tokenizer
+from tryplicity.data.tokenizer import BOS, EOS, IM_END, SPECIAL_TOKENS
 from tryplicity.errors import UserError
+from tryplicity.inference import scheduler
+from tryplicity.inference.generation import Busy, Generation, Piece, Request, Token
+from tryplicity.inference.grammar import Grammars
+from tryplicity.inference.packed import Info, load_model
 from tryplicity.inference.sampler import Sampler, Sampling
+from tryplicity.inference.speculative import Drafter
 from tryplicity.inference.text import TextStream, token_bytes
-from tryplicity.model import Model, assemble
-from tryplicity.run import Run
-from tryplicity.spec import load_spec
-from tryplicity.training import checkpoint
+from tryplicity.model import Model
+
+__all__ = ["Busy", "Engine", "Generation", "ModelCard", "Piece", "Request", "Sampling", "Token", "decode",
+           "ready_for_decoding"]
+
+SMALL = 128e6  # bytes of floats: see fits_caches
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What the model is, for people and programs."""
+
+    id: str
+    name: str
+    format: str  # of the weights in memory
+    parameters: int
+    active_parameters: int  # that work on one token
+    packed_bytes: int  # of the weights in memory
+    context_length: int
+    chat: bool  # whether it has learned conversations
+    layers: tuple[str, ...]
 
 
 def decode(model: Model, prompt: Sequence[int], sampler: Sampler) -> Iterator[int]:
-    """Token after token, without end: the prompt is read in one pass, then each step reads one token from caches."""
+    """Token after token, without end, for one sequence alone: what the engine's answers are measured against."""
     device = model.embedding.weight.device
     state = model.new_state(1)
     ids_BT = torch.tensor([list(prompt)], device=device)
-    threads = torch.get_num_threads()
+    threads, small = torch.get_num_threads(), fits_caches(model)
     try:
         while True:
             with torch.inference_mode():
-                logits_V = model(ids_BT, state=state, last_only=True)[0, -1]
-                token = sampler(logits_V)
-            if fits_caches(model):
+                token = sampler(model(ids_BT, state=state, last_only=True)[0, -1])
+            if small:
                 torch.set_num_threads(1)
             yield token
             ids_BT = torch.tensor([[token]], device=device)
@@ -43,72 +66,141 @@ def decode(model: Model, prompt: Sequence[int], sampler: Sampler) -> Iterator[in
 def ready_for_decoding(model: Model) -> Model:
     """Put a loaded model in evaluation mode, and on a CPU make decoding fast; shapes and values stay.
 
-    Every matrix that has more rows than columns is stored column by column: its product with one token then runs
-    up to twice as fast. What Python holds by now is taken out of the garbage collector's rounds, which otherwise
+    Every matrix of floats that has more rows than columns is stored column by column: its product with one token then
+    runs up to twice as fast. What Python holds by now is taken out of the garbage collector's rounds, which otherwise
     walk through all of torch again and again.
     """
     model.eval()
     gc.freeze()
     if model.embedding.weight.device.type == "cpu":
+        table = model.table.weight  # has a product of its own, row by row
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.ndim >= 2 and parameter.shape[-2] > parameter.shape[-1]:
+                if (parameter is not table and parameter.ndim >= 2 and parameter.is_floating_point()
+                        and parameter.shape[-2] > parameter.shape[-1]):
                     parameter.data = parameter.data.mT.contiguous().mT
     return model
 
 
-@functools.lru_cache(maxsize=1)
 def fits_caches(model: Model) -> bool:
     """Whether the weights are so few that a product for one token ends before a second thread has begun: then one
     thread decodes up to 1.5 times as fast as two."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    return model.embedding.weight.device.type == "cpu" and size < 128e6
+    size += sum(m.matrix.nbytes for m in model.modules() if getattr(m, "matrix", None) is not None)
+    return model.embedding.weight.device.type == "cpu" and size < SMALL
 
 
-@dataclass
 class Engine:
-    """A model with its tokenizer, ready to write."""
+    """A model with its tokenizer. Many may ask at once; what one gets depends on no other."""
 
-    model: Model
-    tokenizer: object
+    def __init__(self, model: Model, tokenizer: Any, info: Info | None = None, *, slots: int = 8, max_waiting: int = 64,
+                 chunk: int = 256, prefix_bytes: int = 1 << 30, speculative: bool = False) -> None:
+        """tokenizer: of Hugging Face's tokenizers; None: no text, tokens only. slots: answers written at once.
+        max_waiting: requests beside them before `submit` raises Busy. chunk: tokens of prompts read between two tokens
+        of the answers. prefix_bytes: of states kept to go on from. speculative: guess ahead, where the model has heads
+        that can, while one answer is written alone."""
+        if slots < 1 or max_waiting < 0 or chunk < 1 or prefix_bytes < 0:
+            raise UserError("slots and chunk must be 1 or more, max_waiting and prefix_bytes 0 or more")
+        drafter = Drafter(model) if speculative else None
+        if drafter is not None and not drafter:
+            raise UserError(f"{model.spec.name}: no head of this model can guess ahead; leave speculative off")
+        self.model, self.tokenizer = ready_for_decoding(model), tokenizer
+        self.card = _card(model, info)
+        threads = 1 if fits_caches(model) else torch.get_num_threads()
+        self.scheduler = scheduler.Scheduler(model, slots=slots, max_waiting=max_waiting, chunk=chunk,
+                                             prefix_bytes=prefix_bytes, drafter=drafter, decode_threads=threads)
+        self._token_bytes = None if tokenizer is None else token_bytes(tokenizer)
+        self._grammars: Grammars | None = None
+        self._making_grammars = threading.Lock()
+        # when nobody holds the engine any more, or the program ends
+        self._finalizer = weakref.finalize(self, self.scheduler.close, drain=False)
 
     @classmethod
-    def load(cls, folder: str | Path, registry, device: str = "cpu") -> Engine:
-        """From a run folder: its model.safetensors, or while it trains its newest checkpoint."""
-        run = Run.open(folder)
-        spec = load_spec(str(run.spec), registry)
-        weights = run.weights
-        if not weights.is_file():
-            newest = checkpoint.newest(run.checkpoints)
-            if newest is None:
-                raise UserError(f"{folder}: no weights yet; train it first, or wait for its first checkpoint")
-            weights = newest / "model.safetensors"
-        model = assemble(spec).to_empty(device=device)
-        for module in model.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()  # fills the buffers that are computed rather than saved
-        checkpoint.load_weights(model, weights)
-        return cls(ready_for_decoding(model), load_tokenizer(run.tokenizer, spec.vocab_size))
+    def load(cls, what: str | Path, registry, device: str = "cpu", *, ternary: bool = True,
+             dtype: torch.dtype | None = None, **options: Any) -> Engine:
+        """From a run folder (its model.safetensors, or while it trains its newest checkpoint) or an exported file.
+
+        ternary: pack the linears of a run that can be packed. dtype: of the floats; fp32 by default. options: as the
+        constructor's.
+        """
+        model, _, tokenizer, info = load_model(what, registry, device, ternary=ternary, dtype=dtype)
+        return cls(model, tokenizer, info, **options)
+
+    @property
+    def context_length(self) -> int:
+        return self.model.spec.context_length
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text that is to be gone on with."""
+        return [BOS, *self.tokenizer.encode(text, add_special_tokens=False).ids]
+
+    def submit(self, request: Request, listener: Callable[[Piece], None]) -> Generation:
+        """Begin; from any thread. The listener is called from the engine's thread and must not wait; its last piece
+        has a `finish`. Raises Busy, and UserError for what cannot be done."""
+        size, vocab_size = len(request.prompt), self.model.spec.vocab_size
+        if size >= self.context_length:
+            raise UserError(f"the prompt has {size} tokens, and the context of this model holds {self.context_length}, "
+                            "the answer included; shorten it")
+        for what, ids in (("the prompt", request.prompt), ("logit_bias", request.sampling.logit_bias),
+                          ("end_tokens", request.end_tokens)):
+            if wrong := [token for token in ids if not 0 <= token < vocab_size]:
+                raise UserError(f"{what} has token {wrong[0]}; the tokens of this model are 0 to {vocab_size - 1}")
+        if self.tokenizer is None and (request.stop or request.schema is not None):
+            raise UserError("this model came without a tokenizer: no stop strings and no schema")
+        grammar, end_tokens = None, request.end_tokens
+        if request.schema is not None:
+            with self._making_grammars:
+                self._grammars = self._grammars or Grammars(self.tokenizer)
+            grammar, end_tokens = self._grammars.json(request.schema), end_tokens | {EOS, IM_END}
+        words = [token for token in request.prompt if token >= len(SPECIAL_TOKENS)]  # <|im_end|> must not be penalised
+        generation = Generation(request, size)
+        self.scheduler.submit(scheduler.Sequence(
+            generation, listener, Sampler(request.sampling, words),
+            None if self._token_bytes is None else TextStream(self._token_bytes, request.stop), grammar,
+            end_tokens, min(request.max_tokens, self.context_length - size)))
+        return generation
+
+    def generate(self, request: Request) -> Iterator[Piece]:
+        """The pieces of one answer as they come; closing the iterator cancels it."""
+        pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
+        generation = self.submit(request, pieces.put)
+        try:
+            while True:
+                piece = pieces.get()
+                yield piece
+                if piece.finish is not None:
+                    if piece.finish == "error":
+                        raise RuntimeError(f"the engine failed: {generation.error}")
+                    return
+        finally:
+            generation.cancel()
 
     def tokens(self, prompt: Sequence[int], sampling: Sampling, max_tokens: int) -> Iterator[int]:
         """At most `max_tokens` tokens after `prompt`, up to and without the end-of-text token."""
-        words = [token for token in prompt if token >= len(SPECIAL_TOKENS)]  # <|im_end|> must not be penalised
-        sampler = Sampler(sampling, words, self.model.embedding.weight.device)
-        for token in itertools.islice(decode(self.model, prompt, sampler), max_tokens):
-            if token == EOS:
-                return
-            yield token
+        for piece in self.generate(Request(tuple(prompt), sampling, max_tokens)):
+            yield from (token.id for token in piece.tokens)
 
     def stream(self, prompt: str, sampling: Sampling, max_tokens: int, stop: Sequence[str] = ()) -> Iterator[str]:
         """Text after `prompt`, in whole characters, until the text ends, a stop string or `max_tokens`."""
-        ids = [BOS, *self.tokenizer.encode(prompt, add_special_tokens=False).ids]
-        text = TextStream(token_bytes(self.tokenizer), stop)
-        for token in self.tokens(ids, sampling, max_tokens):
-            piece = text.feed(token)
-            if piece:
-                yield piece
-            if text.stopped:
-                return
-        rest = text.finish()
-        if rest:
-            yield rest
+        for piece in self.generate(Request(tuple(self.encode(prompt)), sampling, max_tokens, tuple(stop))):
+            if piece.text:
+                yield piece.text
+
+    def statistics(self) -> dict[str, Any]:
+        """Numbers of now: running, waiting, slots, tokens_per_second (of the last seconds), cached_states, ..."""
+        return self.scheduler.statistics()
+
+    def close(self, drain: bool = False) -> None:
+        """Refuse what comes from now on, and end: with `drain` when all answers are finished; without, they are
+        cancelled."""
+        self.scheduler.close(drain)
+
+
+def _card(model: Model, info: Info | None) -> ModelCard:
+    if info is None:  # a model made by hand
+        size = sum(p.numel() for p in model.parameters())
+        spec = model.spec
+        return ModelCard(spec.name, spec.name, "by hand", size, size, size * model.embedding.weight.element_size(),
+                         spec.context_length, any(phase.kind == "chat" for phase in spec.phases), ())
+    return ModelCard(info.name, info.name, info.format, info.parameters, info.active_parameters, info.packed_bytes,
+                     info.context_length, info.chat, info.layers)

@@ -25,26 +25,38 @@ class TextStream:
 
     A character whose bytes are spread over tokens is held back until whole; text that may be the beginning of a
     stop string is held back until it is clear. `stopped` becomes true at a stop string, which is never shown.
+    `decoded` and `shown` count characters: whole ones so far, and those given out.
     """
 
     def __init__(self, token_bytes: Sequence[bytes], stop: Sequence[str] = ()) -> None:
         """token_bytes: the bytes each token stands for, by id; special tokens stand for none."""
         self.token_bytes, self.stop = token_bytes, [s for s in stop if s]
         self.stopped = False
+        self.decoded = self.shown = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""  # whole text that may begin a stop string
 
     def feed(self, token: int) -> str:
         return self._release(self._decoder.decode(self.token_bytes[token]))
 
+    def of(self, tokens: Sequence[int]) -> str:
+        """The text of tokens by themselves."""
+        return b"".join(self.token_bytes[token] for token in tokens).decode("utf-8", errors="replace")
+
     def finish(self) -> str:
         """What was still held back when the tokens ended."""
         shown = self._release(self._decoder.decode(b"", final=True))
         rest, self._held = ("", "") if self.stopped else (self._held, "")
+        self.shown += len(rest)
         return shown + rest
 
     def _release(self, new: str) -> str:
-        text = self._held + new
+        self.decoded += len(new)
+        text = self._safe(self._held + new)
+        self.shown += len(text)
+        return text
+
+    def _safe(self, text: str) -> str:
         cuts = [at for at in (text.find(stop) for stop in self.stop) if at >= 0]
         if cuts:
             self.stopped, self._held = True, ""

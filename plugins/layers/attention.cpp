@@ -1,0 +1,210 @@
+// Grouped-query attention over pages of keys and values: rotary positions, the write into the cache, and softmax
+// taken page by page. One call serves any number of sequences, each with its own length.
+//
+// Every number of a token is a chain of operations in an order that depends on its position alone: scores are summed
+// over the head's dimensions one after the other, values over the tokens one after the other, pages in order. Blocks
+// and threads only decide what is done at the same time, so a token gets the same bits alone, in a chunk, or beside
+// other sequences.
+//
+// Shapes: B rows, T new tokens of each, H query heads, G key/value heads, R = H / G, K head dim, C = K rounded up to
+// whole vectors. A page holds 64 tokens: for each row and each of the G heads first its keys [K, 64], then its values
+// [64, C].
+
+#include "common.h"
+
+#include <vector>
+
+namespace {
+
+constexpr int64_t PAGE = 64;
+
+// c[r] += sum over j < count, in order, of a[r][j] * b[j], for ROWS rows and VECS vectors of columns
+template <int ROWS, int VECS>
+inline void tile(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t count, float* c, int64_t ldc) {
+    v8 sum[ROWS][VECS];
+    for (int r = 0; r < ROWS; ++r)
+        for (int v = 0; v < VECS; ++v) sum[r][v] = load(c + r * ldc + v * LANES);
+    for (int64_t j = 0; j < count; ++j) {
+        v8 right[VECS];
+        for (int v = 0; v < VECS; ++v) right[v] = load(b + j * ldb + v * LANES);
+        for (int r = 0; r < ROWS; ++r) {
+            const v8 left = all(a[r * lda + j]);
+            for (int v = 0; v < VECS; ++v) sum[r][v] = fma(left, right[v], sum[r][v]);
+        }
+    }
+    for (int r = 0; r < ROWS; ++r)
+        for (int v = 0; v < VECS; ++v) store(c + r * ldc + v * LANES, sum[r][v]);
+}
+
+// the same for any number of rows, and of columns in whole vectors
+void product(int64_t rows, int64_t columns, const float* a, int64_t lda, const float* b, int64_t ldb, int64_t count,
+             float* c, int64_t ldc) {
+    int64_t r = 0;
+    for (; r + 6 <= rows; r += 6) {  // as many sums as there are registers for
+        int64_t j = 0;
+        for (; j + 2 * LANES <= columns; j += 2 * LANES)
+            tile<6, 2>(a + r * lda, lda, b + j, ldb, count, c + r * ldc + j, ldc);
+        if (j < columns) tile<6, 1>(a + r * lda, lda, b + j, ldb, count, c + r * ldc + j, ldc);
+    }
+    for (; r + 2 <= rows; r += 2) {
+        int64_t j = 0;
+        for (; j + 4 * LANES <= columns; j += 4 * LANES)
+            tile<2, 4>(a + r * lda, lda, b + j, ldb, count, c + r * ldc + j, ldc);
+        for (; j < columns; j += LANES)
+            tile<2, 1>(a + r * lda, lda, b + j, ldb, count, c + r * ldc + j, ldc);
+    }
+    for (; r < rows; ++r) {
+        int64_t j = 0;
+        for (; j + 8 * LANES <= columns; j += 8 * LANES)
+            tile<1, 8>(a + r * lda, lda, b + j, ldb, count, c + r * ldc + j, ldc);
+        for (; j < columns; j += LANES)
+            tile<1, 1>(a + r * lda, lda, b + j, ldb, count, c + r * ldc + j, ldc);
+    }
+}
+
+struct Row {
+    const float* const* pages;
+    int64_t offset, seen;  // of this row in a page, in floats; tokens before the new ones
+};
+
+struct Shape {
+    int64_t heads, kv_heads, head_dim, columns;
+
+    int64_t shared() const { return heads / kv_heads; }
+    int64_t width() const { return (heads + 2 * kv_heads) * head_dim; }  // of a token's q, k and v
+    int64_t head_floats() const { return PAGE * (head_dim + columns); }  // of one head in a page
+};
+
+inline const float* page_of(const Row& row, const Shape& shape, int64_t page, int64_t g) {
+    return row.pages[page] + row.offset + g * shape.head_floats();
+}
+
+// y[i * step] = the pairs of x turned by the angles of its position, times scale
+inline void rotate(const float* x, const float* turn, int64_t head_dim, float scale, float* y, int64_t step) {
+    for (int64_t i = 0; i < head_dim; i += 2) {
+        const float a = x[i], b = x[i + 1], c = turn[i] * scale, s = turn[i + 1] * scale;
+        y[i * step] = a * c - b * s;
+        y[(i + 1) * step] = a * s + b * c;
+    }
+}
+
+// the new tokens' keys and values of one head into their pages
+void remember(const float* qkv, const float* rotation, const Row& row, const Shape& shape, int64_t T, int64_t g) {
+    const int64_t K = shape.head_dim;
+    for (int64_t t = 0; t < T; ++t) {
+        const int64_t at = row.seen + t, column = at % PAGE;
+        const float* key = qkv + t * shape.width() + (shape.heads + g) * K, *value = key + shape.kv_heads * K;
+        float* page = const_cast<float*>(page_of(row, shape, at / PAGE, g));
+        rotate(key, rotation + at * K, K, 1.0f, page + column, PAGE);
+        float* to = page + K * PAGE + column * shape.columns;
+        for (int64_t i = 0; i < K; ++i) to[i] = value[i];
+    }
+}
+
+struct Scratch {
+    std::vector<float> queries, scores, sums, most, total;
+};
+
+// one page of softmax for `rows` queries, of which each sees the first `limit` tokens of the page
+void visit(const float* page, const Shape& shape, int64_t rows, int64_t limit, const float* queries, float* scores,
+           float* sums, float* most, float* total) {
+    const int64_t K = shape.head_dim, C = shape.columns;
+    for (int64_t i = 0; i < rows * PAGE; ++i) scores[i] = 0.0f;
+    product(rows, PAGE, queries, K, page, PAGE, K, scores, PAGE);
+    const int64_t vectors = (limit + LANES - 1) / LANES * LANES;
+    for (int64_t r = 0; r < rows; ++r) {
+        float* score = scores + r * PAGE, highest = most[r];
+        for (int64_t i = limit; i < vectors; ++i) score[i] = score[0];  // not seen: they must change nothing
+        v8 best = load(score);
+        for (int64_t i = LANES; i < vectors; i += LANES) {
+            const v8 other = load(score + i);
+            best = other > best ? other : best;
+        }
+        for (int i = 0; i < LANES; ++i) highest = best[i] > highest ? best[i] : highest;
+        for (int64_t i = 0; i < vectors; i += LANES) store(score + i, exp(load(score + i) - highest));
+        for (int64_t i = limit; i < vectors; ++i) score[i] = 0.0f;
+        v8 weights = all(0);
+        for (int64_t i = 0; i < vectors; i += LANES) weights += load(score + i);
+        if (highest > most[r]) {
+            const float fade = std::exp(most[r] - highest);
+            total[r] *= fade;
+            for (int64_t i = 0; i < C; i += LANES) store(sums + r * C + i, load(sums + r * C + i) * fade);
+            most[r] = highest;
+        }
+        total[r] += sum(weights);
+    }
+    product(rows, C, scores, PAGE, page + K * PAGE, C, limit, sums, C);
+}
+
+// the new tokens at positions [begin, end), all on one page, of the heads that share key/value head g
+void attend(float* out, const float* qkv, const float* rotation, const Row& row, const Shape& shape, int64_t begin,
+            int64_t end, int64_t g, Scratch& scratch) {
+    const int64_t K = shape.head_dim, C = shape.columns, R = shape.shared(), rows = (end - begin) * R;
+    scratch.queries.resize(rows * K);
+    scratch.scores.resize(rows * PAGE);
+    scratch.sums.assign(rows * C, 0.0f);
+    scratch.most.assign(rows, -INFINITY);
+    scratch.total.assign(rows, 0.0f);
+    float* queries = scratch.queries.data(), *scores = scratch.scores.data(), *sums = scratch.sums.data();
+    float* most = scratch.most.data(), *total = scratch.total.data();
+    const float scale = 1.0f / std::sqrt(static_cast<float>(K));
+    for (int64_t at = begin; at < end; ++at)
+        for (int64_t r = 0; r < R; ++r)
+            rotate(qkv + (at - row.seen) * shape.width() + (g * R + r) * K, rotation + at * K, K, scale,
+                   queries + ((at - begin) * R + r) * K, 1);
+    const int64_t last = begin / PAGE;
+    for (int64_t page = 0; page < last; ++page)
+        visit(page_of(row, shape, page, g), shape, rows, PAGE, queries, scores, sums, most, total);
+    for (int64_t at = begin; at < end; ++at) {  // on their own page each sees one token more than the one before
+        const int64_t r = (at - begin) * R;
+        visit(page_of(row, shape, last, g), shape, R, at % PAGE + 1, queries + r * K, scores, sums + r * C, most + r,
+              total + r);
+    }
+    for (int64_t at = begin; at < end; ++at)
+        for (int64_t r = 0; r < R; ++r) {
+            const int64_t i = (at - begin) * R + r;
+            float* to = out + (at - row.seen) * shape.heads * K + (g * R + r) * K;
+            const float share = 1.0f / total[i];
+            for (int64_t k = 0; k < K; ++k) to[k] = sums[i * C + k] * share;
+        }
+}
+
+}  // namespace
+
+// out [B, T, H * K]; qkv [B, T, (H + 2 G) * K]; rotation [positions, K / 2, 2]: cos and sin; rows_B3: the address of a
+// row's table of pages, the row's offset in a page in floats, and how many tokens it has seen. The pages have room for
+// the new tokens.
+extern "C" void attention_over_pages(float* out, const float* qkv, const float* rotation, const int64_t* rows_B3,
+                                     int64_t B, int64_t T, int64_t H, int64_t G, int64_t K) {
+    const Shape shape{H, G, K, (K + LANES - 1) / LANES * LANES};
+    std::vector<Row> rows(B);
+    std::vector<int64_t> first_item(B + 1, 0);  // of each row, counting blocks of queries of one key/value head
+    int64_t block = 8, work = 0;  // tokens of a block, a part of a page; about 64 queries
+    while (block < 32 && block * shape.shared() < 64) block *= 2;
+    for (int64_t b = 0; b < B; ++b) {
+        const int64_t* row = rows_B3 + 3 * b;
+        rows[b] = {reinterpret_cast<const float* const*>(row[0]), row[1], row[2]};
+        first_item[b + 1] = first_item[b] + G * ((row[2] + T - 1) / block - row[2] / block + 1);
+        work += (row[2] + T) * T * H * K;
+    }
+    const int threads = threads_for(work);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        Scratch scratch;
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < B * G; ++i) {
+            const int64_t b = i / G;
+            remember(qkv + b * T * shape.width(), rotation, rows[b], shape, T, i % G);
+        }
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < first_item[B]; ++i) {
+            int64_t b = 0;
+            while (first_item[b + 1] <= i) ++b;
+            const int64_t item = i - first_item[b], seen = rows[b].seen;
+            const int64_t at = (seen / block + item / G) * block;
+            const int64_t begin = at > seen ? at : seen, end = at + block < seen + T ? at + block : seen + T;
+            attend(out + b * T * H * K, qkv + b * T * shape.width(), rotation, rows[b], shape, begin, end, item % G,
+                   scratch);
+        }
+    }
+}

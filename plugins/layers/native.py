@@ -1,0 +1,72 @@
+"""The layers' own C++ (all .cpp files beside this one), compiled into one library when first needed.
+
+Decoding one token is a few small operations between the matrix products, and in eager PyTorch each of them costs more
+than its arithmetic. A layer does them in one call of C instead, wherever `works_on` says that it may, and keeps its
+PyTorch path for everything else: gradients, autocast, other dtypes and devices, a machine without a compiler.
+
+Every C function gives a token the same bits whatever the number of tokens, sequences and threads in the call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tryplicity import kernels
+
+_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
+_functions: dict[str, Callable[..., None] | None] = {}
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled library; None where there is no compiler (`kernels.why_not` says why)."""
+    return kernels.compile_library(*sorted(Path(__file__).parent.glob("*.cpp")))
+
+
+def function(name: str, signature: str) -> Callable[..., None] | None:
+    """The C function `name`, or None without a library. signature: a letter for each argument: p an address (of a
+    tensor: its data_ptr(); None is NULL; or a ctypes array), i an int64, f a float. It returns nothing."""
+    try:
+        return _functions[name]
+    except KeyError:
+        found = library()
+        if found is not None:
+            found = getattr(found, name)
+            found.argtypes, found.restype = [_TYPES[letter] for letter in signature], None
+        return _functions.setdefault(name, found)
+
+
+def addresses(*tensors: Tensor) -> ctypes.Array:
+    """Their data_ptr()s as a C array, for an argument `p` that points to pointers."""
+    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+
+
+def works_on(x: Tensor) -> bool:
+    """Whether C may compute on x here and now: fp32 in this machine's memory, contiguous, no subclass of Tensor, and
+    neither gradients nor autocast to heed."""
+    return (not torch.is_grad_enabled() and type(x) is Tensor and x.dtype is torch.float32 and x.is_cpu
+            and x.is_contiguous() and not torch.is_autocast_enabled("cpu"))
+
+
+def plain(*parameters: Tensor) -> bool:
+    """Whether C may read these parameters: fp32, contiguous, in this machine's memory, not sharded."""
+    return all(type(p) in (Tensor, nn.Parameter) and p.dtype is torch.float32 and p.is_cpu and p.is_contiguous()
+               for p in parameters)
+
+
+def own_parameters(module: nn.Module) -> list[int] | None:
+    """The addresses of the parameters that the module itself holds, in the order in which it made them; None where C
+    may not read them. Looked at closely only when one has moved: this is asked for every token."""
+    parameters = [p for p in module._parameters.values() if p is not None]
+    found = [p.data_ptr() for p in parameters]
+    if module.__dict__.get("_addresses") != found:
+        if not plain(*parameters):
+            return None
+        module.__dict__["_addresses"] = found
+    return found

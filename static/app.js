@@ -1,0 +1,180 @@
+// The page, put together. What is shown follows the address: "#" a new conversation, "#c/ID" one, "#write" writing on.
+import { $, announce, button, count, download, furnish, h, toast } from "./dom.js";
+import { api } from "./api.js";
+import { Chat } from "./chat.js";
+import { Composer } from "./composer.js";
+import { Conversations } from "./conversations.js";
+import { openHelp } from "./dialogs.js";
+import { listen } from "./keyboard.js";
+import { menu } from "./menu.js";
+import { Model } from "./model.js";
+import { Raw } from "./raw.js";
+import { onSettings, openSettings, settings } from "./settings.js";
+
+const EXAMPLES = ["How do I read a file line by line?", "What does itertools.groupby return?", "When is a finally clause run?", "How do I join two paths?"];
+
+const model = new Model();
+const conversations = new Conversations({
+  removed: (id) => { if (id === chat.id) go(""); },
+  renamed: (id, title) => { if (id === chat.id) retitle(title); },
+});
+const chat = new Chat({
+  busy: (is) => {
+    composer.busy = is;
+    model.busy = is;
+  },
+  opened: (conversation, created = false) => {
+    retitle(conversation?.title ?? "");
+    conversations.current = conversation?.id ?? null;
+    if (created) {
+      history.pushState(null, "", `#c/${conversation.id}`);
+      conversations.load();
+    }
+    view();
+  },
+  changed: async () => {
+    const { id } = chat;
+    await conversations.load();
+    const title = await api.read(id).then((conversation) => conversation.title, () => null);
+    if (title !== null && id === chat.id) retitle(title);
+  },
+  editQuestion: (text) => {
+    composer.set(text);
+    composer.focus();
+  },
+  openSettings: () => settingsDialog(),
+  fresh: () => go(""),
+});
+const composer = new Composer({
+  ask: (text) => {
+    document.body.dataset.view = "chat";
+    chat.ask(text);
+  },
+  stop: () => chat.stop(),
+  editLast: () => chat.editLast(),
+});
+const raw = new Raw({ busy: (is) => { model.busy = is; }, model: () => model.card, openSettings: () => settingsDialog() });
+
+function go(hash) {
+  if (location.hash.replace(/^#/, "") === hash) route();
+  else location.hash = hash;
+}
+
+/** Show what the address names. */
+function route() {
+  const hash = location.hash.slice(1);
+  conversations.closeDrawer();
+  if (hash.startsWith("c/")) {
+    const id = decodeURIComponent(hash.slice(2));
+    if (id !== chat.id) chat.open(id);
+  } else if (hash !== "write" || !chat.empty) chat.fresh();
+  view();
+  if (!window.matchMedia("(pointer: coarse)").matches) (hash === "write" ? raw.field : composer.field).focus();
+}
+
+function view() {
+  const writing = location.hash === "#write";
+  document.body.dataset.view = writing ? "raw" : chat.empty ? "start" : "chat";
+  $("raw").hidden = !writing;
+  $("more").hidden = chat.id === null || writing;
+  $("toggle-raw").setAttribute("aria-pressed", String(writing));
+  if (writing) retitle("Write on");
+}
+
+function retitle(title) {
+  chat.title = title;
+  $("title").textContent = title || "Tryplicity";
+  document.title = title ? `${title} · Tryplicity` : "Tryplicity";
+}
+
+function settingsDialog() {
+  openSettings(() => conversations.load());
+}
+
+async function exported(format) {
+  try {
+    const name = (chat.title || "conversation").replace(/[^\p{L}\p{N} _-]+/gu, "").trim().slice(0, 60) || "conversation";
+    download(`${name}.${format === "json" ? "json" : "md"}`, await api.exportOne(chat.id, format));
+  } catch (error) {
+    toast(`Not exported: ${error.message}`);
+  }
+}
+
+/** What the model and the search allow is said where a question is asked. */
+function told() {
+  const { state, card, search } = model;
+  const passages = search?.available && search.passages ? `${count(search.passages)} passages to search` : search?.available ? "search is on" : "no search";
+  const notice = $("notice");
+  const say = (...words) => {
+    notice.replaceChildren(...words);
+    notice.hidden = false;
+  };
+  if (state === "none") say(h("span", {}, search?.available ? "No model is loaded. Search works: a question shows the passages that match." : "No model is loaded, and there is nothing to search."),
+    h("code", {}, "tryplicity serve RUN"));
+  else if (state === "loading") say(h("span", {}, "The model is loading. You can ask already: the question waits for it."));
+  else if (state === "unreachable") say(h("span", {}, "The server cannot be reached. What you see is kept; trying again."), button("again", "Try now", () => model.look(), { kind: "quiet small" }));
+  else if (card && !card.chat) say(h("span", {}, "This is a base model: it has not learned to answer, only to write on from a text."), button("pen", "Write on", () => go("write"), { kind: "quiet small" }));
+  else notice.hidden = true;
+  $("tagline").textContent = card ? `${card.name} · ${count(card.parameters)} parameters · ${passages}` : search?.available && state === "none" ? passages : "Ask, and see where the answer comes from.";
+  $("toggle-search").disabled = search?.available === false;
+  $("fineprint").textContent = state === "none" ? "Only passages are shown: nothing is written without a model."
+    : search?.available === false || !settings.search ? "Answers come from the model alone, without sources. They can be wrong."
+      : "Answers can be wrong. The sources show where they come from.";
+}
+
+furnish("new", "plus", "New conversation");
+furnish("side-open", "menu");
+furnish("side-close", "close");
+furnish("open-settings", "settings");
+furnish("open-settings-side", "settings", "Settings");
+furnish("open-help", "help", "Help");
+$("new").addEventListener("click", () => go(""));
+$("home").addEventListener("click", (event) => {
+  event.preventDefault();
+  go("");
+});
+$("open-settings").addEventListener("click", settingsDialog);
+$("open-settings-side").addEventListener("click", settingsDialog);
+$("open-help").addEventListener("click", openHelp);
+$("toggle-raw").addEventListener("click", () => go("write"));
+$("raw-back").addEventListener("click", () => go(""));
+furnish("raw-back", "search", "Ask instead");
+$("examples").append(...EXAMPLES.map((text) => h("button", { type: "button", class: "example", onclick: () => composer.ways.ask(text) }, text)));
+menu(() => [
+  ["export", "Export as Markdown", () => exported("markdown")],
+  ["export", "Export as JSON", () => exported("json")],
+]);
+listen({
+  focus: () => (document.body.dataset.view === "raw" ? raw.field : composer.field).focus(),
+  stop: () => {
+    const busy = chat.busy || raw.busy;
+    chat.stop();
+    raw.stop();
+    return busy;
+  },
+  closeDrawer: () => {
+    const { drawer } = conversations;
+    if (drawer) conversations.toggle(false);
+    return drawer;
+  },
+  fresh: () => {
+    go("");
+    announce("New conversation");
+  },
+  find: () => {
+    conversations.toggle(true);
+    $("find").select();
+  },
+  help: openHelp,
+});
+model.onchange(told);
+onSettings(told);
+window.addEventListener("hashchange", route);
+document.documentElement.dataset.ready = "true";
+
+route();
+model.look();
+conversations.load();
+
+/** For tests and the curious: milliseconds that the last streamed updates took. */
+window.tryplicity = { get updates() { return chat.updates; } };

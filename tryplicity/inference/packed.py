@@ -1,0 +1,391 @@
+"""Models for inference: from a run, or from one exported file with its spec and tokenizer inside.
+
+The file is a safetensors file. A linear that can pack itself (`Linear.pack`) is stored as what it packs to, tables of the
+vocabulary in the form asked for, everything else in bf16 or fp32; loading maps the file, and packed weights go from there
+straight into the layout of the products, never through floats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from tryplicity.components import Linear
+from tryplicity.data.tokenizer import load_tokenizer
+from tryplicity.errors import Refused, UserError
+from tryplicity.files import whole_file
+from tryplicity.model import Model, Table, assemble
+from tryplicity.planner.count import count
+from tryplicity.run import Run
+from tryplicity.spec import Spec, load_spec
+from tryplicity.spec.loader import parse_yaml
+from tryplicity.training import checkpoint
+
+FORMAT = "tryplicity-1"  # of the exported file; another number for another meaning of its tensors
+RESTS = ("bf16", "int8", "fp32")
+#: safetensors' names, the widest first: tensors in this order are aligned to their own width
+_NAMES = {torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8", torch.uint8: "U8",
+          torch.bool: "BOOL"}
+
+Progress = Callable[[int, int], None]  # parameters done, of all
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a loaded model is."""
+
+    name: str
+    format: str  # "fp32", "bf16", "ternary, tables in bf16", ...
+    path: Path
+    parameters: int
+    active_parameters: int
+    packed_bytes: int  # of the weights as they lie in memory or in the mapped file
+    packed_bytes_per_token: int
+    context_length: int
+    chat: bool  # whether it has learned conversations
+    layers: tuple[str, ...]  # of each layer: its mixer and feed-forward
+
+
+# --- what both ways share ---
+
+def _for_inference(spec: Spec) -> Model:
+    """On the meta device, without what only training needs."""
+    model = assemble(spec)
+    model.objectives = nn.ModuleDict()
+    for block in model.layers:
+        block.objectives = nn.ModuleDict()
+    return model.eval().requires_grad_(False)
+
+
+def _packs(module: nn.Module) -> bool:
+    return isinstance(module, Linear) and type(module).pack is not Linear.pack
+
+
+def _info(model: Model, spec: Spec, path: Path) -> dict[str, Any]:
+    """What is known before the weights are; counted on the meta model."""
+    counts = count(model)
+    layers = tuple(f"{layer.mixer} + {layer.feed_forward}" if layer.feed_forward else layer.mixer
+                   for layer in counts.layers)
+    return {"name": spec.name, "path": path, "parameters": counts.total, "active_parameters": counts.active,
+            "packed_bytes_per_token": counts.packed_bytes_per_token, "context_length": spec.context_length,
+            "chat": any(phase.kind == "chat" for phase in spec.phases), "layers": layers}
+
+
+# --- loading ---
+
+class _Weights:
+    """The tensors of a safetensors file by name, mapped and not read before they are used."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: cannot be read as safetensors: {error}") from None
+        self.names = set(self._file.keys())
+        self.metadata = self._file.metadata() or {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file.get_tensor(name)
+
+
+def load_model(what: str | Path, registry, device: str = "cpu", *, ternary: bool = True,
+               dtype: torch.dtype | None = None) -> tuple[Model, Spec, Any, Info]:
+    """(model, spec, tokenizer, info) of a run folder or an exported file; the tokenizer is None for a file without one.
+
+    ternary: pack the linears of a run that can be packed. dtype: of the floats in between; fp32 by default.
+    """
+    path = Path(what)
+    if path.is_file():
+        weights = _Weights(path)
+        if weights.metadata.get("format") != FORMAT:
+            raise UserError(f"{path}: not a model that `tryplicity export` wrote; give a run folder or such a file")
+        spec = load_spec(parse_yaml(weights.metadata["spec"], f"{path} (spec)"), registry)
+        tokenizer = _tokenizer_inside(weights, spec)
+    else:
+        run = Run.open(path)
+        spec = load_spec(str(run.spec), registry)
+        weights = _Weights(_newest_weights(run))
+        tokenizer = load_tokenizer(run.tokenizer, spec.vocab_size)
+    model = _for_inference(spec)
+    known = _info(model, spec, path)
+    _fill(model, weights, torch.device(device), ternary, dtype or torch.float32)
+    packed = any(getattr(module, "matrix", None) is not None for module in model.modules())
+    tables = {torch.bfloat16: "bf16", torch.int8: "int8", torch.float32: "fp32"}.get(model.embedding.weight.dtype)
+    return model, spec, tokenizer, Info(**known, format=f"ternary, tables in {tables}" if packed else tables or "other",
+                                        packed_bytes=_bytes(model))
+
+
+def _newest_weights(run: Run) -> Path:
+    """model.safetensors, or while it trains the newest checkpoint's."""
+    if run.weights.is_file():
+        return run.weights
+    newest = checkpoint.newest(run.checkpoints)
+    if newest is None:
+        raise UserError(f"{run.folder}: no weights yet; train it first, or wait for its first checkpoint")
+    return newest / "model.safetensors"
+
+
+def _tokenizer_inside(weights: _Weights, spec: Spec) -> Any:
+    text = weights.metadata.get("tokenizer")
+    if not text:
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(text)
+    if tokenizer.get_vocab_size() != spec.vocab_size:
+        raise UserError(f"{weights.path}: its tokenizer has {tokenizer.get_vocab_size()} tokens, its spec "
+                        f"{spec.vocab_size}; export the run again")
+    return tokenizer
+
+
+def _fill(model: Model, weights: _Weights, device: torch.device, ternary: bool, dtype: torch.dtype) -> None:
+    """Give a model on the meta device its weights."""
+    used: set[str] = set()
+
+    def take(name: str) -> Tensor:
+        if name not in weights.names:
+            raise UserError(f"{weights.path}: these weights belong to another spec: {name} is missing")
+        used.add(name)
+        return weights[name].to(device)
+
+    def fits(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+        if tensor.shape != shape:
+            raise UserError(f"{weights.path}: these weights belong to another spec: {name} is {list(tensor.shape)}, "
+                            f"the spec's is {list(shape)}")
+        return tensor
+
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        if isinstance(module, Linear):
+            stored = {name: f"{prefix}{name}" for name in ("weight_ternary", "weight_scale")}
+            if stored["weight_ternary"] in weights.names:
+                module.adopt({name: take(full) for name, full in stored.items()})
+            elif ternary and _packs(module):
+                weight = fits(f"{prefix}weight", take(f"{prefix}weight"), module.weight.shape)
+                module.weight = nn.Parameter(weight.float(), requires_grad=False)
+                module.adopt(module.pack())
+        elif isinstance(module, Table):
+            scale = f"{prefix}scale_V"
+            weight = fits(f"{prefix}weight", take(f"{prefix}weight"), module.weight.shape)
+            if dtype != torch.float32 or not weight.is_floating_point():
+                weight = weight.to(dtype) if weight.is_floating_point() else weight
+            module.hold(weight, take(scale).float() if scale in weights.names else None, dtype)
+            continue
+        computed = {name for name, tensor in module.named_buffers(recurse=False) if tensor is not None}
+        computed -= {name for name in computed if f"{prefix}{name}" in weights.names}
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = torch.empty_like(buffer, device=device)
+        if computed:
+            module.reset_parameters()
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for name, old in own:
+            if name in computed:
+                continue
+            full = f"{prefix}{name}"
+            tensor = fits(full, take(full), old.shape)
+            # decay parameters of a state space and the like stay as wide as their layer made them
+            wide = old.dtype if not old.is_floating_point() or old.dtype != torch.get_default_dtype() else dtype
+            tensor = tensor.to(wide)
+            if name in module._buffers:
+                module._buffers[name] = tensor.clone()
+            else:
+                module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+    extra = sorted(name for name in weights.names - used if "objectives." not in name)
+    if extra:
+        raise UserError(f"{weights.path}: these weights belong to another spec: it has no {extra[0]}")
+
+
+def _bytes(model: Model) -> int:
+    matrices = [m.matrix for m in model.modules() if getattr(m, "matrix", None) is not None]
+    return sum(m.nbytes for m in matrices) + sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+# --- exporting ---
+
+@dataclass
+class Sizes:
+    """Bytes of an exported file."""
+
+    path: Path
+    ternary_weights: int = 0
+    ternary_bytes: int = 0
+    rest_bytes: int = 0
+    file_bytes: int = 0
+    rest: dict[str, int] = field(default_factory=dict)  # bytes by dtype
+
+    @property
+    def ratio(self) -> float:
+        """How much smaller than fp16 the packed weights are."""
+        return 2 * self.ternary_weights / max(self.ternary_bytes, 1)
+
+
+def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf16", *, initialised: bool = False,
+           tokenizer: Path | None = None, seed: int = 0, progress: Progress | None = None) -> Sizes:
+    """Pack a run into one file.
+
+    rest: the form of what is not packed: bf16; int8 (tables of the vocabulary, a scale for each row; the rest in bf16);
+    fp32. Vectors stay fp32. initialised: `what` is a spec, whose initial weights are packed module by module, never
+    all in memory at once.
+    """
+    if initialised:
+        spec = load_spec(str(what), registry)
+        words = tokenizer and load_tokenizer(tokenizer, spec.vocab_size).to_str()
+        out = out or Path(f"{spec.name}-ternary.safetensors")
+    else:
+        run = Run.open(what)
+        spec = load_spec(str(run.spec), registry)
+        words = load_tokenizer(run.tokenizer, spec.vocab_size).to_str()
+        out = out or run.folder / "model-ternary.safetensors"
+    if out.is_dir():
+        raise UserError(f"{out}: this is a folder; give the file to write")
+    model = _for_inference(spec)
+    packing = {path: module for path, module in model.named_modules() if _packs(module)}
+    if not packing:
+        raise Refused(f"{spec.name}: no linear of this spec can be packed; use `linear: {{type: bitlinear}}`, or "
+                      f"serve the run folder itself")
+    weights_of = _initial(seed) if initialised else _of_run(_Weights(_newest_weights(run)))
+    total = sum(p.numel() for p in model.parameters())
+    done, sizes = 0, Sizes(out)
+    with whole_file(out) as temporary, open(temporary, "wb") as file:
+        writer = _Writer(file, {"format": FORMAT, "spec": spec.as_yaml(), "tokenizer": words or ""},
+                         3 * len(model.state_dict()))
+        loose: list[tuple[str, Tensor]] = []
+        for path, module in model.named_modules():
+            own = dict(module.named_parameters(recurse=False)) | {
+                name: b for name, b in module.named_buffers(recurse=False)
+                if name not in module._non_persistent_buffers_set}
+            if path in packing:
+                own.pop("weight")
+            if own:
+                for name, tensor in weights_of(path, module, list(own)).items():
+                    loose += _rest(f"{path}.{name}" if path else name, tensor, module, rest)
+                    done += tensor.numel()
+        for dtype in _NAMES:
+            for name, tensor in loose:
+                if tensor.dtype == dtype:
+                    writer.add(name, tensor)
+                    sizes.rest_bytes += tensor.nbytes
+                    sizes.rest[_NAMES[dtype]] = sizes.rest.get(_NAMES[dtype], 0) + tensor.nbytes
+            if dtype == torch.float32:
+                # the scales of the packed are floats too: room for them here, values when they are known
+                for path, module in packing.items():
+                    writer.reserve(f"{path}.weight_scale", dtype, [*module.weight.shape[:-2], 1, 1])
+        del loose
+        for path, module in packing.items():
+            module.weight = nn.Parameter(weights_of(path, module, ["weight"])["weight"].float(), requires_grad=False)
+            numbers = module.weight.numel()
+            packed = module.pack()
+            module.weight = None
+            writer.fill(f"{path}.weight_scale", packed["weight_scale"])
+            writer.add(f"{path}.weight_ternary", packed["weight_ternary"])
+            sizes.ternary_weights += numbers
+            sizes.ternary_bytes += packed["weight_ternary"].nbytes + packed["weight_scale"].nbytes
+            done += numbers
+            if progress:
+                progress(done, total)
+        writer.finish()
+        sizes.file_bytes = file.seek(0, 2)
+    return sizes
+
+
+def _of_run(weights: _Weights) -> Callable[[str, nn.Module, list[str]], dict[str, Tensor]]:
+    def get(path: str, module: nn.Module, names: list[str]) -> dict[str, Tensor]:
+        full = {name: f"{path}.{name}" if path else name for name in names}
+        missing = [name for name in full.values() if name not in weights.names]
+        if missing:
+            raise UserError(f"{weights.path}: these weights belong to another spec: {missing[0]} is missing")
+        return {name: weights[found] for name, found in full.items()}
+
+    return get
+
+
+def _initial(seed: int) -> Callable[[str, nn.Module, list[str]], dict[str, Tensor]]:
+    """The initial weights of one module at a time; each module's own numbers, whatever the order."""
+    def get(path: str, module: nn.Module, names: list[str]) -> dict[str, Tensor]:
+        import copy
+        import hashlib
+
+        single = copy.copy(module)
+        single._modules = {}
+        single._parameters = {n: p if p is None else nn.Parameter(torch.empty_like(p, device="cpu"), requires_grad=False)
+                              for n, p in module._parameters.items()}
+        single._buffers = {n: b if b is None else torch.empty_like(b, device="cpu") for n, b in module._buffers.items()}
+        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {path}".encode()).digest()[:8], "big") >> 1)
+        single.reset_parameters()
+        return {name: (single._parameters.get(name) if name in single._parameters else single._buffers[name]).detach()
+                for name in names}
+
+    return get
+
+
+def _rest(name: str, tensor: Tensor, module: nn.Module, rest: str) -> Iterator[tuple[str, Tensor]]:
+    """How a tensor that is not packed is stored."""
+    if not tensor.is_floating_point() or tensor.ndim < 2 or rest == "fp32":
+        yield name, tensor.float() if tensor.is_floating_point() else tensor
+    elif rest == "int8" and isinstance(module, Table):
+        scale_V = tensor.float().abs().amax(-1).clamp_(min=1e-12).div_(127)
+        yield name, (tensor / scale_V[:, None]).round_().to(torch.int8)
+        yield f"{name.removesuffix('weight')}scale_V", scale_V
+    else:
+        yield name, tensor.to(torch.bfloat16)
+
+
+class _Writer:
+    """A safetensors file written as its tensors come; the header, for which room is left, last.
+
+    The format: 8 bytes with the length of a JSON header (which spaces may fill up), the header with each tensor's
+    dtype, shape and offsets, then the bytes of all tensors without gaps (huggingface.co/docs/safetensors).
+    """
+
+    def __init__(self, file, metadata: Mapping[str, str], tensors: int) -> None:
+        self.file, self.header = file, {"__metadata__": dict(metadata)}
+        self.room = (len(json.dumps(self.header).encode()) + 300 * tensors + 4096) // 8 * 8
+        self.offset = 0
+        file.seek(8 + self.room)
+
+    def reserve(self, name: str, dtype: torch.dtype, shape: Iterable[int]) -> None:
+        size = torch.Size(shape).numel() * dtype.itemsize
+        self.header[name] = {"dtype": _NAMES[dtype], "shape": list(shape),
+                             "data_offsets": [self.offset, self.offset + size]}
+        self.offset += size
+        self.file.seek(size, 1)
+
+    def fill(self, name: str, tensor: Tensor) -> None:
+        end = self.file.tell()
+        assert self.header[name]["shape"] == list(tensor.shape), name
+        self.file.seek(8 + self.room + self.header[name]["data_offsets"][0])
+        self.file.write(_raw(tensor))
+        self.file.seek(end)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        size = tensor.numel() * tensor.element_size()
+        self.header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape),
+                             "data_offsets": [self.offset, self.offset + size]}
+        self.offset += size
+        self.file.write(_raw(tensor))
+
+    def finish(self) -> None:
+        text = json.dumps(self.header, separators=(",", ":")).encode()
+        assert len(text) <= self.room, "the header outgrew its room"
+        self.file.seek(0)
+        self.file.write(self.room.to_bytes(8, "little"))
+        self.file.write(text.ljust(self.room))
+        self.file.flush()
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def info_dict(info: Info) -> dict[str, Any]:
+    """As JSON."""
+    return {**dataclasses.asdict(info), "path": str(info.path)}

@@ -1,0 +1,378 @@
+"""The one thread in which a model runs, for all who ask at once.
+
+Each round: who has come is admitted while slots are free; the first of those whose prompts are unread read a chunk; all
+who write get their next token, in one pass of the model over one token of each. Nobody's tokens depend on who else is
+there. Shapes: B sequences, T time, V vocabulary, D hidden.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tryplicity.components import Rows
+from tryplicity.inference.generation import Busy, Finish, Generation, Piece, Token
+from tryplicity.inference.grammar import Grammar
+from tryplicity.inference.prefix import Prefixes, Written, clone
+from tryplicity.inference.sampler import Sampler
+from tryplicity.inference.speculative import MOST_UNREAD, Drafter
+from tryplicity.inference.text import TextStream
+from tryplicity.model import Model
+
+Listener = Callable[[Piece], None]
+
+SHARED = 64  # tokens that prompts must begin with in common, beyond what is kept, to keep a state there too
+SLOW_CHUNK, SMALLEST_CHUNK = 0.5, 16  # seconds that all others wait, and tokens: chunks that take longer are halved
+WINDOW = 5.0  # seconds of the present in "tokens per second"
+
+log = logging.getLogger("tryplicity.inference")
+
+
+class Sequence:
+    """One request on its way through the scheduler."""
+
+    def __init__(self, generation: Generation, listener: Listener, sampler: Sampler, text: TextStream | None,
+                 grammar: Grammar | None, end_tokens: frozenset[int], most_tokens: int) -> None:
+        self.generation, self.listener, self.sampler = generation, listener, sampler
+        self.text, self.grammar, self.end_tokens, self.most_tokens = text, grammar, end_tokens, most_tokens
+        self.ids = list(generation.request.prompt)  # and what was chosen
+        self.prompt_size = len(self.ids)
+        self.read = 0  # of `ids`, by the state
+        self.state: list | None = None
+        self.pause_at = 0  # in the prompt, to keep a state that other prompts can go on from
+        self.drafts: list[int] = []  # guesses of what comes after the last of `ids`
+        self.held: list[tuple[int, Token]] = []  # tokens not given out yet, and where in the text each begins
+        self.shown: list[str] = []
+
+    @property
+    def reading(self) -> bool:
+        """Whether its first token is still to come."""
+        return len(self.ids) == self.prompt_size
+
+
+class Scheduler:
+    """Runs sequences through a model in a thread of its own, which starts with the first of them."""
+
+    def __init__(self, model: Model, *, slots: int, max_waiting: int, chunk: int, prefix_bytes: int,
+                 drafter: Drafter | None, decode_threads: int) -> None:
+        self.model, self.slots, self.max_waiting, self.chunk = model, slots, max_waiting, chunk
+        self.drafter = drafter
+        self.prefixes, self.written = Prefixes(prefix_bytes), Written()
+        self.read_threads, self.decode_threads = torch.get_num_threads(), decode_threads
+        self.device = model.embedding.weight.device
+        self.tokens_total = self.prompt_tokens_total = self.cached_tokens_total = self.finished_total = 0
+        self._recent: collections.deque[tuple[float, int]] = collections.deque()
+        self._waiting: collections.deque[Sequence] = collections.deque()
+        self._active: list[Sequence] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    # --- from any thread ---
+
+    def submit(self, sequence: Sequence) -> None:
+        with self._changed:
+            if self._closing:
+                raise Busy("the engine is closing")
+            free = self.slots - len(self._active)
+            if len(self._waiting) >= self.max_waiting + free:
+                raise Busy(f"{self.slots} answers are being written and {len(self._waiting)} wait; ask again later")
+            sequence.generation._wake = self._wake
+            self._waiting.append(sequence)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="tryplicity-engine", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def close(self, drain: bool) -> None:
+        """Refuse what comes from now on; finish what is there, or cancel it. Returns when all is done."""
+        with self._changed:
+            self._closing = True
+            if not drain:
+                for sequence in [*self._active, *self._waiting]:
+                    sequence.generation._cancelled = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def statistics(self) -> dict[str, Any]:
+        now = time.perf_counter()
+        with self._changed:
+            running, waiting = len(self._active), len(self._waiting)
+            recent = [tokens for moment, tokens in self._recent if now - moment <= WINDOW]
+            begun = next((moment for moment, _ in self._recent if now - moment <= WINDOW), now)
+        # over a second at least, so that the first tokens after a rest do not look like a rush
+        speed = sum(recent) / max(now - begun, 1.0)
+        drafted, accepted = (0, 0) if self.drafter is None else (self.drafter.drafted, self.drafter.accepted)
+        return {"running": running, "waiting": waiting, "slots": self.slots, "max_waiting": self.max_waiting,
+                "finished_total": self.finished_total, "tokens_total": self.tokens_total, "tokens_per_second": speed,
+                "prompt_tokens_total": self.prompt_tokens_total, "cached_tokens_total": self.cached_tokens_total,
+                "cached_states": len(self.prefixes), "cached_bytes": self.prefixes.bytes,
+                "drafted_total": drafted, "accepted_total": accepted}
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # --- in the engine's thread ---
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while self._await_work():
+                try:
+                    self._round()
+                except Exception as error:  # a fault of the scheduler itself: nobody must wait for ever
+                    log.exception("a round of the engine failed")
+                    for sequence in list(self._active):
+                        self._fail([sequence], error)
+        self.prefixes.clear()
+
+    def _await_work(self) -> bool:
+        """Until there is something to do; False when there will be nothing any more."""
+        with self._changed:
+            while not (self._active or self._waiting):
+                if self._closing:
+                    return False
+                self._changed.wait()
+            return True
+
+    def _round(self) -> None:
+        self._drop_cancelled()
+        with self._changed:
+            while self._waiting and len(self._active) < self.slots:
+                self._active.append(self._waiting.popleft())
+        torch.set_num_threads(self.read_threads)
+        self._read_prompts()
+        writing = [sequence for sequence in self._active if not sequence.reading]
+        if not writing:
+            return
+        torch.set_num_threads(self.decode_threads)
+        try:
+            if len(writing) == 1 and self.drafter:
+                self._write_guessing(writing[0])
+            else:
+                self._write(writing)
+        except Exception as error:
+            log.exception("a step of the engine failed")
+            self._fail(writing, error)
+        time.sleep(0)  # whoever waits for the interpreter gets it
+
+    def _drop_cancelled(self) -> None:
+        with self._changed:
+            gone = [sequence for sequence in [*self._active, *self._waiting] if sequence.generation._cancelled]
+            for sequence in gone:
+                if sequence in self._waiting:
+                    self._waiting.remove(sequence)
+        for sequence in gone:
+            self._finish(sequence, "cancelled")
+
+    def _read_prompts(self) -> None:
+        """Up to a chunk of tokens of the prompts, in the order they came."""
+        budget = self.chunk
+        for sequence in [sequence for sequence in self._active if sequence.reading]:
+            while budget > 0 and sequence.reading and sequence.generation.finish is None:
+                try:
+                    budget -= self._read_some(sequence, budget)
+                except Exception as error:
+                    log.exception("reading a prompt failed")
+                    self._fail([sequence], error)
+
+    def _read_some(self, sequence: Sequence, most: int) -> int:
+        """Read on in a prompt; at its end choose the first token. Returns the number of tokens read."""
+        ids, last, before = sequence.ids, None, sequence.read
+        if sequence.state is None:
+            last = self._begin(sequence)
+            before = sequence.read
+        if last is None:
+            end = min(before + most, len(ids))
+            if before < sequence.pause_at < end:
+                end = sequence.pause_at
+            begun = time.perf_counter()
+            h_BTD, _ = self._pass([ids[before:end]], [sequence])
+            if end - before == self.chunk > SMALLEST_CHUNK and time.perf_counter() - begun > SLOW_CHUNK:
+                self.chunk //= 2
+            self.prompt_tokens_total += end - before
+            if end == len(ids):
+                last = self.model.logits(h_BTD[:, -1:])[0, 0], h_BTD[0, -1].clone()
+                self._keep(ids, sequence.state, last)
+            elif end == sequence.pause_at:
+                self._keep(ids[:end], sequence.state)
+        if last is not None:
+            logits_V, h_D = last
+            self._choose(sequence, logits_V)
+            self._guess(sequence, h_D)
+        return sequence.read - before
+
+    def _begin(self, sequence: Sequence) -> tuple[Tensor, Tensor] | None:
+        """Give a sequence its state: a kept one, or an empty one. Returns what came last where nothing is unread."""
+        found = self.prefixes.find(sequence.ids)
+        sequence.state = self.model.new_state(1) if found.state is None else found.state
+        sequence.read = sequence.generation.cached_tokens = found.read
+        self.cached_tokens_total += found.read
+        if found.shared - found.read >= SHARED:
+            sequence.pause_at = found.shared
+        return found.last
+
+    def _keep(self, ids: list[int], state: list, last: tuple[Tensor, Tensor] | None = None) -> None:
+        if self.prefixes.most_bytes:
+            self.prefixes.keep(ids, clone(state), last)
+
+    def _write(self, writing: list[Sequence]) -> None:
+        """The next token of each."""
+        for sequence in writing:
+            self._catch_up(sequence)
+        h_BTD, logits_BV = self._pass([sequence.ids[-1:] for sequence in writing], writing, logits=True)
+        logits_BV = logits_BV[:, 0]
+        likeliest: list[int] | None = None
+        if any(sequence.sampler.greedy and sequence.grammar is None for sequence in writing):
+            best_B, token_B = logits_BV.max(-1)
+            likeliest = [token if finite else -1 for token, finite in
+                         zip(token_B.tolist(), best_B.isfinite().tolist(), strict=True)]
+        for row, sequence in enumerate(writing):
+            known = likeliest[row] if likeliest and sequence.sampler.greedy and sequence.grammar is None else None
+            try:
+                self._choose(sequence, logits_BV[row], known)
+                sequence.drafts = []
+                if len(writing) == 1:
+                    self._guess(sequence, h_BTD[0, -1])
+            except Exception as error:
+                log.exception("choosing a token failed")
+                self._fail([sequence], error)
+
+    def _write_guessing(self, sequence: Sequence) -> None:
+        """The next token, and as many after it as were guessed right."""
+        if len(sequence.ids) - sequence.read > MOST_UNREAD:
+            self._catch_up(sequence)
+        unread, drafts = sequence.ids[sequence.read:], sequence.drafts
+        drafts = drafts[:sequence.most_tokens - sequence.generation.completion_tokens - 1]
+        before = (clone(sequence.state) if drafts else None), sequence.read
+        h_BTD, logits_BTV = self._pass([unread + drafts], [sequence], logits=True)
+        after = sequence.state, sequence.read
+        sequence.state, sequence.read = before
+        right, at = 0, len(unread) - 1
+        while True:
+            if right == len(drafts):  # all that was read stands
+                sequence.state, sequence.read = after
+            token = self._choose(sequence, logits_BTV[0, at + right])
+            if right == len(drafts) or token != drafts[right] or sequence.generation.finish is not None:
+                break
+            right += 1
+        self.drafter.drafted += len(drafts)
+        self.drafter.accepted += right
+        self._guess(sequence, h_BTD[0, at + right])
+
+    def _guess(self, sequence: Sequence, h_D: Tensor) -> None:
+        if self.drafter and sequence.generation.finish is None:
+            sequence.drafts = self.drafter(h_D)
+
+    def _catch_up(self, sequence: Sequence) -> None:
+        """Read all but the last token."""
+        if len(sequence.ids) - sequence.read > 1:
+            self._pass([sequence.ids[sequence.read:-1]], [sequence])
+
+    def _pass(self, ids: list[list[int]], sequences: list[Sequence],
+              logits: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Read as many tokens for each sequence: the hidden states [B, T, D], and on request the logits [B, T, V]."""
+        states = [sequence.state for sequence in sequences]
+        state = states[0] if len(states) == 1 else Rows(states)
+        h_BTD, _ = self.model.hidden(torch.tensor(ids, device=self.device), state=state)
+        for sequence in sequences:
+            sequence.read += len(ids[0])
+        return h_BTD, self.model.logits(h_BTD) if logits else None
+
+    def _choose(self, sequence: Sequence, logits_V: Tensor, known: int | None = None) -> int:
+        """Choose the next token (unless it is known already), give out what can be shown, and end where it ends."""
+        generation, grammar = sequence.generation, sequence.grammar
+        if known is None:
+            token = sequence.sampler(logits_V, grammar.allowed() if grammar else None)
+        elif known < 0:
+            raise ArithmeticError("the model's logits are not finite")
+        else:
+            token = known
+        now = time.perf_counter()
+        generation.first = generation.first or now
+        generation.last = now
+        generation.completion_tokens += 1
+        self.tokens_total += 1
+        self._count(now)
+        if token in sequence.end_tokens:
+            self._finish(sequence, "stop")
+            return token
+        if grammar:
+            grammar.take(token)
+        sequence.ids.append(token)
+        told = _told(token, logits_V, generation.request.logprobs)
+        begins = sequence.text.decoded if sequence.text else 0
+        sequence.held.append((begins, told))
+        shown = sequence.text.feed(token) if sequence.text else ""
+        if (sequence.text and sequence.text.stopped) or (grammar and grammar.complete):
+            self._finish(sequence, "stop", shown)
+        elif generation.completion_tokens >= sequence.most_tokens:
+            self._finish(sequence, "length", shown)
+        elif shown or sequence.text is None:
+            self._give(sequence, shown, None)
+        return token
+
+    def _count(self, now: float) -> None:
+        with self._changed:
+            self._recent.append((now, 1))
+            while now - self._recent[0][0] > WINDOW:
+                self._recent.popleft()
+
+    def _give(self, sequence: Sequence, shown: str, finish: Finish | None) -> None:
+        """A piece for the listener: the text, and the tokens that begin inside what is shown by now."""
+        text = sequence.text
+        all_of_it = text is None or (finish is not None and not text.stopped)
+        given = [token for begins, token in sequence.held if all_of_it or begins < text.shown]
+        del sequence.held[:len(given)]
+        sequence.shown.append(shown)
+        try:
+            sequence.listener(Piece(shown, tuple(given), finish))
+        except Exception:  # nobody listens any more
+            log.exception("a listener failed; its generation is cancelled")
+            sequence.generation.cancel()
+
+    def _finish(self, sequence: Sequence, finish: Finish, shown: str = "") -> None:
+        """Free the slot, keep the state, and give out the rest."""
+        generation, state = sequence.generation, sequence.state
+        with self._changed:
+            if sequence in self._active:
+                self._active.remove(sequence)
+            self.finished_total += 1
+            self._changed.notify_all()
+        if sequence.text:
+            shown += sequence.text.finish()
+        sequence.state = None
+        if finish != "error" and state is not None and sequence.read >= sequence.prompt_size:
+            # before the last piece is given out: the next turn may come at once
+            ids, prompt = sequence.ids, sequence.prompt_size
+            self.prefixes.keep(ids[:sequence.read], state)
+            text = "".join([*sequence.shown, shown])
+            if sequence.text and sequence.text.of(ids[prompt:]) == text:
+                self.written.remember(ids[:prompt], text, ids[prompt:])
+        generation.finish = finish
+        self._give(sequence, shown, finish)
+        generation._finished.set()
+
+    def _fail(self, sequences: list[Sequence], error: Exception) -> None:
+        for sequence in sequences:
+            if sequence.generation.finish is None:
+                sequence.generation.error = f"{type(error).__name__}: {error}"
+                self._finish(sequence, "error")
+
+
+def _told(token: int, logits_V: Tensor, alternatives: int | None) -> Token:
+    """The token with what is asked for of the model's own probabilities."""
+    if alternatives is None:
+        return Token(token)
+    logprob_V = logits_V.float().log_softmax(-1)
+    top = logprob_V.topk(min(alternatives, len(logprob_V)))
+    return Token(token, float(logprob_V[token]), tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)))

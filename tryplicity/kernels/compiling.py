@@ -1,0 +1,169 @@
+"""C++ beside its Python, compiled when it is first needed and kept.
+
+One call of the compiler that the machine has, no headers but its own. The library is named by a hash of everything
+it comes from, so that it is compiled once per machine and again when a source, the compiler or the processor changes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+COMPILERS = ("g++", "clang++", "c++")  # g++ first: its OpenMP is the runtime that torch brings
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=off")
+NATIVE = ("-march=native",) if platform.machine().lower() in ("x86_64", "amd64") else ("-mcpu=native",)
+TIMEOUT = 300  # seconds; a library takes 2 to 10
+
+_lock = threading.Lock()
+_loaded: dict[str, ctypes.CDLL | None] = {}  # by key
+_reason: str | None = None
+
+
+def compile_library(*sources: Path) -> ctypes.CDLL | None:
+    """The sources as one loaded library, or None where there is no compiler (`why_not` says so in a line).
+
+    Headers (*.h) beside the sources belong to it. Set TRYPLICITY_KERNELS=0 to have none, CXX to name a compiler.
+    ctypes.CDLL releases the GIL while a function runs.
+    """
+    global _reason
+    if not enabled():
+        _reason = "TRYPLICITY_KERNELS=0: plain PyTorch does the ternary products, several times slower"
+        return None
+    compiler = find_compiler()
+    if compiler is None:
+        _reason = ("no C++ compiler found (g++, clang++ or $CXX): plain PyTorch does the ternary products, "
+                   "several times slower")
+        return None
+    key = _key(sources, compiler)
+    with _lock:
+        if key not in _loaded:
+            _loaded[key] = _load(sources, compiler, key)
+        return _loaded[key]
+
+
+def why_not() -> str | None:
+    """Why the last library asked for is missing, in one line; None if none is."""
+    return _reason
+
+
+def enabled() -> bool:
+    return os.environ.get("TRYPLICITY_KERNELS", "1") != "0"
+
+
+def find_compiler() -> Path | None:
+    names = (os.environ["CXX"],) if os.environ.get("CXX") else COMPILERS
+    found = next(filter(None, map(shutil.which, names)), None)
+    return Path(found) if found else None
+
+
+def cache_folder() -> Path:
+    if folder := os.environ.get("TRYPLICITY_CACHE"):
+        return Path(folder).expanduser() / "kernels"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "tryplicity" / "kernels"
+
+
+def _load(sources: tuple[Path, ...], compiler: Path, key: str) -> ctypes.CDLL | None:
+    global _reason
+    name = f"{sources[0].stem}-{key}.so"
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".compiling-")
+    except OSError:  # a home that cannot be written to: compiled for this process alone
+        folder, temporary = None, tempfile.TemporaryDirectory(prefix="tryplicity-")
+    with temporary as scratch:
+        if folder is not None and (folder / name).exists():
+            library = _open(folder / name)
+            if library is not None:
+                return library
+        built = Path(scratch) / name
+        problem = _compile(sources, compiler, built)
+        if problem is None:
+            if folder is not None:  # whole or not at all, also when two processes are at it
+                os.replace(built, folder / name)
+                built = folder / name
+            library = _open(built)
+            if library is not None:
+                return library
+            problem = "the library it made does not load"
+    _reason = (f"{compiler} cannot compile {sources[0].name} ({problem}): plain PyTorch does the ternary products, "
+               "several times slower")
+    return None
+
+
+def _compile(sources: tuple[Path, ...], compiler: Path, built: Path) -> str | None:
+    """None, or the first error in a line. What a compiler does not know is left out: OpenMP, then the processor."""
+    problem = None
+    openmp = ("-fopenmp", *_openmp_runtime())
+    for more in ((*NATIVE, *openmp), (*NATIVE, "-fopenmp"), NATIVE, ()):
+        try:
+            done = subprocess.run([compiler, *FLAGS, *map(str, sources), *more, "-o", str(built)],
+                                  capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        if done.returncode == 0 and built.exists():
+            return None
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        error = next((line for line in lines if "error" in line), lines[0] if lines else "")
+        problem = problem or error[:200] or f"it ended with {done.returncode}"
+    return problem
+
+
+def _open(path: Path) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        return None
+
+
+def _openmp_runtime() -> tuple[str, ...]:
+    """Link to the libgomp that torch has loaded, whatever its name: a second one would be a second pool of threads,
+    each pool spinning on the cores while the other works."""
+    path = _loaded_gomp()
+    return ("-Wl,--as-needed", path) if path else ()
+
+
+@functools.cache
+def _loaded_gomp() -> str | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    import torch  # noqa: F401  loads it
+
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            paths = [line.split(maxsplit=5)[-1].strip() for line in maps if "libgomp" in line]
+    except OSError:
+        return None
+    return next((path for path in paths if Path(path).exists()), None)
+
+
+def _key(sources: tuple[Path, ...], compiler: Path) -> str:
+    """Two machines may share a home: the processor and the runtime linked to count as well."""
+    digest = hashlib.sha256()
+    headers = sorted({header for source in sources for header in source.parent.glob("*.h")})
+    for path in (*sources, *headers):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    real = compiler.resolve()
+    stat = real.stat()
+    digest.update(repr((str(real), stat.st_size, stat.st_mtime_ns, FLAGS, NATIVE, _processor(),
+                        _loaded_gomp())).encode())
+    return digest.hexdigest()[:24]
+
+
+@functools.cache
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            kept = {line.strip() for line in file if line.startswith(("flags", "Features", "model name", "CPU part"))}
+            return "\n".join(sorted(kept))
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"

@@ -1,0 +1,650 @@
+// Products of int8 tokens with ternary matrices, 2 bits a weight in memory. Plain C interface for ctypes.
+//
+// A matrix is [expert][out/4][in/128][4 rows][32 bytes]: byte j of a row's 32 holds columns j, 32+j, 64+j and 96+j of
+// its block of 128, two bits each, digit + 1. Four rows side by side make one purely sequential stream of the memory.
+// sum of (digit + 1) * q - sum of q = sum of digit * q, all in integers, so the result does not depend on order; the
+// few steps in floating point are one and the same code for every number of tokens, so neither do the last bits.
+//
+// Tokens are taken up to four at a time ("tile"), interleaved by blocks of 32 columns, [in/32][tokens][32].
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace {
+
+constexpr int64_t COLUMNS = 128, ROWS = 4, LANE = 32, BLOCK = ROWS * LANE;
+constexpr int64_t TILE = 4;
+constexpr int64_t FLUSH = 16;  // blocks until sums in int16 could overflow: 16 * 4 planes * 2 pairs * 2 * 127 = 32512
+constexpr int64_t CHUNK_BYTES = 64 << 10;          // of a matrix, given to a thread at a time
+constexpr int64_t SMALL = 1 << 19;                 // multiplications below which waking threads costs more
+constexpr float NORM_EPS = 1e-6f, INPUT_FLOOR = 1e-5f;
+
+struct Matrix {
+    int64_t experts, out, in, groups, blocks;
+    const float* scale;
+    const uint8_t* planes;
+    const uint8_t* of(int64_t expert) const { return planes + expert * groups * blocks * BLOCK; }
+    int64_t padded() const { return blocks * COLUMNS; }
+};
+
+// Memory kept from call to call by the thread that calls.
+struct Scratch {
+    char* data = nullptr;
+    size_t size = 0;
+    ~Scratch() { std::free(data); }
+    char* get(size_t wanted) {
+        wanted = (wanted + 4095) & ~size_t(4095);
+        if (wanted > size) {
+            std::free(data);
+            data = static_cast<char*>(std::aligned_alloc(4096, wanted));
+            size = data ? wanted : 0;
+            if (!data) throw std::bad_alloc();
+        }
+        return data;
+    }
+};
+thread_local Scratch scratch;
+
+struct Tile {
+    const int8_t* q;
+    int64_t count;  // tokens, 1 to TILE
+    int64_t first;  // in the order of pairs
+};
+
+struct Job {  // one expert's part of the work
+    int64_t expert, first, tiles;
+};
+
+// ---- tokens ----
+
+// x * (rstd / step) rounded half to even, in blocks of 32 `stride` bytes apart; the sum of squares and the root are in double, so
+// that it is the same to the last bit of a float in whatever order.
+void quantise_row(const float* x, int64_t in, int64_t padded, int8_t* q, int64_t stride, float* step, int32_t* sum) {
+    double squares[8] = {};
+    float most[8] = {};
+    int64_t i = 0;
+#if defined(__AVX2__)
+    __m256d low = _mm256_setzero_pd(), high = low;
+    __m256 top = _mm256_setzero_ps();
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    for (; i + 8 <= in; i += 8) {
+        const __m256 v = _mm256_loadu_ps(x + i);
+        top = _mm256_max_ps(_mm256_andnot_ps(sign, v), top);
+        const __m256d a = _mm256_cvtps_pd(_mm256_castps256_ps128(v)), b = _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
+        low = _mm256_add_pd(low, _mm256_mul_pd(a, a));
+        high = _mm256_add_pd(high, _mm256_mul_pd(b, b));
+    }
+    _mm256_storeu_pd(squares, low);
+    _mm256_storeu_pd(squares + 4, high);
+    _mm256_storeu_ps(most, top);
+#endif
+    for (; i < in; i++) {
+        squares[i % 8] += static_cast<double>(x[i]) * x[i];
+        most[i % 8] = std::max(most[i % 8], std::fabs(x[i]));
+    }
+    double total = 0;
+    float absmax = 0;
+    for (int lane = 0; lane < 8; lane++) {
+        total += squares[lane];
+        absmax = std::max(absmax, most[lane]);
+    }
+    const float mean = static_cast<float>(total / static_cast<double>(in));
+    const float rstd = static_cast<float>(1.0 / std::sqrt(static_cast<double>(mean + NORM_EPS)));
+    float size = absmax * rstd;
+    size = size < INPUT_FLOOR ? INPUT_FLOOR : size;  // a NaN stays one
+    *step = size / 127.0f;
+    const float factor = rstd / *step;
+    int32_t all = 0;
+    for (int64_t block = 0; block < padded; block += LANE, q += stride) {
+        const int64_t here = std::min(LANE, in - block);
+        if (here < LANE) std::memset(q, 0, LANE);
+        const float* from = x + block;
+#if defined(__AVX2__)
+        if (here == LANE) {
+            __m256i part[4];
+            for (int k = 0; k < 4; k++)
+                part[k] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(from + 8 * k), _mm256_set1_ps(factor)));
+            const __m256i mixed = _mm256_packs_epi16(_mm256_packs_epi32(part[0], part[1]),
+                                                     _mm256_packs_epi32(part[2], part[3]));
+            const __m256i bytes = _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), bytes);
+            const __m256i fours = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes),
+                                                    _mm256_set1_epi16(1));
+            alignas(32) int32_t sums[8];
+            _mm256_store_si256(reinterpret_cast<__m256i*>(sums), fours);
+            for (int k = 0; k < 8; k++) all += sums[k];
+            continue;
+        }
+#endif
+        for (int64_t k = 0; k < here; k++) {
+            const float rounded = std::nearbyint(from[k] * factor);
+            q[k] = static_cast<int8_t>(rounded >= -127.0f && rounded <= 127.0f ? rounded : -128.0f);
+            all += q[k];
+        }
+    }
+    *sum = all;
+}
+
+// ---- sums ----
+
+#if defined(__AVX2__)
+inline __m128i sums_of_four(__m256i a, __m256i b, __m256i c, __m256i d) {
+    const __m256i s = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    return _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+}
+
+// R rows (from the one at w) by T tokens: sums[t * ROWS + r] of (digit + 1) * q.
+template <int R, int T>
+inline void dots(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
+    const __m256i low = _mm256_set1_epi8(3), ones = _mm256_set1_epi16(1);
+    __m256i wide[R][T] = {};
+    for (int64_t start = 0; start < blocks; start += FLUSH) {
+        __m256i narrow[R][T] = {};
+        const int64_t end = std::min(start + FLUSH, blocks);
+        for (int64_t b = start; b < end; b++) {
+            __m256i raw[R];
+            for (int r = 0; r < R; r++)
+                raw[r] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + b * BLOCK + r * LANE));
+            if (T == 1) {
+                _mm_prefetch(reinterpret_cast<const char*>(w + b * BLOCK + 2048), _MM_HINT_T0);
+                _mm_prefetch(reinterpret_cast<const char*>(w + b * BLOCK + 2048 + 64), _MM_HINT_T0);
+            }
+#pragma GCC unroll 4
+            for (int plane = 0; plane < 4; plane++) {
+                __m256i digits[R];
+                for (int r = 0; r < R; r++)
+                    digits[r] = _mm256_and_si256(_mm256_srli_epi16(raw[r], 2 * plane), low);
+                for (int t = 0; t < T; t++) {
+                    const __m256i x = _mm256_loadu_si256(
+                        reinterpret_cast<const __m256i*>(q + ((b * 4 + plane) * T + t) * LANE));
+                    for (int r = 0; r < R; r++)
+                        narrow[r][t] = _mm256_add_epi16(narrow[r][t], _mm256_maddubs_epi16(digits[r], x));
+                }
+            }
+        }
+        for (int r = 0; r < R; r++)
+            for (int t = 0; t < T; t++)
+                wide[r][t] = _mm256_add_epi32(wide[r][t], _mm256_madd_epi16(narrow[r][t], ones));
+    }
+    for (int t = 0; t < T; t++) {
+        const __m256i none = _mm256_setzero_si256();
+        alignas(16) int32_t four[4];
+        _mm_store_si128(reinterpret_cast<__m128i*>(four), sums_of_four(wide[0][t], R > 1 ? wide[R > 1 ? 1 : 0][t] : none,
+            R > 2 ? wide[R > 2 ? 2 : 0][t] : none, R > 3 ? wide[R > 3 ? 3 : 0][t] : none));
+        for (int r = 0; r < R; r++) sums[t * ROWS + r] = four[r];
+    }
+}
+#else
+template <int R, int T>
+inline void dots(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
+    for (int r = 0; r < R; r++) {
+        for (int t = 0; t < T; t++) {
+            int32_t total = 0;
+            for (int64_t b = 0; b < blocks; b++) {
+                const uint8_t* raw = w + b * BLOCK + r * LANE;
+                for (int plane = 0; plane < 4; plane++) {
+                    const int8_t* x = q + ((b * 4 + plane) * T + t) * LANE;
+                    int32_t part = 0;
+                    for (int j = 0; j < LANE; j++) part += ((raw[j] >> (2 * plane)) & 3) * x[j];
+                    total += part;
+                }
+            }
+            sums[t * ROWS + r] = total;
+        }
+    }
+}
+#endif
+
+// Four rows by the tokens of a tile; as many rows at a time as registers hold sums for.
+void four_rows(const uint8_t* w, const Tile& tile, int64_t blocks, int32_t* sums) {
+    switch (tile.count) {
+        case 1:
+            return dots<4, 1>(w, tile.q, blocks, sums);
+        case 2:
+            return dots<4, 2>(w, tile.q, blocks, sums);
+        case 3:
+            for (int r = 0; r < ROWS; r += 2) dots<2, 3>(w + r * LANE, tile.q, blocks, sums + r);
+            return;
+        default:
+            for (int r = 0; r < ROWS; r += 2) dots<2, 4>(w + r * LANE, tile.q, blocks, sums + r);
+    }
+}
+
+// ---- products ----
+
+struct Work {
+    const Matrix* matrix;
+    const Job* jobs;
+    int64_t count;  // of jobs
+    const Tile* tiles;
+    const int64_t* pair;   // pairs in the order of the tiles; nullptr: as they come
+    const int64_t* token;  // of each pair; nullptr: the pair itself
+    const float* step;     // of each token
+    const int32_t* sum;
+    const float* bias;
+    float* y;  // [pairs, out]
+};
+
+void groups_of(const Work& work, const Job& job, int64_t from, int64_t to) {
+    const Matrix& m = *work.matrix;
+    const uint8_t* planes = m.of(job.expert);
+    const float scale = m.scale[job.expert];
+    for (int64_t i = 0; i < job.tiles; i++) {
+        const Tile& tile = work.tiles[job.first + i];
+        float factor[TILE];
+        int32_t offset[TILE];
+        float* y[TILE];
+        for (int64_t t = 0; t < tile.count; t++) {
+            const int64_t pair = work.pair ? work.pair[tile.first + t] : tile.first + t;
+            const int64_t token = work.token ? work.token[pair] : pair;
+            factor[t] = work.step[token] * scale;
+            offset[t] = work.sum[token];
+            y[t] = work.y + pair * m.out;
+        }
+        for (int64_t group = from; group < to; group++) {
+            int32_t sums[TILE * ROWS];
+            four_rows(planes + group * m.blocks * BLOCK, tile, m.blocks, sums);
+            const int64_t row = group * ROWS, rows = std::min(ROWS, m.out - row);
+            for (int64_t t = 0; t < tile.count; t++) {
+                for (int64_t r = 0; r < rows; r++) {
+                    const float value = static_cast<float>(sums[t * ROWS + r] - offset[t]) * factor[t];
+                    y[t][row + r] = work.bias ? value + work.bias[row + r] : value;
+                }
+            }
+        }
+    }
+}
+
+int64_t groups_at_a_time(const Matrix& m) {
+    return std::max<int64_t>(1, CHUNK_BYTES / (m.blocks * BLOCK));
+}
+
+// Inside a parallel region (or outside of any): the threads share the chunks of all jobs.
+void share(const Work& work) {
+    const int64_t at_once = groups_at_a_time(*work.matrix), chunks = (work.matrix->groups + at_once - 1) / at_once;
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < work.count * chunks; task++) {
+        const int64_t from = task % chunks * at_once;
+        groups_of(work, work.jobs[task / chunks], from, std::min(from + at_once, work.matrix->groups));
+    }
+}
+
+void interleave(const int8_t* row, int64_t padded, int8_t* into, int64_t stride) {
+    for (int64_t block = 0; block < padded; block += LANE, into += stride) std::memcpy(into, row + block, LANE);
+}
+
+struct Layout {  // carves arrays out of one piece of memory
+    char* next = nullptr;
+    template <class T>
+    T* take(int64_t count) {
+        T* here = reinterpret_cast<T*>(next);
+        next += (count * sizeof(T) + 63) & ~size_t(63);
+        return here;
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+// q int8 [tokens, padded], step [tokens], sum int32 [tokens] of x [tokens, in].
+void tryplicity_quantise(const float* x, int64_t tokens, int64_t in, int64_t padded, int8_t* q, float* step,
+                         int32_t* sum, int32_t threads) {
+#pragma omp parallel for if (threads > 1 && tokens * in > SMALL / 8) num_threads(threads)
+    for (int64_t n = 0; n < tokens; n++)
+        quantise_row(x + n * in, in, padded, q + n * padded, LANE, step + n, sum + n);
+}
+
+// y [tokens, out] = quantised x [tokens, in] times the (only) matrix, and the bias if there is one.
+int tryplicity_linear(const Matrix* m, const float* x, int64_t tokens, const float* bias, float* y, int32_t threads) {
+    const int64_t padded = m->padded(), tiles = (tokens + TILE - 1) / TILE;
+    Layout layout;
+    for (int pass = 0;; pass++) {
+        int8_t* q = layout.take<int8_t>(tokens * padded);
+        float* step = layout.take<float>(tokens);
+        int32_t* sum = layout.take<int32_t>(tokens);
+        Tile* tile = layout.take<Tile>(tiles);
+        if (pass == 0) {
+            try {
+                layout.next = scratch.get(reinterpret_cast<size_t>(layout.next));
+            } catch (const std::bad_alloc&) {
+                return 1;
+            }
+            continue;
+        }
+        for (int64_t i = 0; i < tiles; i++)
+            tile[i] = {q + i * TILE * padded, std::min(TILE, tokens - i * TILE), i * TILE};
+        const auto quantise = [&](int64_t n) {
+            const Tile& of = tile[n / TILE];
+            quantise_row(x + n * m->in, m->in, padded, const_cast<int8_t*>(of.q) + n % TILE * LANE, of.count * LANE,
+                         step + n, sum + n);
+        };
+        const Job job{0, 0, tiles};
+        const Work work{m, &job, 1, tile, nullptr, nullptr, step, sum, bias, y};
+        if (tokens * m->out * m->in < SMALL || threads <= 1) {
+            for (int64_t n = 0; n < tokens; n++) quantise(n);
+            groups_of(work, job, 0, m->groups);
+        } else if (tokens == 1) {
+            quantise(0);
+#pragma omp parallel num_threads(threads)
+            share(work);
+        } else {
+#pragma omp parallel num_threads(threads)
+            {
+#pragma omp for schedule(static)
+                for (int64_t n = 0; n < tokens; n++) quantise(n);
+                share(work);
+            }
+        }
+        return 0;
+    }
+}
+
+// Pair s: token row[s] of x [tokens, in] (nullptr: token s) by matrix expert[s]; y [pairs, out]. With weight [pairs]:
+// total [*, out] at into[s] (nullptr: row[s]) += weight[s] * pair s, in order of s; y is then only room to work in.
+// Gives 2 for an index that does not exist, 1 if there is no memory.
+int tryplicity_experts(const Matrix* m, const float* x, int64_t tokens, const int64_t* row, const int64_t* expert,
+                       int64_t pairs, float* y, const float* weight, const int64_t* into, float* total,
+                       int64_t totals, int32_t threads) {
+    const int64_t padded = m->padded();
+    for (int64_t s = 0; s < pairs; s++) {
+        const int64_t token = row ? row[s] : s, target = into ? into[s] : token;
+        if (expert[s] < 0 || expert[s] >= m->experts || token < 0 || token >= tokens) return 2;
+        if (weight && (target < 0 || target >= totals)) return 2;
+    }
+    Layout layout;
+    for (int pass = 0;; pass++) {
+        int8_t* q = layout.take<int8_t>(tokens * padded);
+        int8_t* mixed = layout.take<int8_t>(pairs * padded);
+        float* step = layout.take<float>(tokens);
+        int32_t* sum = layout.take<int32_t>(tokens);
+        Tile* tile = layout.take<Tile>(pairs);
+        Job* job = layout.take<Job>(std::min(pairs, m->experts));
+        int64_t* sorted = layout.take<int64_t>(pairs);
+        int64_t* start = layout.take<int64_t>(m->experts + 1);
+        if (pass == 0) {
+            try {
+                layout.next = scratch.get(reinterpret_cast<size_t>(layout.next));
+            } catch (const std::bad_alloc&) {
+                return 1;
+            }
+            continue;
+        }
+        std::memset(start, 0, (m->experts + 1) * sizeof(int64_t));
+        for (int64_t s = 0; s < pairs; s++) start[expert[s] + 1]++;
+        int64_t jobs = 0, tiles = 0;
+        for (int64_t e = 0; e < m->experts; e++) {
+            start[e + 1] += start[e];
+            if (start[e + 1] == start[e]) continue;
+            job[jobs++] = {e, tiles, (start[e + 1] - start[e] + TILE - 1) / TILE};
+            for (int64_t at = start[e]; at < start[e + 1]; at += TILE)
+                tile[tiles++] = {mixed + at * padded, std::min(TILE, start[e + 1] - at), at};
+        }
+        for (int64_t s = 0; s < pairs; s++) sorted[start[expert[s]]++] = s;
+        const auto mix = [&](int64_t i) {
+            Tile& to = tile[i];
+            const auto token_of = [&](int64_t t) { return row ? row[sorted[to.first + t]] : sorted[to.first + t]; };
+            if (to.count == 1) {
+                to.q = q + token_of(0) * padded;
+                return;
+            }
+            for (int64_t t = 0; t < to.count; t++)
+                interleave(q + token_of(t) * padded, padded, const_cast<int8_t*>(to.q) + t * LANE, to.count * LANE);
+        };
+        const auto quantise = [&](int64_t n) {
+            quantise_row(x + n * m->in, m->in, padded, q + n * padded, LANE, step + n, sum + n);
+        };
+        const auto add = [&](int64_t from, int64_t to) {  // columns of the total
+            for (int64_t s = 0; s < pairs; s++) {
+                float* sums = total + (into ? into[s] : row ? row[s] : s) * m->out;
+                const float* product = y + s * m->out;
+                for (int64_t o = from; o < to; o++) sums[o] += weight[s] * product[o];
+            }
+        };
+        const Work work{m, job, jobs, tile, sorted, row, step, sum, nullptr, y};
+        if (pairs * m->out * m->in < SMALL || threads <= 1) {
+            for (int64_t n = 0; n < tokens; n++) quantise(n);
+            for (int64_t i = 0; i < tiles; i++) mix(i);
+            for (int64_t i = 0; i < jobs; i++) groups_of(work, job[i], 0, m->groups);
+            if (weight) add(0, m->out);
+            return 0;
+        }
+        const int64_t columns = (m->out + threads - 1) / threads;
+#pragma omp parallel num_threads(threads)
+        {
+#pragma omp for schedule(static)
+            for (int64_t n = 0; n < tokens; n++) quantise(n);
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < tiles; i++) mix(i);
+            share(work);
+            if (weight) {
+#pragma omp for schedule(static)
+                for (int64_t part = 0; part < threads; part++)
+                    add(std::min(part * columns, m->out), std::min((part + 1) * columns, m->out));
+            }
+        }
+        return 0;
+    }
+}
+
+}  // extern "C"
+
+// ---- digits ----
+
+namespace {
+
+struct Digits {  // the five digits + 1 of each byte, the first column's in the lowest byte
+    uint64_t of[256];
+    Digits() {
+        for (int byte = 0; byte < 256; byte++) {
+            uint64_t five = 0;
+            for (int i = 0, rest = byte; i < 5; i++, rest /= 3) five |= uint64_t(rest % 3) << (8 * i);
+            of[byte] = five;
+        }
+    }
+};
+const Digits DIGITS;
+
+// A row of digits + 1, padded with zeros to whole blocks, into its 32 bytes of every block.
+void planes_of_row(const uint8_t* digits, int64_t blocks, uint8_t* into) {
+    for (int64_t b = 0; b < blocks; b++) {
+        const uint8_t* d = digits + b * COLUMNS;
+        for (int64_t j = 0; j < LANE; j++)
+            into[b * BLOCK + j] = d[j] | d[LANE + j] << 2 | d[2 * LANE + j] << 4 | d[3 * LANE + j] << 6;
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// planes [experts, groups, blocks, 4, 32] of digits int8 [experts, out, in] or, where that is nullptr, of packed
+// [experts, out, (in + 4) / 5]. Rows that pad a group to four are zeros. Gives 2 if a byte is none of 243.
+int tryplicity_planes(const int8_t* digits, const uint8_t* packed, int64_t experts, int64_t out, int64_t in,
+                      int64_t groups, int64_t blocks, uint8_t* planes, int32_t threads) {
+    const int64_t bytes = (in + 4) / 5, padded = blocks * COLUMNS;
+    int problem = 0;
+#pragma omp parallel num_threads(threads) if (threads > 1 && experts * out * in > SMALL)
+    {
+        uint8_t* row = static_cast<uint8_t*>(std::calloc(padded + 64, 1));
+        int mine = row ? 0 : 1;
+#pragma omp for schedule(static)
+        for (int64_t line = 0; line < experts * groups * ROWS; line++) {
+            const int64_t expert = line / (groups * ROWS), o = line % (groups * ROWS);
+            uint8_t* into = planes + (expert * groups + o / ROWS) * blocks * BLOCK + o % ROWS * LANE;
+            if (mine == 1) continue;
+            if (o >= out) {
+                std::memset(row, 0, padded);
+            } else if (digits) {
+                const int8_t* from = digits + (expert * out + o) * in;
+                for (int64_t i = 0; i < in; i++) row[i] = static_cast<uint8_t>(from[i] + 1) & 3;
+            } else {
+                const uint8_t* from = packed + (expert * out + o) * bytes;
+                uint8_t most = 0;
+                for (int64_t i = 0; i < bytes; i++) {
+                    std::memcpy(row + 5 * i, &DIGITS.of[from[i]], 8);
+                    most = std::max(most, from[i]);
+                }
+                if (most > 242) mine = 2;
+                std::memset(row + in, 0, padded + 64 - in);
+            }
+            planes_of_row(row, blocks, into);
+        }
+        std::free(row);
+#pragma omp critical
+        problem = std::max(problem, mine);
+    }
+    return problem;
+}
+
+// packed [rows, (in + 4) / 5] of digits int8 [rows, in]: the first of five columns is the byte's lowest digit.
+void tryplicity_pack(const int8_t* digits, int64_t rows, int64_t in, uint8_t* packed, int32_t threads) {
+    const int64_t bytes = (in + 4) / 5;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows * in > SMALL)
+    for (int64_t row = 0; row < rows; row++) {
+        const int8_t* d = digits + row * in;
+        uint8_t* into = packed + row * bytes;
+        const int64_t whole = in / 5;
+        for (int64_t i = 0; i < whole; i++, d += 5)
+            into[i] = static_cast<uint8_t>(121 + d[0] + 3 * d[1] + 9 * d[2] + 27 * d[3] + 81 * d[4]);
+        if (whole < bytes) {
+            int byte = 121;
+            for (int64_t i = whole * 5, power = 1; i < in; i++, power *= 3) byte += static_cast<int>(power) * *d++;
+            into[whole] = static_cast<uint8_t>(byte);
+        }
+    }
+}
+
+// digits int8 [rows, in] of packed [rows, (in + 4) / 5]
+void tryplicity_unpack(const uint8_t* packed, int64_t rows, int64_t in, int8_t* digits, int32_t threads) {
+    const int64_t bytes = (in + 4) / 5;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows * in > SMALL)
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < in; i++)
+            digits[row * in + i] = static_cast<int8_t>((DIGITS.of[packed[row * bytes + i / 5]] >> (8 * (i % 5))) & 3) - 1;
+}
+
+}  // extern "C"
+
+// ---- a table of rows: the unembedding ----
+
+namespace {
+
+constexpr int SUMS = 16;  // of each product, lane by lane: fixed, so that its last bits do not depend on the tokens
+
+struct Bfloat {
+    uint16_t bits;
+};
+
+#if defined(__AVX2__) && defined(__FMA__)
+inline __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
+inline __m256 load8(const Bfloat* p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+}
+inline __m256 load8(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+#endif
+inline float load1(const float* p) { return *p; }
+inline float load1(const int8_t* p) { return *p; }
+inline float load1(const Bfloat* p) {
+    const uint32_t bits = static_cast<uint32_t>(p->bits) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+// R rows of the table by T tokens; y[t][r].
+template <int R, int T, class V>
+inline void row_dots(const V* table, const float* x, int64_t in, float (*y)[4]) {
+    float lane[R][T][SUMS] = {};
+    int64_t i = 0;
+#if defined(__AVX2__) && defined(__FMA__)
+    __m256 low[R][T] = {}, high[R][T] = {};
+    for (; i + SUMS <= in; i += SUMS) {
+        for (int r = 0; r < R; r++) {
+            const __m256 a = load8(table + r * in + i), b = load8(table + r * in + i + 8);
+            for (int t = 0; t < T; t++) {
+                low[r][t] = _mm256_fmadd_ps(a, _mm256_loadu_ps(x + t * in + i), low[r][t]);
+                high[r][t] = _mm256_fmadd_ps(b, _mm256_loadu_ps(x + t * in + i + 8), high[r][t]);
+            }
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int t = 0; t < T; t++) {
+            _mm256_storeu_ps(lane[r][t], low[r][t]);
+            _mm256_storeu_ps(lane[r][t] + 8, high[r][t]);
+        }
+#endif
+    for (int r = 0; r < R; r++) {
+        for (int t = 0; t < T; t++) {
+            float* sums = lane[r][t];
+            for (int64_t k = i; k < in; k++) sums[k % SUMS] += load1(table + r * in + k) * x[t * in + k];
+            for (int width = SUMS / 2; width; width /= 2)
+                for (int k = 0; k < width; k++) sums[k] += sums[k + width];
+            y[t][r] = sums[0];
+        }
+    }
+}
+
+template <class V>
+void some_rows(const V* table, const float* scale, const float* x, int64_t tokens, int64_t in, int64_t rows,
+               int64_t from, int64_t to, float* y) {
+    const auto keep = [&](int64_t token, int64_t row, float value) {
+        y[token * rows + row] = scale ? value * scale[row] : value;
+    };
+    float found[4][4];
+    int64_t n = 0;
+    for (; n + 4 <= tokens; n += 4)
+        for (int64_t row = from; row < to; row++) {
+            row_dots<1, 4>(table + row * in, x + n * in, in, found);
+            for (int t = 0; t < 4; t++) keep(n + t, row, found[t][0]);
+        }
+    for (; n < tokens; n++) {
+        int64_t row = from;
+        for (; row + 4 <= to; row += 4) {
+            row_dots<4, 1>(table + row * in, x + n * in, in, found);
+            for (int r = 0; r < 4; r++) keep(n, row + r, found[0][r]);
+        }
+        for (; row < to; row++) {
+            row_dots<1, 1>(table + row * in, x + n * in, in, found);
+            keep(n, row, found[0][0]);
+        }
+    }
+}
+
+template <class V>
+void all_rows(const V* table, const float* scale, const float* x, int64_t tokens, int64_t in, int64_t rows, float* y,
+              int32_t threads) {
+    const int64_t at_once = std::max<int64_t>(4, CHUNK_BYTES * 2 / (in * static_cast<int64_t>(sizeof(V))) / 4 * 4);
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1 && tokens * rows * in > SMALL / 4)
+    for (int64_t from = 0; from < rows; from += at_once)
+        some_rows(table, scale, x, tokens, in, rows, from, std::min(from + at_once, rows), y);
+}
+
+}  // namespace
+
+extern "C" {
+
+// y [tokens, rows] = x [tokens, in] times a table [rows, in] of float (kind 0), bfloat16 (1) or int8 (2), each row
+// times scale [rows] if there is one.
+void tryplicity_rows(int32_t kind, const void* table, const float* scale, const float* x, int64_t tokens, int64_t in,
+                     int64_t rows, float* y, int32_t threads) {
+    if (kind == 0) all_rows(static_cast<const float*>(table), scale, x, tokens, in, rows, y, threads);
+    if (kind == 1) all_rows(static_cast<const Bfloat*>(table), scale, x, tokens, in, rows, y, threads);
+    if (kind == 2) all_rows(static_cast<const int8_t*>(table), scale, x, tokens, in, rows, y, threads);
+}
+
+}  // extern "C"

@@ -1,0 +1,267 @@
+"""An index of passages in one SQLite file, searched by BM25 (FTS5).
+
+    BM25 as FTS5 computes it: Robertson and Zaragoza, "The Probabilistic Relevance Framework" (2009), with k1 = 1.2 and
+    b = 0.75, the words of a column counted as often as its weight says; https://sqlite.org/fts5.html
+
+The file holds the table `passages`, the full-text index `words` over it (external content: no text is stored twice)
+and the table `meta`. It is written under another name and renamed when whole, and never changed afterwards, so that
+any number of threads and processes may read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tryplicity.errors import UserError
+from tryplicity.files import whole_file
+from tryplicity.search.cutting import cut
+from tryplicity.search.query import Term, terms
+from tryplicity.search.words import DOTTED, humps, joined
+
+if TYPE_CHECKING:
+    from tryplicity.components import Document, Passage, Source
+    from tryplicity.data.documents import Progress
+    from tryplicity.registry import Registry
+
+FORMAT = 1                      # raise when the same documents would give another file
+DEFAULT_SOURCE = "python-reference"
+_APPLICATION = 0x54727970       # "Tryp", in the header of the file
+_WEIGHTS = (2.0, 1.0, 1.0)      # of a word in the title, in the text, and among the normal forms of names
+_ROWS = 25_000                  # matching passages whose score is computed for one question, about: bounds its time
+
+_TABLES = """
+    PRAGMA journal_mode = OFF;
+    PRAGMA synchronous = OFF;
+    PRAGMA cache_size = -65536;
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+    CREATE TABLE passages (number INTEGER PRIMARY KEY, id TEXT NOT NULL, title TEXT NOT NULL, url TEXT NOT NULL,
+                           text TEXT NOT NULL, names TEXT NOT NULL);
+    CREATE VIRTUAL TABLE words USING fts5 (title, text, names, content = 'passages', content_rowid = 'number',
+                                           tokenize = 'porter unicode61 remove_diacritics 2');
+"""
+
+
+# --- building ---
+
+def build_index(documents: Iterable[Document], path: str | Path, progress: Progress | None = None, *,
+                source: Any = None, fingerprint: str = "") -> Path:
+    """Cut documents into passages and write the index `path`, whole or not at all.
+
+    A passage with the title and text of one before is left out. progress: called as `progress(stage, done, total)`.
+    source: where the documents come from, asked for its `read_share`. Raises UserError when there is no text, and
+    when the file cannot be written.
+    """
+    path = Path(path).expanduser()
+    seen: set[bytes] = set()
+    try:
+        with whole_file(path) as temporary:
+            connection = sqlite3.connect(temporary, isolation_level=None)
+            try:
+                connection.executescript(_TABLES)
+                connection.execute("BEGIN")
+                number = 0
+                for count, document in enumerate(documents, 1):
+                    rows = list(_rows(document, seen, number))
+                    connection.executemany("INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?)", rows)
+                    number += len(rows)
+                    if progress and count % 64 == 0:
+                        share = getattr(source, "read_share", None)
+                        progress("cutting into passages", *((number, None) if share is None else (share, 1.0)))
+                if not number:
+                    raise UserError(f"{path}: nothing to index: no document has any text in it")
+                if progress:
+                    progress("indexing words", 0.0, 1.0)
+                connection.execute("INSERT INTO words (words) VALUES ('rebuild')")
+                if progress:
+                    progress("indexing words", 0.7, 1.0)
+                connection.execute("INSERT INTO words (words) VALUES ('optimize')")
+                meta = {"format": FORMAT, "passages": number, "source": getattr(source, "name", ""),
+                        "fingerprint": fingerprint}
+                connection.executemany("INSERT INTO meta VALUES (?, ?)", [(k, str(v)) for k, v in meta.items()])
+                connection.execute("COMMIT")
+                connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+                connection.execute(f"PRAGMA user_version = {FORMAT}")
+                if progress:
+                    progress("indexing words", 1.0, 1.0)
+            finally:
+                connection.close()
+    except sqlite3.Error as error:
+        if "fts5" in str(error):
+            raise UserError("this Python's SQLite was built without FTS5, which search needs; use another Python, "
+                            "such as one from python.org, conda or a Linux distribution") from error
+        raise UserError(f"{path}: the index cannot be written ({error}); is the disk full?") from error
+    except OSError as error:
+        raise UserError(f"{path}: the index cannot be written ({error.strerror or error})") from error
+    return path
+
+
+def _rows(document: Document, seen: set[bytes], number: int) -> Iterable[tuple[Any, ...]]:
+    for part, (title, text) in enumerate(cut(document), 1):
+        title, text = _storable(title), _storable(text)
+        digest = hashlib.blake2b(f"{title}\0{' '.join(text.split())}".encode(), digest_size=12).digest()
+        if digest in seen:
+            continue
+        seen.add(digest)
+        number += 1
+        yield number, f"{_storable(document.id)}:{part}", title, _storable(document.url), text, _names(title, text)
+
+
+def _storable(text: str) -> str:
+    """Without what SQLite cannot keep: lone surrogates, and the NUL that would end the text."""
+    return text.encode("utf-8", "replace").decode().replace("\0", " ")
+
+
+def _names(title: str, text: str) -> str:
+    """Words that the text holds only inside names."""
+    dotted = [form for name in DOTTED.findall(title) for form in joined(name)]
+    return " ".join(dict.fromkeys([*dotted, *humps(title), *humps(text)]))
+
+
+def ensure_index(source: str | Mapping[str, Any] | Source, registry: Registry | None = None,
+                 progress: Progress | None = None, cache: str | Path | None = None) -> Path:
+    """The index of a source in the user's cache: found by the source's fingerprint, or built now.
+
+    source: what a user may write for --data (then `registry` is needed), or a Source. Several processes may call it
+    at once. Raises UserError as `parse_source`, the source and `build_index` do.
+    """
+    from tryplicity.data.cache import building, cache_root
+
+    if isinstance(source, str | Mapping):
+        from tryplicity.data import parse_source
+
+        source = parse_source(registry, source, "SOURCE")
+    described = json.dumps([FORMAT, source.name, source.fingerprint()])
+    fingerprint = hashlib.sha256(described.encode()).hexdigest()
+    folder = cache_root(cache) / "search" / fingerprint[:24]
+    path = folder / "index.sqlite"
+    if not path.exists():
+        with building(folder) as temporary:
+            build_index(source.documents(), temporary / path.name, progress, source=source, fingerprint=fingerprint)
+    return path
+
+
+# --- searching ---
+
+class PassageIndex:
+    """An index file, opened for reading. `search` and the other methods may be called from several threads at once.
+
+    Raises UserError, saying what to do, when the file is not there, is no index of this version, or is damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        self._here = threading.local()
+        self._frequencies: dict[str, int] = {}      # of words and phrases asked for before
+        if not self.path.is_file():
+            raise UserError(f"{self.path}: no such index; make it: tryplicity search index FOLDER --out {self.path}")
+        meta = self._meta()
+        self.passages = int(meta["passages"])
+        self.source, self.fingerprint = meta.get("source", ""), meta.get("fingerprint", "")
+
+    def __len__(self) -> int:
+        return self.passages
+
+    def search(self, question: str, limit: int = 5) -> list[Passage]:
+        """At most `limit` passages, best first, none with the text of one before it. [] where nothing is found."""
+        return self.passages_at(self.rank(question, 3 * limit + 10))[:max(limit, 0)]
+
+    def rank(self, question: str, limit: int) -> list[tuple[int, float]]:
+        """(number, BM25 score) of the best passages, best first; numbers count from 1 in the order of the documents.
+
+        All passages with any of the question's terms are scored, as long as these are about 25,000 at most. Beyond
+        that its rarest terms decide alone; where even the rarest is that frequent, passages with all of the terms,
+        and failing these, passages that have it in their title.
+        """
+        known = [(count, term) for term in terms(question) if (count := self._frequency(term))]
+        if not known or limit < 1:
+            return []
+        known.sort()
+        chosen, rows = [], 0
+        for count, term in known:
+            rows += count
+            if rows > _ROWS:
+                break
+            chosen.append(term.quoted)
+        if chosen:
+            return self._matches(" OR ".join(chosen), limit)
+        every = [term.quoted for _, term in known]
+        found = self._matches(" AND ".join(every), limit) if len(every) > 1 else []
+        if len(found) < limit:
+            before = {number for number, _ in found}
+            titled = self._matches(f"title : {every[0]}", limit) or self._matches(every[0], limit, first=_ROWS)
+            found += [(number, score) for number, score in titled if number not in before]
+        return found[:limit]
+
+    def passages_at(self, ranked: Iterable[tuple[int, float]]) -> list[Passage]:
+        """The passages of such numbers and scores, in this order, without those whose text was there before."""
+        from tryplicity.components import Passage
+
+        found, seen = [], set()
+        for number, score in ranked:
+            for row in self._run("SELECT id, title, url, text FROM passages WHERE number = ?", number):
+                if (text := " ".join(row[3].split())) not in seen:
+                    seen.add(text)
+                    found.append(Passage(*row, score))
+        return found
+
+    def texts(self) -> Iterable[tuple[str, str]]:
+        """(title, text) of all passages, in order."""
+        return self._run("SELECT title, text FROM passages ORDER BY number")
+
+    def _frequency(self, term: Term) -> int:
+        """How many passages have it."""
+        quoted = term.quoted
+        if quoted not in self._frequencies:
+            if len(self._frequencies) > 100_000:
+                self._frequencies.clear()
+            self._frequencies[quoted] = self._run("SELECT count(*) FROM words WHERE words MATCH ?", quoted)[0][0]
+        return self._frequencies[quoted]
+
+    def _matches(self, query: str, limit: int, first: int | None = None) -> list[tuple[int, float]]:
+        """first: only passages up to this number are looked at."""
+        weights = ", ".join(map(str, _WEIGHTS))
+        within = f"AND rowid <= {first}" if first else ""
+        rows = self._run(f"SELECT rowid, bm25(words, {weights}) AS score FROM words WHERE words MATCH ? {within} "
+                         "ORDER BY score, rowid LIMIT ?", query, limit)
+        return [(number, -score) for number, score in rows]
+
+    def _run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        try:
+            return self._connection().execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise UserError(f"{self.path}: the index is damaged ({error}); build it again: tryplicity search index "
+                            f"SOURCE --out {self.path}") from error
+
+    def _connection(self) -> sqlite3.Connection:
+        """This thread's own."""
+        if not hasattr(self._here, "connection"):
+            uri = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
+            self._here.connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+            self._here.connection.execute("PRAGMA mmap_size = 1073741824")
+        return self._here.connection
+
+    def _meta(self) -> dict[str, str]:
+        again = f"build it again: tryplicity search index SOURCE --out {self.path}"
+        try:
+            with open(self.path, "rb") as file:
+                foreign = file.read(16) != b"SQLite format 3\0"
+            if foreign or self._connection().execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
+                raise UserError(f"{self.path}: not a search index; make one: tryplicity search index SOURCE "
+                                "--out FILE")
+            version = self._connection().execute("PRAGMA user_version").fetchone()[0]
+            if version != FORMAT:
+                raise UserError(f"{self.path}: an index of format {version}, and this program reads format {FORMAT}; "
+                                f"{again}")
+            pages, size = (self._connection().execute(f"PRAGMA {name}").fetchone()[0]
+                           for name in ("page_count", "page_size"))
+            if self.path.stat().st_size < pages * size:
+                raise UserError(f"{self.path}: the index was cut short; {again}")
+            return dict(self._run("SELECT key, value FROM meta"))
+        except (sqlite3.Error, OSError) as error:
+            raise UserError(f"{self.path}: the index cannot be read ({error}); {again}") from error

@@ -1,0 +1,47 @@
+"""From a question to terms of a full-text query. Whatever a user types is quoted: none of it is query language."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from tryplicity.search.words import DOTTED, STOP_WORDS, folded, joined
+
+LONGEST_QUESTION = 4000     # characters that are read
+MOST_TERMS = 40
+
+_WORD = re.compile(r"\w+")
+# words after which a stop-word is the thing asked for: "the with statement", "what the in operator does"
+_NAMED = frozenset("statement statements keyword keywords operator operators loop loops clause clauses block blocks "
+                   "expression expressions function functions method methods".split())
+_QUOTED = re.compile(r"[`'\"]([^`'\"\s]{1,80})[`'\"]")
+
+
+class Term(NamedTuple):
+    """What is looked for: one word, or several that follow one another."""
+
+    words: tuple[str, ...]
+
+    @property
+    def quoted(self) -> str:
+        """As FTS5 reads it: a string in double quotes."""
+        return '"' + " ".join(self.words).replace('"', '""') + '"'
+
+
+def terms(question: str) -> list[Term]:
+    """The distinct terms of a question, in order. Stop-words are dropped unless there is nothing else, or one is
+    quoted or is followed by the kind of thing it names (`the with statement`)."""
+    question = question[:LONGEST_QUESTION].replace("\0", " ")
+    found: list[Term] = []
+    for dotted in DOTTED.findall(question):
+        found += [Term((folded(name),)) for name in joined(dotted)]
+    quoted = {folded(word) for word in _QUOTED.findall(question)}
+    words = [word for word in _WORD.findall(folded(question).replace("_", " "))]
+    for at, word in enumerate(words):
+        following = words[at + 1] if at + 1 < len(words) else ""
+        if word not in STOP_WORDS or word in quoted:
+            found.append(Term((word,)))
+        elif following in _NAMED and word not in ("the", "a", "an", "this", "that", "which", "what", "of"):
+            found.append(Term((word, following)))
+    found = found or [Term((word,)) for word in words]
+    return list(dict.fromkeys(found))[:MOST_TERMS]

@@ -1,0 +1,273 @@
+"""The Sanic application, and the process around it: `serve` opens the socket, loads, answers, drains, ends."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sanic import HTTPResponse, Request, Sanic
+from sanic.config import Config
+from sanic.exceptions import SanicException
+from sanic.handlers import ErrorHandler
+from sanic.response import json
+
+from tryplicity.errors import UserError
+from tryplicity.server import api, ask, errors, metrics, openai, page, routing, security
+from tryplicity.server.conversations import Store, Unknown
+from tryplicity.server.errors import ApiError
+from tryplicity.server.limits import read_body, read_json
+from tryplicity.server.options import Options
+from tryplicity.server.service import Searcher, Service
+
+if TYPE_CHECKING:
+    from tryplicity.inference.engine import Engine
+    from tryplicity.plugins import Plugins
+
+log = logging.getLogger("tryplicity.server")
+METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS", "PUT"})
+_number = itertools.count(1)
+
+
+class App(Sanic):
+    """Sanic, with every request counted, timed and logged by its path, never by what it says."""
+
+    service: Service
+
+    async def handle_request(self, request: Request) -> None:
+        service, start = self.ctx.service, time.monotonic()
+        service.entered()
+        try:
+            await super().handle_request(request)
+        finally:
+            service.left()
+            seconds = time.monotonic() - start
+            response = request.stream.response if request.stream else None
+            status = 499 if request.conn_info and request.conn_info.lost else response.status if response else 500
+            route = request.route.path if request.route else "none"
+            method = request.method if request.method in METHODS else "other"
+            service.metrics.requests.add(route=route, method=method, status=str(status))
+            service.metrics.request_seconds.observe(seconds)
+            path = request.path.encode("unicode_escape").decode()[:200]
+            log.info("%s %s %d %.0f ms", method, path, status, 1000 * seconds)
+
+
+class Errors(ErrorHandler):
+    """Every error as OpenAI's API writes it; what was not foreseen is told to the log alone."""
+
+    def default(self, request: Request, exception: Exception) -> HTTPResponse:
+        error = as_api_error(exception)
+        if error.status == 500:
+            log.error("%s %s", request.method, request.path.encode("unicode_escape").decode()[:200],
+                      exc_info=exception)
+        return json(error.as_dict(), status=error.status, headers=error.headers)
+
+    @staticmethod
+    def log(request: Request, exception: Exception) -> None:
+        """Not Sanic's own way, which prints what users got wrong with a traceback."""
+
+
+def as_api_error(exception: BaseException) -> ApiError:
+    if isinstance(exception, ApiError):
+        return exception
+    if isinstance(exception, UserError):
+        return errors.wrong(str(exception))
+    if isinstance(exception, Unknown):
+        return ApiError(404, "there is no such conversation or message", code="not_found")
+    if isinstance(exception, SanicException) and exception.status_code < 500:
+        status = exception.status_code
+        text = {404: "there is nothing at this address", 405: "this address does not take this method",
+                413: "the request is too large"}.get(status, "the request is not well formed")
+        return ApiError(status, text, code={404: "not_found", 405: "method_not_allowed", 413: "body_too_large",
+                                            408: "timeout"}.get(status, "bad_request"),
+                        headers={k: v for k, v in (exception.headers or {}).items() if k.lower() == "allow"})
+    if isinstance(exception, SanicException) and exception.status_code == 503:
+        return ApiError(503, "the answer took too long", code="timeout")
+    return errors.internal()
+
+
+def create_app(service: Service, plugins: Plugins | None = None, *, page_folder: Path | None = None) -> App:
+    """Every route of the server, those of plugins included, behind the same guard."""
+    options = service.options
+    config = Config(env_prefix=None)     # SANIC_... of the environment must not undo a limit
+    config.update({
+        "ACCESS_LOG": False, "AUTO_EXTEND": False, "MOTD": False, "KEEP_ALIVE_TIMEOUT": 75, "REQUEST_TIMEOUT": 30,
+        "RESPONSE_TIMEOUT": 24 * 3600,   # a place in the queue may take long: the limits here are this server's own
+        "REQUEST_MAX_SIZE": options.body_bytes, "FALLBACK_ERROR_FORMAT": "json"})
+    app = App(f"tryplicity-{next(_number)}", config=config, error_handler=Errors(), configure_logging=False)
+    app.ctx.service = service
+    guard = security.Guard(options)
+
+    async def before(request: Request) -> HTTPResponse | None:
+        if request.method == "NONE":    # Sanic's stand-in for a request it could not read
+            return None
+        guard.check(request)
+        if request.method == "OPTIONS" and guard.allowed_origin(request):
+            return HTTPResponse(status=204)
+        if service.draining and not security.is_open(request.path):
+            raise errors.draining()
+        return None
+
+    async def after(request: Request, response: HTTPResponse) -> None:
+        response.headers.update({k: v for k, v in security.HEADERS.items() if k not in response.headers})
+        response.headers.setdefault("Cache-Control", "no-store")
+        if origin := guard.allowed_origin(request):
+            response.headers.update({"Access-Control-Allow-Origin": origin, "Vary": "Origin",
+                                     "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE",
+                                     "Access-Control-Allow-Headers": "Authorization, Content-Type",
+                                     "Access-Control-Expose-Headers": "Retry-After",
+                                     "Cross-Origin-Resource-Policy": "cross-origin"})
+
+    async def read(request: Request, empty: bool = False) -> dict[str, Any]:
+        body = await read_body(request, options.body_bytes, options.body_seconds)
+        return {} if empty and not body else read_json(body)
+
+    async def health(request: Request) -> HTTPResponse:
+        state = "draining" if service.draining else "loading" if service.state == "loading" else "ok"
+        return json({"status": state}, status=200 if state == "ok" else 503)
+
+    async def counts(request: Request) -> HTTPResponse:
+        gauges = {"requests_under_way": service.under_way, "conversations": await service.stored(service.store.count)}
+        if service.engine is not None:
+            for name, value in service.engine.statistics().items():
+                if isinstance(value, int | float):
+                    gauges[f"engine_{name}"] = value
+        return HTTPResponse(service.metrics.text(gauges), content_type=metrics.CONTENT_TYPE)
+
+    app.on_request(before)
+    app.on_response(after)
+    routing.add(app, "GET", "/health", health)
+    routing.add(app, "GET", "/metrics", counts)
+    page.add_routes(app, page_folder)
+    for routes in (openai, api, ask):
+        routes.add_routes(app, service, read)
+    if plugins is not None:
+        plugins.call("tryplicity_server_routes", app=app)
+    return app
+
+
+async def run(app: App, sock: socket.socket, *, signals: bool = True, ready: Callable[[], None] | None = None,
+              stop: asyncio.Event | None = None) -> None:
+    """Serve on a bound socket until SIGTERM, Ctrl-C or `stop`; then drain. Raises what kept the model from loading."""
+    service: Service = app.ctx.service
+    loop, ending = asyncio.get_running_loop(), stop or asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if ending.is_set():
+            os._exit(128 + number)      # asked twice; what is in the store is on disk already
+        log.info("draining; once more ends at once")
+        ending.set()
+
+    server = await app.create_server(sock=sock, backlog=1024, asyncio_server_kwargs={"start_serving": False})
+    try:
+        await server.startup()
+    except SanicException as error:
+        raise UserError(f"the routes do not fit together: {error}; a plugin's clash with these") from None
+    await server.before_start()
+    await server.start_serving()
+    await server.after_start()
+    if signals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal, number)
+    service.start_loading(ending.set)
+    if ready is not None:
+        ready()
+    try:
+        await ending.wait()
+        if service.fault is None:
+            await service.drain()
+    finally:
+        await server.before_stop()
+        server.close()
+        for connection in list(server.connections):
+            connection.abort()
+        await loop.run_in_executor(None, service.close)
+        await server.after_stop()
+        Sanic.unregister_app(app)
+    if service.fault is not None:
+        raise service.fault
+
+
+def bind(options: Options) -> socket.socket:
+    """Raises UserError when the address is taken or not this machine's."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((options.host.strip("[]"), options.port))
+        sock.listen(1024)
+    except OSError as error:
+        sock.close()
+        raise UserError(f"{options.host}:{options.port}: cannot listen there: {error.strerror or error}; choose "
+                        "another --port, or stop what uses it") from None
+    sock.setblocking(False)
+    return sock
+
+
+def serve(what: str | Path | None = None, *, plugins: Plugins, search: str = "passages", slots: int = 8,
+          conversations: str | Path | None = None, say: Callable[[str], None] = print, **options: Any) -> None:
+    """`tryplicity serve`: blocks until a signal ends it. Raises UserError.
+
+    what: a run folder or an exported file; None: no model, search alone. search: a retriever as `--search` names it,
+    or "none". conversations: the file they are kept in, by default in the user's data folder; "none" keeps them in
+    memory. options: those of `Options`; the key is also taken from TRYPLICITY_API_KEY. say: is told the address.
+    """
+    options["api_key"] = options.get("api_key") or os.environ.get("TRYPLICITY_API_KEY") or None
+    chosen = Options(**options)
+    sock = bind(chosen)
+    host, port = sock.getsockname()[:2]
+    _log_to_stderr()
+    path = None if conversations == "none" else Path(conversations) if conversations else default_conversations()
+    service = Service(chosen, Store(path), engine_loader(what, plugins, slots) if what is not None else None,
+                      searcher_loader(search, plugins) if search != "none" else None)
+    app = create_app(service, plugins)
+    shown = f"[{host}]" if ":" in host else "localhost" if chosen.loopback else host
+    asyncio.run(run(app, sock, ready=lambda: say(f"http://{shown}:{port}")))
+
+
+def engine_loader(what: str | Path, plugins: Plugins, slots: int) -> Callable[[], Engine]:
+    def load() -> Engine:
+        from tryplicity.inference.engine import Engine
+
+        return Engine.load(what, plugins.registry, slots=slots)
+
+    return load
+
+
+def searcher_loader(search: str, plugins: Plugins) -> Callable[[], Searcher]:
+    """search: the name of a retriever, or `{type: ..., option: ...}` as YAML."""
+
+    def load() -> Searcher:
+        import yaml
+
+        try:
+            value = yaml.safe_load(search)
+        except yaml.YAMLError:
+            raise UserError(f"--search {search}: not the name of a retriever, nor a YAML mapping") from None
+        retriever = plugins.registry.part("retriever", value).build()
+        passages = getattr(retriever, "passages", None)
+        return Searcher(retriever, retriever.name, passages if isinstance(passages, int) else None)
+
+    return load
+
+
+def default_conversations() -> Path:
+    """$XDG_DATA_HOME/tryplicity/conversations.sqlite, ~/.local/share by default."""
+    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(home).expanduser() / "tryplicity" / "conversations.sqlite"
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False

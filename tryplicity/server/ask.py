@@ -1,0 +1,259 @@
+"""A question in a conversation: search, prompt, answer as it comes, citations checked, everything kept.
+
+POST /api/conversations/{id}/ask with one of
+
+    {"content": text, "after": message id}  a question. after: the message it follows; what stood behind that is
+                                            dropped (editing). null: it begins the conversation anew; left out: it
+                                            comes last
+    {"regenerate": message id}              the answer again; the old one is dropped when the new one begins
+    {"continue": message id}                go on with an answer that ended too early
+
+and "search": bool, "sampling": {temperature, top_k, top_p, min_p, repetition_penalty, max_tokens, seed}. The answer is
+a stream of events: {"type": "question", "message"}, {"type": "sources", "sources"}, {"type": "text", "text"} as often
+as there is text, {"type": "done", "message"}; or at any point {"type": "error", "error", "retry_after"}, which is the
+last. Who closes the stream stops the answer; what was written is kept, its finish "cancelled".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from tryplicity.server import routing
+from tryplicity.server.conversations import Conversation, Message, Source, Store, title_of
+from tryplicity.server.errors import ApiError, outside, wrong
+from tryplicity.server.limits import Body, parse
+from tryplicity.server.streams import Answers, EventStream
+
+if TYPE_CHECKING:
+    from sanic import Request, Sanic
+
+    from tryplicity.components import Passage
+    from tryplicity.inference.engine import Engine
+    from tryplicity.inference.generation import Request as EngineRequest
+    from tryplicity.server.routing import ReadBody
+    from tryplicity.server.service import Service
+
+PASSAGES = 5            # that an answer may rest on
+SAVE_SECONDS = 1.0      # of an answer being written that a killed process may lose
+
+
+class SamplingBody(Body):
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.8
+    top_k: Annotated[int, Field(ge=0, le=1 << 31)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.1
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 53)] | None = None     # as many digits as a browser keeps
+
+
+class AskBody(Body):
+    content: Annotated[str, Field(max_length=1 << 20)] | None = None
+    after: str | None = None
+    regenerate: str | None = None
+    continue_: Annotated[str | None, Field(alias="continue")] = None
+    search: bool = False
+    sampling: SamplingBody = SamplingBody()
+
+
+class Turn:
+    """A question, what was said before it, and the answer that is being written."""
+
+    def __init__(self, conversation: Conversation, body: AskBody, appended: bool) -> None:
+        """Raises ApiError."""
+        self.conversation, self.body = conversation.id, body
+        given = [name for name in ("content", "regenerate", "continue_") if getattr(body, name) is not None]
+        if len(given) != 1:
+            raise wrong("give one of content, regenerate and continue", "content")
+        messages = conversation.messages
+        self.is_new, self.is_more = given == ["content"], given == ["continue_"]
+        self.after: str | bool | None = True
+        settings = {**body.sampling.model_dump(exclude_none=True), "search": body.search}
+        if self.is_new:
+            if not body.content.strip():
+                raise wrong("the question is empty", "content")
+            if not appended:
+                self.after = body.after
+                messages = messages[:_index(messages, body.after) + 1] if body.after else []
+            self.before, self.question = messages, Message(role="user", content=body.content)
+            self.answer = Message(role="assistant", content="", settings=settings)
+            return
+        wanted = body.regenerate or body.continue_
+        at = _index(messages, wanted)
+        if messages[at].role != "assistant" or at == 0 or messages[at - 1].role != "user":
+            raise wrong("only an answer can be written again or continued", given[0].rstrip("_"))
+        if self.is_more and at != len(messages) - 1:
+            raise wrong("only the last answer can be continued", "continue")
+        self.before, self.question = messages[:at - 1], messages[at - 1]
+        self.after = self.question.id
+        old = messages[at]
+        self.answer = old.model_copy(update={"settings": settings, "finish": None}) if self.is_more else \
+            Message(role="assistant", content="", settings=settings)
+
+    def begin(self, store: Store) -> None:
+        """Keep the question. On the store's thread."""
+        if self.is_new:
+            store.append(self.conversation, self.question, after=self.after, title=title_of(self.question.content))
+
+    def begin_answer(self, store: Store) -> None:
+        """Keep the answer, still empty. On the store's thread."""
+        if self.is_more:
+            store.save(self.conversation, self.answer)
+        else:
+            store.append(self.conversation, self.answer, after=True if self.is_new else self.after)
+
+    def known(self) -> list[Passage]:
+        """The passages that an answer to be continued cites, in the order of their numbers."""
+        from tryplicity.components import Passage
+
+        return [Passage(s.id, s.title, s.url, s.text, 0.0) for s in self.answer.sources] if self.is_more else []
+
+    def request(self, engine: Engine, passages: Sequence[Passage] | None, limit: int) -> EngineRequest:
+        """What the engine is asked. passages None: without search. Off the event loop. Raises ApiError."""
+        from tryplicity.inference import chat
+        from tryplicity.inference.generation import Request as EngineRequest
+        from tryplicity.inference.sampler import Sampling
+
+        asked = self.body.sampling
+        if asked.max_tokens is not None and asked.max_tokens > limit:
+            raise outside(f"max_tokens: at most {limit} on this server", "sampling.max_tokens")
+        context = engine.card.context_length
+        begun = [{"role": "assistant", "content": self.answer.content}] if self.answer.content.strip() else []
+        room = min(asked.max_tokens or limit, max(1, context // 3))     # for the answer, before history is given up
+        history = [{"role": m.role, "content": m.content} for m in self.before if m.content.strip()]
+        prompt: tuple[int, ...] = ()
+        for messages in _shorter(history, self.question.content, passages):
+            prompt = chat.prompt(engine, [*messages, *begun], go_on=bool(begun))
+            if len(prompt) + room <= context:
+                break
+        if len(prompt) >= context:
+            raise wrong(f"this model's context is {context} tokens, and the question with what belongs to it has "
+                        f"{len(prompt)}; ask a shorter one", "content", "context_length_exceeded")
+        options = asked.model_dump(exclude={"max_tokens"})
+        return EngineRequest(prompt, Sampling(**options), min(asked.max_tokens or limit, context - len(prompt)),
+                             end_tokens=chat.END_TOKENS)
+
+
+def _shorter(history: list[dict[str, str]], question: str,
+             passages: Sequence[Passage] | None) -> Iterator[list[dict[str, str]]]:
+    """The messages for a prompt, with less and less of the history."""
+    while True:
+        if passages is None:
+            yield [*history, {"role": "user", "content": question}]
+        else:
+            from tryplicity.search import answer
+
+            yield answer.messages(question, passages, history)
+        if not history:
+            return
+        history = history[max(2, len(history) // 4):]
+        while history and history[0]["role"] != "user":
+            history = history[1:]
+
+
+def _index(messages: Sequence[Message], id: str) -> int:
+    for index, message in enumerate(messages):
+        if message.id == id:
+            return index
+    raise ApiError(404, "there is no such message in this conversation", code="message_not_found")
+
+
+def add_routes(app: Sanic, service: Service, read: ReadBody) -> None:
+    async def ask(request: Request, id: str) -> None:
+        raw = await read(request)
+        body = parse(AskBody, raw)
+        with service.gate.enter():
+            async with _alone(service, id):
+                turn = Turn(await service.stored(service.store.get, id), body, appended="after" not in raw)
+                stream = await EventStream(request, service).open()
+                try:
+                    await _answer(service, turn, stream)
+                except ApiError as error:
+                    after = error.headers.get("Retry-After")
+                    await stream.send({"type": "error", **error.as_dict(),
+                                       "retry_after": int(after) if after else None})
+                await stream.close()
+
+    routing.add(app, "POST", "/api/conversations/<id:str>/ask", ask)
+
+
+@asynccontextmanager
+async def _alone(service: Service, id: str) -> AsyncIterator[None]:
+    """One answer at a time in a conversation. One that was just stopped is waited for."""
+    lock = service.writing.setdefault(id, asyncio.Lock())
+    try:
+        async with asyncio.timeout(3):
+            await lock.acquire()
+    except TimeoutError:
+        raise ApiError(409, "an answer is being written in this conversation; stop it first, or wait for it",
+                       code="conversation_busy", headers={"x-should-retry": "false"}) from None
+    try:
+        yield
+    finally:
+        lock.release()
+        if not lock.locked() and service.writing.get(id) is lock and not lock._waiters:
+            del service.writing[id]
+
+
+async def _answer(service: Service, turn: Turn, stream: EventStream) -> None:
+    store, body = service.store, turn.body
+    await service.stored(turn.begin, store)
+    await stream.send({"type": "question", "message": turn.question.model_dump()})
+    passages = None
+    if body.search:
+        known = turn.known()
+        found, _ = await service.search(turn.question.content, PASSAGES)
+        passages = [*known, *(p for p in found if p.id not in {k.id for k in known})]
+    sources = [Source(number=n, id=p.id, title=p.title, url=p.url, text=p.text).model_dump()
+               for n, p in enumerate(passages or (), 1)]
+    await stream.send({"type": "sources", "sources": sources})
+    engine = service.ready_engine()
+    if not engine.card.chat:
+        raise wrong(f"{engine.card.id} is a base model: it has not learnt to answer; let it continue a text instead",
+                    None, "not_a_chat_model")
+    answer, parts, saved = turn.answer, [turn.answer.content], time.monotonic()
+    with Answers(service) as answers:
+        await answers.start(engine, lambda: [turn.request(engine, passages, service.options.max_tokens)])
+        await service.stored(turn.begin_answer, store)
+        finish = "cancelled"
+        try:
+            async for event in answers:
+                if event is None:
+                    await stream.ping()
+                    continue
+                _, piece = event
+                if piece.text:
+                    parts.append(piece.text)
+                    await stream.send({"type": "text", "text": piece.text})
+                finish = piece.finish or finish
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    saved = time.monotonic()
+                    store.call(store.save, turn.conversation, answer.model_copy(update={"content": "".join(parts)}))
+        finally:
+            # without waiting: this may be the end of a cancelled request, and the store keeps the order
+            [generation] = answers.generations
+            done = _checked(answer, "".join(parts), passages, finish, generation.tokens_per_second)
+            saving = store.call(store.save, turn.conversation, done)
+    await asyncio.wrap_future(saving)
+    await stream.send({"type": "done", "message": done.model_dump()})
+
+
+def _checked(answer: Message, text: str, passages: Sequence[Passage] | None, finish: str,
+             tokens_per_second: float | None) -> Message:
+    """The answer as it is kept: only marks whose passage bears them out, numbered as they occur."""
+    change: dict[str, Any] = {"content": text.strip() if finish != "cancelled" else text.lstrip(), "finish": finish,
+                              "tokens_per_second": tokens_per_second}
+    if passages is not None:
+        from tryplicity.search import citations
+
+        checked = citations.check(change["content"], passages)
+        change |= {"content": checked.text, "supported": checked.supported,
+                   "sources": [Source(number=n, id=p.id, title=p.title, url=p.url, text=p.text)
+                               for n, p in checked.sources]}
+    return answer.model_copy(update=change)

@@ -1,0 +1,65 @@
+"""Errors as OpenAI's API writes them: {"error": {"message", "type", "param", "code"}}.
+
+    400  the body is no JSON, or a value is missing, of the wrong type, unknown or not supported here
+    422  of the right type, but outside what is allowed here (temperature 7, more tokens than the limit)
+    401 403 404 405 408 409 413 429 503  as in HTTP; 429 and 503 say when to try again (Retry-After)
+
+OpenAI's clients raise BadRequestError for 400, UnprocessableEntityError for 422, and try 408, 409, 429 and 503 again
+by themselves unless the answer says `x-should-retry: false`
+(https://platform.openai.com/docs/guides/error-codes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error",
+          500: "server_error", 503: "server_error", 504: "server_error"}
+
+
+class ApiError(Exception):
+    """What a client is told. `headers` go with the answer."""
+
+    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None,
+                 type: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.type = type or _TYPES.get(status, "invalid_request_error")
+        self.headers = dict(headers or {})
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+def wrong(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """400: malformed, unknown or not supported."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def outside(message: str, param: str | None = None, code: str | None = "out_of_range") -> ApiError:
+    """422: understood, but outside what is allowed."""
+    return ApiError(422, message, param=param, code=code)
+
+
+def no_model() -> ApiError:
+    return ApiError(503, "no model is loaded; start the server with one: tryplicity serve RUN", code="no_model",
+                    headers={"x-should-retry": "false"})
+
+
+def loading() -> ApiError:
+    return ApiError(503, "the model is still being loaded", code="model_loading", headers={"Retry-After": "2"})
+
+
+def draining() -> ApiError:
+    return ApiError(503, "the server is shutting down", code="shutting_down",
+                    headers={"Retry-After": "10", "Connection": "close"})
+
+
+def busy(seconds: int, message: str = "every slot is taken and the queue is full") -> ApiError:
+    return ApiError(429, f"{message}; try again in {seconds} s", code="rate_limit_exceeded",
+                    headers={"Retry-After": str(seconds)})
+
+
+def internal() -> ApiError:
+    return ApiError(500, "the server made a mistake; its log says more", code="internal_error")

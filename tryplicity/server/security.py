@@ -1,0 +1,103 @@
+"""Who may ask: the key, the Host and Origin of a request, and the headers that keep a browser in.
+
+Everything but the page, its files and /health needs the key, routes of plugins included: a request is refused unless
+its path is in the short list of open ones. Without a key, a page from elsewhere must still not reach the server
+through a visitor's browser: its Origin is refused, and a Host that is a foreign name is refused too, because a name
+can be pointed at 127.0.0.1 after the page was loaded (DNS rebinding; Jackson et al., CCS 2007,
+https://crypto.stanford.edu/dns/). An IP address as Host cannot.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import socket
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from tryplicity.server.errors import ApiError
+
+if TYPE_CHECKING:
+    from sanic import Request
+
+    from tryplicity.server.options import Options
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+                               "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; "
+                               "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+class Guard:
+    """Checks every request before it is handled."""
+
+    def __init__(self, options: Options) -> None:
+        self.key = options.api_key.encode() if options.api_key else None
+        self.cors = frozenset(origin.lower() for origin in options.cors)
+        own = socket.gethostname().lower()
+        self.names = {"localhost", own, own.partition(".")[0], f"{own.partition('.')[0]}.local",
+                      options.host.lower(), *(name.lower() for name in options.hosts)}
+
+    def check(self, request: Request) -> None:
+        """Raises ApiError for a request that may not be answered."""
+        host = self._host(request)
+        self._check_origin(request, host)
+        if request.method != "OPTIONS" and not is_open(request.path):
+            self._check_key(request)
+
+    def allowed_origin(self, request: Request) -> str | None:
+        """The foreign origin of a request that was named as welcome."""
+        origin = request.headers.get("origin", "").lower()
+        return origin if origin in self.cors else None
+
+    def _host(self, request: Request) -> str:
+        host = request.headers.get("host", "").lower()
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            name = ""
+        if name not in self.names and not name.endswith(".localhost") and not _is_address(name):
+            raise ApiError(403, "this server does not answer under the name in the Host header; start it with "
+                                "--allow-host NAME if the name is yours", code="host_not_allowed")
+        return host
+
+    def _check_origin(self, request: Request, host: str) -> None:
+        origin = request.headers.get("origin")
+        if origin is None:
+            # no Origin comes with a plain GET from a foreign page (an image, a script, a link): browsers say so here
+            foreign = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+            if foreign and not is_open(request.path):
+                raise ApiError(403, "a page of another site may not ask this server", code="origin_not_allowed")
+            return
+        if origin.lower() in self.cors or origin.lower() in (f"http://{host}", f"https://{host}"):
+            return
+        raise ApiError(403, "a page of another origin may not ask this server; name it with --cors if it is yours",
+                       code="origin_not_allowed")
+
+    def _check_key(self, request: Request) -> None:
+        if self.key is None:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        given = given.strip().encode("utf-8", "surrogateescape")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given, self.key):
+            message = "the API key is wrong" if given else "an API key is needed: send Authorization: Bearer KEY"
+            raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def is_open(path: str) -> bool:
+    """Whether a path is answered without the key."""
+    return path in ("/", "/health") or path.startswith("/static/")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,168 @@
+"""From the engine's thread to a client: pieces of text through a bounded queue, and server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tryplicity.errors import UserError
+from tryplicity.inference.generation import Busy, Generation, Piece
+from tryplicity.server import errors
+
+if TYPE_CHECKING:
+    from sanic import Request
+    from sanic.response import ResponseStream
+
+    from tryplicity.inference.engine import Engine
+    from tryplicity.inference.generation import Request as EngineRequest
+    from tryplicity.server.service import Service
+
+
+class Answers:
+    """The generations of one HTTP request, and their pieces as they come.
+
+        with Answers(service) as answers:
+            await answers.start(engine, make_requests)
+            async for index, piece in answers: ...
+
+    On the way out, however that happens, whatever still runs is cancelled: a client that has gone holds no slot.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._loop = service, asyncio.get_running_loop()
+        self._pieces: deque[tuple[int, Piece]] = deque()
+        self._arrived = asyncio.Event()
+        self._lock, self._closed = threading.Lock(), False
+        self._overrun = False
+        self._open = 0
+        self.generations: list[Generation] = []
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:    # a thread may be submitting at this moment
+            self._closed = True
+            for generation in self.generations:
+                if generation.finish is None:
+                    generation.cancel()
+        metrics = self._service.metrics
+        for generation in self.generations:
+            metrics.prompt_tokens.add(generation.prompt_tokens)
+            metrics.cached_tokens.add(generation.cached_tokens)
+            metrics.completion_tokens.add(generation.completion_tokens)
+            metrics.finished.add(reason=generation.finish or "cancelled")
+            if generation.seconds_to_first is not None:
+                metrics.first_seconds.observe(generation.seconds_to_first)
+
+    async def start(self, engine: Engine, make_requests: Callable[[], Sequence[EngineRequest]]) -> None:
+        """Make the requests (off the event loop: a long prompt takes its time to tokenise) and hand them to the
+        engine, all or none. Raises ApiError 429 and 400."""
+        try:
+            await self._service.in_thread(self._submit, engine, make_requests)
+        except Busy:
+            raise errors.busy(self._service.retry_after()) from None
+        except UserError as error:
+            raise errors.wrong(str(error), _param_of(str(error))) from None
+
+    def _submit(self, engine: Engine, make_requests: Callable[[], Sequence[EngineRequest]]) -> None:
+        requests = make_requests()
+        self._open = len(requests)
+        for index, request in enumerate(requests):
+            with self._lock:
+                if self._closed:
+                    return
+                self.generations.append(engine.submit(request, self._listener(index)))
+
+    def _listener(self, index: int) -> Callable[[Piece], None]:
+        def listen(piece: Piece) -> None:       # on the engine's thread
+            with contextlib.suppress(RuntimeError):     # the loop is closed: nobody is left to hear it
+                self._loop.call_soon_threadsafe(self._put, index, piece)
+
+        return listen
+
+    def _put(self, index: int, piece: Piece) -> None:
+        if self._closed:
+            return
+        if len(self._pieces) >= self._service.options.backlog * len(self.generations or (0,)) and not piece.finish:
+            # who does not read does not get to fill memory
+            self._overrun = True
+            for generation in self.generations:
+                generation.cancel()
+            return
+        self._pieces.append((index, piece))
+        self._arrived.set()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Piece] | None]:
+        """(choice, piece), each until its piece with a finish; None after `heartbeat` seconds without one.
+
+        Raises ApiError 500 when the engine failed, 503 when the server cut the generation off.
+        """
+        while self._open:
+            if not self._pieces:
+                self._arrived.clear()
+                try:
+                    async with asyncio.timeout(self._service.options.heartbeat):
+                        await self._arrived.wait()
+                except TimeoutError:
+                    yield None
+                continue
+            index, piece = self._pieces.popleft()
+            if piece.finish == "error":
+                raise errors.internal()
+            if piece.finish == "cancelled":     # not by the client, who would not be here to hear it
+                if self._overrun:
+                    raise errors.ApiError(503, "the client read too slowly", code="too_slow")
+                raise errors.draining()
+            self._open -= piece.finish is not None
+            yield index, piece
+
+
+def _param_of(message: str) -> str | None:
+    """The parameter that a message about a bad value begins with."""
+    first = message.partition(" ")[0].rstrip(":")
+    known = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+             "seed", "logit_bias", "max_tokens", "stop", "logprobs", "prompt", "messages"}
+    return "response_format" if first == "schema" else first if first in known else None
+
+
+class EventStream:
+    """Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html). The first byte goes out at
+    once, so that neither a proxy nor the server's own timeouts take the wait for a slot for a dead connection."""
+
+    def __init__(self, request: Request, service: Service) -> None:
+        self._request, self._service = request, service
+        self._response: ResponseStream | None = None
+
+    async def open(self) -> EventStream:
+        self._response = await self._request.respond(
+            content_type="text/event-stream; charset=utf-8",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        await self.ping()
+        return self
+
+    async def send(self, event: dict[str, Any] | str) -> None:
+        text = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+        await self._write(f"data: {text}\n\n")
+
+    async def ping(self) -> None:
+        await self._write(": ping\n\n")
+
+    async def close(self) -> None:
+        assert self._response is not None
+        async with asyncio.timeout(self._service.options.stall_seconds):
+            await self._response.eof()
+
+    async def _write(self, text: str) -> None:
+        assert self._response is not None
+        try:
+            async with asyncio.timeout(self._service.options.stall_seconds):
+                await self._response.send(text)
+        except TimeoutError:
+            self._request.transport.abort()     # it reads nothing: closing politely would wait for it
+            raise asyncio.CancelledError from None
