@@ -1,4 +1,4 @@
-// The page, put together. What is shown follows the address: "#" a new conversation, "#c/ID" one, "#write" writing on.
+// The page, put together. What is shown follows the address: "#" a new conversation, "#c/ID" one, "#complete" completing a text.
 import { $, announce, button, count, download, furnish, h, toast } from "./dom.js";
 import { api } from "./api.js";
 import { Chat } from "./chat.js";
@@ -44,10 +44,12 @@ const chat = new Chat({
   },
   openSettings: () => settingsDialog(),
   fresh: () => go(""),
+  complete: () => go("complete"),
 });
 const composer = new Composer({
   ask: (text) => {
     document.body.dataset.view = "chat";
+    composer.fit();
     chat.ask(text);
   },
   stop: () => chat.stop(),
@@ -67,18 +69,19 @@ function route() {
   if (hash.startsWith("c/")) {
     const id = decodeURIComponent(hash.slice(2));
     if (id !== chat.id) chat.open(id);
-  } else if (hash !== "write" || !chat.empty) chat.fresh();
+  } else if (hash !== "complete" || !chat.empty) chat.fresh();
   view();
-  if (!window.matchMedia("(pointer: coarse)").matches) (hash === "write" ? raw.field : composer.field).focus();
+  if (!window.matchMedia("(pointer: coarse)").matches) (hash === "complete" ? raw.field : composer.field).focus();
 }
 
 function view() {
-  const writing = location.hash === "#write";
+  const writing = location.hash === "#complete";
   document.body.dataset.view = writing ? "raw" : chat.empty ? "start" : "chat";
   $("raw").hidden = !writing;
   $("more").hidden = chat.id === null || writing;
   $("toggle-raw").setAttribute("aria-pressed", String(writing));
-  if (writing) retitle("Write on");
+  composer.fit();
+  if (writing) retitle("Complete a text");
 }
 
 function retitle(title) {
@@ -113,13 +116,13 @@ function told() {
     h("code", {}, "tryplicity serve RUN"));
   else if (state === "loading") say(h("span", {}, "The model is loading. You can ask already: the question waits for it."));
   else if (state === "unreachable") say(h("span", {}, "The server cannot be reached. What you see is kept; trying again."), button("again", "Try now", () => model.look(), { kind: "quiet small" }));
-  else if (card && !card.chat) say(h("span", {}, "This is a base model: it has not learned to answer, only to write on from a text."), button("pen", "Write on", () => go("write"), { kind: "quiet small" }));
+  else if (card && !card.chat) say(h("span", {}, "This is a base model: it has not learned to answer, only to write on from a text."), button("pen", "Complete a text", () => go("complete"), { kind: "quiet small" }));
   else notice.hidden = true;
   $("tagline").textContent = card ? `${card.name} · ${count(card.parameters)} parameters · ${passages}` : search?.available && state === "none" ? passages : "Ask, and see where the answer comes from.";
   $("toggle-search").disabled = search?.available === false;
   $("fineprint").textContent = state === "none" ? "Only passages are shown: nothing is written without a model."
-    : search?.available === false || !settings.search ? "Answers come from the model alone, without sources. They can be wrong."
-      : "Answers can be wrong. The sources show where they come from.";
+    : search?.available === false || !settings.search ? "Answers come from the model alone and can be wrong."
+      : "Answers can be wrong. Check the sources.";
 }
 
 furnish("new", "plus", "New conversation");
@@ -136,7 +139,7 @@ $("home").addEventListener("click", (event) => {
 $("open-settings").addEventListener("click", settingsDialog);
 $("open-settings-side").addEventListener("click", settingsDialog);
 $("open-help").addEventListener("click", openHelp);
-$("toggle-raw").addEventListener("click", () => go("write"));
+$("toggle-raw").addEventListener("click", () => go("complete"));
 $("raw-back").addEventListener("click", () => go(""));
 furnish("raw-back", "search", "Ask instead");
 $("examples").append(...EXAMPLES.map((text) => h("button", { type: "button", class: "example", onclick: () => composer.ways.ask(text) }, text)));

@@ -2,7 +2,7 @@
 import { api, Problem } from "./api.js";
 import { AnswerView, MessageList, announceAnswer } from "./messages.js";
 import { announce } from "./dom.js";
-import { sampling, settings } from "./settings.js";
+import { change, sampling, settings } from "./settings.js";
 
 export class Chat {
   #controller = null;
@@ -101,7 +101,11 @@ export class Chat {
     const current = () => this.#controller === controller;
     const tell = (problem) => {
       view.problem(problem, { retry, edit: body.content === undefined ? null : () => this.hooks.editQuestion(body.content),
-        settings: this.hooks.openSettings, fresh: this.hooks.fresh });
+        settings: this.hooks.openSettings, fresh: this.hooks.fresh, complete: this.hooks.complete,
+        plain: () => {
+          change({ search: false });
+          retry();
+        } });
       announce("The answer failed.");
     };
     this.hooks.busy(true);
@@ -134,7 +138,7 @@ export class Chat {
           this.list.follow();
           announceAnswer(event.message);
         } else if (event.type === "error") {
-          throw new Problem(event.error.message, { status: event.error.status ?? 500, code: event.error.code, param: event.error.param });
+          throw new Problem(event.error.message, { status: 500, code: event.error.code, param: event.error.param, retryAfter: event.retry_after });
         }
       }
       if (!done) throw new Problem("The connection was lost.", { code: "connection" });

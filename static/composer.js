@@ -12,7 +12,7 @@ export class Composer {
     this.field = $("question");
     this.ways = ways;
     furnish("toggle-search", "search", "Search");
-    furnish("toggle-raw", "pen", "Write on");
+    furnish("toggle-raw", "pen", "Complete a text");
     $("toggle-search").addEventListener("click", () => change({ search: !settings.search }));
     const pressed = () => $("toggle-search").setAttribute("aria-pressed", String(settings.search));
     onSettings(pressed);
@@ -22,7 +22,7 @@ export class Composer {
       if (this.#busy) ways.stop();
       else this.#send();
     });
-    this.field.addEventListener("input", () => this.#fit());
+    this.field.addEventListener("input", () => this.fit());
     this.field.addEventListener("keydown", (event) => {
       if (event.isComposing) return; // Enter belongs to the input method
       if (event.key === "Enter" && !event.shiftKey && !event.ctrlKey && !event.altKey && !event.metaKey) {
@@ -30,7 +30,7 @@ export class Composer {
         if (!this.#busy) this.#send();
       } else if (event.key === "ArrowUp" && this.field.value === "" && ways.editLast()) event.preventDefault();
     });
-    this.#fit();
+    this.fit();
     this.busy = false;
   }
 
@@ -44,7 +44,7 @@ export class Composer {
 
   set(text) {
     this.field.value = text;
-    this.#fit();
+    this.fit();
   }
 
   focus() {
@@ -58,10 +58,10 @@ export class Composer {
     $("send").title = is ? "Stop (Esc)" : "Ask (Enter)";
     $("send").classList.toggle("busy", is);
     document.body.toggleAttribute("data-busy", is);
-    this.#fit();
+    this.fit();
   }
 
-  #fit() {
+  fit() {
     this.field.style.height = "auto";
     this.field.style.height = `${Math.min(this.field.scrollHeight, Math.round(window.innerHeight * 0.4))}px`;
     $("send").toggleAttribute("data-empty", !this.#busy && this.field.value.trim() === "");

@@ -30,7 +30,7 @@ const KEYS = [
   [["↑"], "In an empty question field: edit the last question"],
   [["Ctrl", "Shift", "O"], "New conversation"],
   [["Ctrl", "K"], "Search conversations"],
-  [["Ctrl", "Enter"], "In “Write on”: let the model write"],
+  [["Ctrl", "Enter"], "In “Complete a text”: write"],
   [["?"], "This help"],
 ];
 

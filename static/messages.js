@@ -60,6 +60,7 @@ export class AnswerView {
   constructor(message, question, ways) {
     this.message = message;
     this.question = question;
+    this.found = [];
     this.ways = ways;
     this.onrender = () => {};
     this.element = h("article", { class: "message answer", "aria-label": "Answer" });
@@ -74,8 +75,9 @@ export class AnswerView {
     return { cite: (number) => this.#sources.cite(number) };
   }
 
-  sources(sources) {
-    this.#sources = new Sources(sources ?? [], this.question);
+  sources(sources, options) {
+    this.found = sources ?? [];
+    this.#sources = new Sources(this.found, this.question, options);
     this.cards.replaceChildren(...(this.#sources.element ? [this.#sources.element] : []));
   }
 
@@ -86,9 +88,12 @@ export class AnswerView {
     this.#live = null;
     this.element.removeAttribute("aria-busy");
     // The cards stay as they are where the done message names the same sources: an open passage stays open.
-    const same = JSON.stringify((message.sources ?? []).map(({ number, id }) => [number, id]));
-    if (this.shown !== same) this.sources(message.sources);
-    this.shown = same;
+    const key = (sources) => JSON.stringify((sources ?? []).map(({ number, id }) => [number, id]));
+    const sources = message.sources ?? [];
+    if (sources.length === 0 && this.found.length) {
+      this.sources(this.found, { cited: false }); // what was found can still help the reader
+      this.#sources.cite = () => null;
+    } else if (key(this.found) !== key(sources)) this.sources(sources);
     this.body.replaceChildren(render(message.content, this.#options));
     this.foot.replaceChildren(...this.#footer(message));
   }

@@ -2,10 +2,10 @@
 import { button, h, icon } from "./dom.js";
 import { api } from "./api.js";
 
-/** `ways`: {retry, edit, settings, fresh}, functions; those that do not apply are left out. */
+/** `ways`: {retry, edit, settings, fresh, plain, complete}, functions; those that do not apply are left out. */
 export function problemView(problem, ways) {
   const { title, words, offers, wait } = explain(problem);
-  const calm = problem.code === "no_model";
+  const calm = ["no_model", "not_a_chat_model"].includes(problem.code);
   const note = h("p", { class: "problem-words" }, words);
   const foot = h("div", { class: "problem-ways" });
   const view = h("div", { class: calm ? "problem calm" : "problem", role: "alert" }, icon(calm ? "search" : "warn"),
@@ -15,7 +15,8 @@ export function problemView(problem, ways) {
     clearInterval(timer);
     way();
   };
-  const labels = { retry: ["again", "Try again"], edit: ["edit", "Edit the question"], settings: ["settings", "Settings"], fresh: ["plus", "New conversation"] };
+  const labels = { retry: ["again", "Try again"], edit: ["edit", "Edit the question"], settings: ["settings", "Settings"], fresh: ["plus", "New conversation"],
+    plain: ["forward", "Ask without the search"], complete: ["pen", "Complete a text instead"] };
   for (const offer of offers) if (ways[offer]) foot.append(button(...labels[offer], leave(ways[offer]), { kind: offer === offers[0] ? "primary small" : "quiet small" }));
 
   if (wait === "seconds" && ways.retry) {
@@ -42,13 +43,17 @@ export function problemView(problem, ways) {
 
 function explain({ status, code, message, param }) {
   if (code === "no_model") return { title: "No model is loaded, so nothing writes an answer.", words: "The search works: the passages that match are above. To have answers, start the server with a trained run: tryplicity serve RUN", offers: ["retry"] };
+  if (code === "not_a_chat_model") return { title: "This is a base model: it has not learned to answer.", words: "The passages that match are above. What it can do is write on from a text.", offers: ["complete"] };
+  if (code === "no_search" || code === "search_failed") return { title: "The search did not work.", words: message, offers: ["retry", "plain"] };
+  if (code === "conversation_busy") return { title: "An answer is being written in this conversation, perhaps in another tab.", words: "", offers: ["retry"] };
   if (code === "connection") return { title: "The connection to the server was lost.", words: "What was written so far is kept. Is the server still running?", offers: ["retry"] };
   if (status === 401) return { title: "The server asks for a key.", words: "", offers: ["retry"] };
   if (status === 404) return { title: "This conversation is no longer on the server.", words: "", offers: ["fresh"] };
   if (status === 413) return { title: "This is longer than the server takes.", words: message, offers: ["edit", "fresh"] };
   if (code === "context_length_exceeded") return { title: "The conversation no longer fits into what the model can read.", words: message, offers: ["fresh", "edit"] };
-  if (status === 422 || status === 400) return { title: "The server could not use this.", words: message, offers: param && param !== "content" ? ["settings", "edit", "retry"] : ["edit", "settings", "retry"] };
-  if (status === 429) return { title: "The server is busy.", words: "Others are being answered first.", offers: ["retry"], wait: "seconds" };
-  if (status === 503) return { title: "The model is still loading.", words: "The question is sent as soon as it is ready.", offers: ["retry"], wait: "ready" };
+  if (status === 422 || status === 400 || code === "out_of_range") return { title: "The server could not use this.", words: message, offers: param?.startsWith("sampling") || (param && !["content", "prompt"].includes(param)) ? ["settings", "edit", "retry"] : ["edit", "settings", "retry"] };
+  if (status === 429 || code === "rate_limit_exceeded") return { title: "The server is busy.", words: "Others are being answered first.", offers: ["retry"], wait: "seconds" };
+  if (code === "shutting_down") return { title: "The server is shutting down.", words: "What was written is kept.", offers: ["retry"] };
+  if (status === 503 || code === "model_loading") return { title: "The model is still loading.", words: "The question is sent as soon as it is ready.", offers: ["retry"], wait: "ready" };
   return { title: "That did not work.", words: message, offers: ["retry"] };
 }

@@ -1,4 +1,4 @@
-// Writing on from a text: what a base model does. The text is the reader's to change at any time.
+// Completing a text: what a base model does. The text is the reader's to change at any time.
 import { $, announce, copyFrom, furnish } from "./dom.js";
 import { api, Problem } from "./api.js";
 import { problemView } from "./problems.js";
@@ -33,7 +33,7 @@ export class Raw {
   }
 
   #show() {
-    furnish("raw-go", this.busy ? "stop" : "pen", this.busy ? "Stop" : "Write on");
+    furnish("raw-go", this.busy ? "stop" : "pen", this.busy ? "Stop" : "Write");
     $("raw-undo").disabled = this.busy || this.#before === null;
     this.field.readOnly = this.busy;
     this.field.toggleAttribute("aria-busy", this.busy);
@@ -53,7 +53,7 @@ export class Raw {
     try {
       const body = { model: this.hooks.model()?.id ?? "default", prompt: this.#before, stream_options: { include_usage: true }, ...sampling() };
       for await (const event of api.write(body, controller.signal)) {
-        if (event.error) throw new Problem(event.error.message, { status: event.error.status ?? 500, code: event.error.code, param: event.error.param });
+        if (event.error) throw new Problem(event.error.message, { status: 500, code: event.error.code, param: event.error.param, retryAfter: event.retry_after });
         const choice = event.choices?.[0];
         if (choice?.text) this.#append(choice.text);
         finish = choice?.finish_reason ?? finish;

@@ -6,7 +6,7 @@ import { openDialog } from "./dialogs.js";
 const PLACE = "tryplicity.settings";
 
 const FIELDS = [
-  { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, value: 0.7, note: "0 always takes the likeliest token." },
+  { name: "temperature", label: "Temperature", min: 0, max: 2, step: 0.05, value: 0.3, note: "0 always takes the likeliest token." },
   { name: "top_p", label: "Top-p", min: 0.05, max: 1, step: 0.05, value: 0.95, note: "Choose among the likeliest of this mass." },
   { name: "top_k", label: "Top-k", min: 0, max: 1000, step: 1, value: 0, note: "Choose among this many; 0 is all." },
   { name: "min_p", label: "Min-p", min: 0, max: 1, step: 0.01, value: 0, note: "Drop what is less likely than this share of the likeliest." },

@@ -126,7 +126,7 @@ class HyperConnections(Residual):
         B, T, S, D = streams.shape
         if native.works_on(streams):
             read = native.function("hyper_connections_read", "pppppp" "iiif")
-            weights = native.own_parameters(self)
+            weights = native.own_parameters(self, "static", "dynamic", "scale")
             if read is not None and weights is not None:
                 return self._native(read, weights, streams, sublayer)
         streams_NSD = streams.reshape(B * T, S, D)
@@ -143,9 +143,7 @@ class HyperConnections(Residual):
         B, T, S, D = streams.shape
         write = native.function("hyper_connections_write", "pppp" "iii")
         x_BTD, coefficients_NSW = streams.new_empty(B, T, D), streams.new_empty(B * T, S, S + 2)
-        static, dynamic, scale = weights if len(weights) == 3 else (*weights, None, None)
-        read(streams.data_ptr(), static, dynamic, scale, coefficients_NSW.data_ptr(), x_BTD.data_ptr(), B * T, S, D,
-             NORM_EPS)
+        read(streams.data_ptr(), *weights, coefficients_NSW.data_ptr(), x_BTD.data_ptr(), B * T, S, D, NORM_EPS)
         y_BTD, report = sublayer(x_BTD)
         y_BTD = y_BTD.to(streams.dtype).contiguous()
         out = torch.empty_like(streams)

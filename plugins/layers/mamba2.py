@@ -166,7 +166,8 @@ class Mamba2(Mixer):
 
     def _native(self, mix, x_BTD: Tensor, state: State | Rows | None) -> Tensor | None:
         """What `out_proj` reads [B, T, I], all between the projections in one call of C; None where C cannot."""
-        weights, config, (batch, time, _) = native.own_parameters(self), self.config, x_BTD.shape
+        weights = native.own_parameters(self, "conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
+        config, (batch, time, _) = self.config, x_BTD.shape
         states = state if isinstance(state, Rows) else (state or self.new_state(batch),)
         if weights is None or not all(one["conv"].dtype is torch.float32 and one["ssm"].is_cpu for one in states):
             return None
@@ -174,7 +175,7 @@ class Mamba2(Mixer):
         if not native.works_on(projected):
             return None
         y_BTI = projected.new_empty(batch, time, self.inner)
-        conv, ssm = (native.addresses(*[row for one in states for row in one[name]]) for name in ("conv", "ssm"))
+        conv, ssm = native.row_addresses(states, "conv", batch), native.row_addresses(states, "ssm", batch)
         mix(projected.data_ptr(), conv, ssm, *weights, y_BTI.data_ptr(), batch, time, self.heads, config.head_dim,
             config.groups, config.state_size, config.conv_width, config.norm_eps)
         return y_BTI

@@ -2,9 +2,11 @@
 //
 // Shapes: N tokens, D hidden, E experts, K the most experts of a token, S rows, F neurons.
 
-#include "common.h"
-
+#include <new>
 #include <vector>
+
+#include "common.h"
+#include "products.h"
 
 namespace {
 
@@ -47,29 +49,33 @@ INLINE v8 relu2(v8 x) {
     return positive * positive;
 }
 
-}  // namespace
+struct Router {
+    int64_t hidden, experts, most, softmax, normalize;
+    const float *weight_ED, *bias_E;
+    const float* similarity_EE;  // of `lateral_inhibition`, else NULL
+    const float *difficulty_D, *offset;  // of `dynamic_sparsity`, else NULL
+    float strength, least, span;
+};
 
-// The choice of `top_k`, `lateral_inhibition` (similarity [E, E], else NULL) and `dynamic_sparsity` (difficulty [D],
-// else NULL) routers for tokens x [N, D]: pairs of a token, an expert and its weight, in the order of the tokens and of
-// their experts' standing; a token has K of them, with `difficulty` as many as have a gate above zero. count: of pairs.
-extern "C" void route(const float* x, const float* weight_ED, const float* bias_E, int64_t N, int64_t D, int64_t E,
-                      int64_t K, int64_t softmax, int64_t normalize, const float* similarity_EE, float strength,
-                      const float* difficulty_D, const float* offset, float least, float span,
-                      int64_t* row_S, int64_t* expert_S, float* weight_S, int64_t* count) {
+// Pairs of a token, an expert and its weight, in the order of the tokens and of their experts' standing: `most` for a
+// token, with `difficulty` as many as have a gate above zero. Room for most * N of each; gives their number.
+int64_t choose(const Router& router, const float* x, int64_t N, int64_t* row_S, int64_t* expert_S, float* weight_S) {
+    const int64_t D = router.hidden, E = router.experts, K = router.most;
     std::vector<int64_t> used(N);
-#pragma omp parallel num_threads(threads_for(N * E * D)) if (threads_for(N * E * D) > 1)
+    const int threads = threads_for(N * E * D);
+#pragma omp parallel num_threads(threads) if (threads > 1)
     {
         std::vector<float> score(E), standing(E);
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < N; ++n) {
             const float* token = x + n * D;
-            for (int64_t e = 0; e < E; ++e) score[e] = dot(token, weight_ED + e * D, D);
-            to_scores(score.data(), E, softmax);
-            for (int64_t e = 0; e < E; ++e) standing[e] = score[e] + bias_E[e];
+            for (int64_t e = 0; e < E; ++e) score[e] = dot(token, router.weight_ED + e * D, D);
+            to_scores(score.data(), E, router.softmax);
+            for (int64_t e = 0; e < E; ++e) standing[e] = score[e] + router.bias_E[e];
             float kappa = static_cast<float>(K), total = 0;
-            if (difficulty_D) {
-                const float level = 0.5f + (dot(token, difficulty_D, D) + *offset) / 4;
-                kappa = least + span * (level < 0 ? 0 : level > 1 ? 1 : level);
+            if (router.difficulty_D) {
+                const float level = 0.5f + (dot(token, router.difficulty_D, D) + *router.offset) / 4;
+                kappa = router.least + router.span * (level < 0 ? 0 : level > 1 ? 1 : level);
             }
             int64_t k = 0;
             for (; k < K && kappa - k > 0; ++k) {
@@ -80,12 +86,12 @@ extern "C" void route(const float* x, const float* weight_ED, const float* bias_
                 row_S[n * K + k] = n;
                 expert_S[n * K + k] = best;
                 total += weight_S[n * K + k] = score[best] * gate;
-                if (similarity_EE)
+                if (router.similarity_EE)
                     for (int64_t e = 0; e < E; ++e)
-                        standing[e] -= strength * score[best] * similarity_EE[best * E + e];
+                        standing[e] -= router.strength * score[best] * router.similarity_EE[best * E + e];
                 standing[best] = -INFINITY;
             }
-            if (normalize)
+            if (router.normalize)
                 for (int64_t i = 0; i < k; ++i) weight_S[n * K + i] /= total + 1e-20f;
             used[n] = k;
         }
@@ -97,32 +103,121 @@ extern "C" void route(const float* x, const float* weight_ED, const float* bias_
             expert_S[end] = expert_S[n * K + k];
             weight_S[end] = weight_S[n * K + k];
         }
-    *count = end;
+    return end;
 }
 
-// y [S, F] = activation(gate) * up of rows [S, 2 F], first gate, then up. kind: 0 silu, 1 gelu, 2 relu squared, 3 spike:
-// gate where it exceeds threshold + offset, of group_S's row (NULL: of the only one), else 0.
-extern "C" void gated(const float* gate_up, int64_t S, int64_t F, int64_t kind, const float* threshold,
-                      const float* offset, const int64_t* group_S, float* y) {
+enum Kind { SILU, GELU, RELU2, SPIKE };
+
+struct Gate {
+    int64_t kind;
+    const float *threshold, *offset;  // of SPIKE: [F], or [groups, F]
+    int64_t grouped;
+};
+
+// y [S, F] = activation(gate) * up of rows [S, 2 F], first gate, then up
+void gated_product(const Gate& activation, const float* gate_up, int64_t S, int64_t F, const int64_t* group_S,
+                   float* y) {
     const int threads = threads_for(S * F * 8);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t s = 0; s < S; ++s) {
         const float *gate = gate_up + s * 2 * F, *up = gate + F;
         float* out = y + s * F;
-        const auto product = [&](auto activation) __attribute__((always_inline)) {
-            by_eights(F, [&](int64_t i, int64_t count) {
-                store(out + i, activation(load(gate + i, count), i, count) * load(up + i, count), count);
+        const auto product = [&](auto of) __attribute__((always_inline)) {
+            by_eights(F, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+                store(out + i, of(load(gate + i, count), i, count) * load(up + i, count), count);
             });
         };
-        if (kind == 0) product([](v8 x, int64_t, int64_t) { return silu(x); });
-        if (kind == 1) product([](v8 x, int64_t, int64_t) { return gelu(x); });
-        if (kind == 2) product([](v8 x, int64_t, int64_t) { return relu2(x); });
-        if (kind == 3) {
-            const int64_t first = group_S ? group_S[s] * F : 0;
-            product([&](v8 x, int64_t i, int64_t count) {
-                const v8 least = load(threshold + first + i, count) + load(offset + first + i, count);
+        if (activation.kind == SILU) product([](v8 x, int64_t, int64_t) { return silu(x); });
+        if (activation.kind == GELU) product([](v8 x, int64_t, int64_t) { return gelu(x); });
+        if (activation.kind == RELU2) product([](v8 x, int64_t, int64_t) { return relu2(x); });
+        if (activation.kind == SPIKE) {
+            const int64_t first = activation.grouped ? group_S[s] * F : 0;
+            product([&](v8 x, int64_t i, int64_t count) __attribute__((always_inline)) {
+                const v8 least = load(activation.threshold + first + i, count)
+                               + load(activation.offset + first + i, count);
                 return x > least ? x : all(0);
             });
         }
+    }
+}
+
+struct GatedMLP {
+    int64_t hidden, inner;
+    Gate activation;
+    const void *gate_up, *down;
+    Products products;
+};
+
+struct Mixture {
+    Router router;
+    Gate activation;
+    int64_t inner;
+    const void *gate_up, *down;
+    GatedMLP shared;  // of inner 0 where there is none
+};
+
+float* room(int64_t which, int64_t count) {  // kept from call to call
+    static thread_local std::vector<float> rooms[4];
+    if (static_cast<int64_t>(rooms[which].size()) < count) rooms[which].resize(count);
+    return rooms[which].data();
+}
+
+int run(const GatedMLP& mlp, const float* x, int64_t N, float* out) {
+    const int64_t F = mlp.inner;
+    float *gate_up = room(0, N * 2 * F), *h = room(1, N * F);
+    if (int problem = mlp.products.linear(mlp.gate_up, x, N, gate_up)) return problem;
+    gated_product(mlp.activation, gate_up, N, F, nullptr, h);
+    return mlp.products.linear(mlp.down, h, N, out);
+}
+
+int run(const Mixture& moe, const float* x, int64_t N, float* out) {
+    static thread_local std::vector<int64_t> rows, experts;
+    const int64_t D = moe.router.hidden, F = moe.inner, most = N * moe.router.most;
+    const Products& products = moe.shared.products;
+    if (static_cast<int64_t>(rows.size()) < most) {
+        rows.resize(most);
+        experts.resize(most);
+    }
+    if (moe.shared.inner) {
+        if (int problem = run(moe.shared, x, N, out)) return problem;
+    } else {
+        for (int64_t i = 0; i < N * D; ++i) out[i] = 0;
+    }
+    float* weights = room(2, most);
+    const int64_t S = choose(moe.router, x, N, rows.data(), experts.data(), weights);
+    float *gate_up = room(0, S * 2 * F), *h = room(1, S * F);
+    if (int problem = products.experts(moe.gate_up, x, N, rows.data(), experts.data(), S, gate_up)) return problem;
+    gated_product(moe.activation, gate_up, S, F, experts.data(), h);
+    return products.add_experts(moe.down, h, experts.data(), S, room(3, S * D), weights, rows.data(), out, N);
+}
+
+}  // namespace
+
+// What a router of this project chooses for x [N, D]; count: of the pairs.
+extern "C" void route(const void* router, const float* x, int64_t N, int64_t* row_S, int64_t* expert_S,
+                      float* weight_S, int64_t* count) {
+    *count = choose(*static_cast<const Router*>(router), x, N, row_S, expert_S, weight_S);
+}
+
+// activation(gate) * up of rows [S, 2 F], each with its group's thresholds.
+extern "C" void gated(const void* activation, const float* gate_up, int64_t S, int64_t F, const int64_t* group_S,
+                      float* y) {
+    gated_product(*static_cast<const Gate*>(activation), gate_up, S, F, group_S, y);
+}
+
+// A whole feed-forward with ternary weights: out [N, D] of x [N, D]. `problem` is 0, or 1 where memory ran out.
+extern "C" void gated_mlp(const void* mlp, const float* x, int64_t N, float* out, int64_t* problem) {
+    try {
+        *problem = run(*static_cast<const GatedMLP*>(mlp), x, N, out);
+    } catch (const std::bad_alloc&) {
+        *problem = 1;
+    }
+}
+
+extern "C" void mixture_of_experts(const void* moe, const float* x, int64_t N, float* out, int64_t* problem) {
+    try {
+        *problem = run(*static_cast<const Mixture*>(moe), x, N, out);
+    } catch (const std::bad_alloc&) {
+        *problem = 1;
     }
 }

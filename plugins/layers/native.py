@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from tryplicity import kernels
+from tryplicity import State, kernels
 
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 _functions: dict[str, Callable[..., None] | None] = {}
@@ -47,6 +47,16 @@ def addresses(*tensors: Tensor) -> ctypes.Array:
     return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
+def row_addresses(states: Sequence[State], name: str, batch: int) -> ctypes.Array:
+    """Where each row of a batch has its part of this tensor of the states: one state of all rows, or one for each."""
+    if len(states) == batch:
+        return addresses(*[state[name] for state in states])
+    (whole,) = (state[name] for state in states)
+    assert len(whole) == batch
+    start, step = whole.data_ptr(), whole.stride(0) * whole.element_size()
+    return (ctypes.c_void_p * batch)(*range(start, start + batch * step, step))
+
+
 def works_on(x: Tensor) -> bool:
     """Whether C may compute on x here and now: fp32 in this machine's memory, contiguous, no subclass of Tensor, and
     neither gradients nor autocast to heed."""
@@ -60,13 +70,13 @@ def plain(*parameters: Tensor) -> bool:
                for p in parameters)
 
 
-def own_parameters(module: nn.Module) -> list[int] | None:
-    """The addresses of the parameters that the module itself holds, in the order in which it made them; None where C
-    may not read them. Looked at closely only when one has moved: this is asked for every token."""
-    parameters = [p for p in module._parameters.values() if p is not None]
-    found = [p.data_ptr() for p in parameters]
+def own_parameters(module: nn.Module, *names: str) -> list[int | None] | None:
+    """The addresses of these parameters of the module itself, None for one that it has not; nothing where C may not
+    read them. They are looked at closely only when one has moved: this is asked for every token."""
+    own = module._parameters
+    found = [None if (p := own[name]) is None else p.data_ptr() for name in names]
     if module.__dict__.get("_addresses") != found:
-        if not plain(*parameters):
+        if not plain(*(own[name] for name in names if own[name] is not None)):
             return None
         module.__dict__["_addresses"] = found
     return found

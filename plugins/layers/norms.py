@@ -73,7 +73,7 @@ class RMSNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         if native.works_on(x):
-            norm, weight = native.function("rms_norm", "pppiif"), native.own_parameters(self)
+            norm, weight = native.function("rms_norm", "pppiif"), native.own_parameters(self, "weight")
             if norm is not None and weight is not None:
                 y = torch.empty_like(x)
                 norm(x.data_ptr(), *weight, y.data_ptr(), x.numel() // self.size, self.size, self.eps)

@@ -149,12 +149,13 @@ class Scheduler:
         with self._changed:
             while self._waiting and len(self._active) < self.slots:
                 self._active.append(self._waiting.popleft())
-        torch.set_num_threads(self.read_threads)
-        self._read_prompts()
+        if any(sequence.reading for sequence in self._active):
+            self._use_threads(self.read_threads)
+            self._read_prompts()
         writing = [sequence for sequence in self._active if not sequence.reading]
         if not writing:
             return
-        torch.set_num_threads(self.decode_threads)
+        self._use_threads(self.decode_threads)
         try:
             if len(writing) == 1 and self.drafter:
                 self._write_guessing(writing[0])
@@ -164,6 +165,11 @@ class Scheduler:
             log.exception("a step of the engine failed")
             self._fail(writing, error)
         time.sleep(0)  # whoever waits for the interpreter gets it
+
+    @staticmethod
+    def _use_threads(threads: int) -> None:
+        if torch.get_num_threads() != threads:  # setting it, even to what it is, costs microseconds
+            torch.set_num_threads(threads)
 
     def _drop_cancelled(self) -> None:
         with self._changed:

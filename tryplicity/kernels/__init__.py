@@ -105,8 +105,10 @@ class TernaryMatrix:
             planes = _planes(library, None, packed_EOP.data_ptr(), *packed_EOP.shape[:2], in_features)
         return cls(planes, _scales(scale, packed_EOP), packed.shape[-2], in_features, *_experts(packed))
 
-    def digits(self) -> Tensor:
-        """int8 [O, D] or [E, O, D]."""
+    def digits(self, expert: int | None = None) -> Tensor:
+        """int8 [O, D], of one expert if it is named, or [E, O, D]."""
+        if expert is not None:
+            return plain.digits(self.planes[expert])[: self.out_features, : self.in_features]
         digits_EOD = torch.stack([plain.digits(planes)[: self.out_features, : self.in_features]
                                   for planes in self.planes])
         return digits_EOD[0] if self.experts is None else digits_EOD

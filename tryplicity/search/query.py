@@ -17,15 +17,45 @@ _NAMED = frozenset("statement statements keyword keywords operator operators loo
 _QUOTED = re.compile(r"[`'\"]([^`'\"\s]{1,80})[`'\"]")
 
 
+# words that people and documentation use for one another in computing
+_SAME = {word: tuple(other for other in line.split() if other != word) for line in """
+    folder directory
+    folders directories
+    delete remove
+    exit quit
+    length len size
+    wait sleep
+    catch handle except
+    stop terminate
+    create make
+    text string
+    integer int
+    string str
+    dictionary dict mapping
+    largest maximum max
+    larger maximum max
+    biggest maximum max
+    smallest minimum min
+    smaller minimum min
+    show print display
+    save dump store
+    """.strip().splitlines() for word in line.split()}
+
+
 class Term(NamedTuple):
-    """What is looked for: one word, or several that follow one another."""
+    """What is looked for: a word, or words that follow one another, or what may stand in their place."""
 
     words: tuple[str, ...]
 
     @property
+    def others(self) -> tuple[str, ...]:
+        return _SAME.get(self.words[0], ()) if len(self.words) == 1 else ()
+
+    @property
     def quoted(self) -> str:
-        """As FTS5 reads it: a string in double quotes."""
-        return '"' + " ".join(self.words).replace('"', '""') + '"'
+        """As FTS5 reads it: strings in double quotes."""
+        return "(" + " OR ".join(f'"{form.replace(chr(34), chr(34) * 2)}"'
+                                 for form in (" ".join(self.words), *self.others)) + ")"
 
 
 def terms(question: str) -> list[Term]:
@@ -36,7 +66,7 @@ def terms(question: str) -> list[Term]:
     for dotted in DOTTED.findall(question):
         found += [Term((folded(name),)) for name in joined(dotted)]
     quoted = {folded(word) for word in _QUOTED.findall(question)}
-    words = [word for word in _WORD.findall(folded(question).replace("_", " "))]
+    words = _WORD.findall(folded(question).replace("_", " "))
     for at, word in enumerate(words):
         following = words[at + 1] if at + 1 < len(words) else ""
         if word not in STOP_WORDS or word in quoted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ def folded(text: str) -> str:
     return "".join(sign for sign in apart if not unicodedata.combining(sign))
 
 
+@functools.lru_cache(65536)
 def stem(word: str) -> str:
     """A lower-case word without its commonest endings, so that `joins`, `joined` and `joining` are one."""
     for ending in _ENDINGS:

@@ -80,7 +80,8 @@ def add_routes(app: Sanic, service: Service, read: ReadBody) -> None:
                          f"{name}.json")
 
     async def export_all(request: Request) -> HTTPResponse:
-        return _download(_json(await stored(store.export)), "application/json", "conversations.json")
+        text = await service.in_thread(_json, await stored(store.export))
+        return _download(text, "application/json", "conversations.json")
 
     async def import_all(request: Request) -> HTTPResponse:
         options = service.options

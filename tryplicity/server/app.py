@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sanic import HTTPResponse, Request, Sanic
+from sanic.application.state import ApplicationServerInfo
 from sanic.config import Config
 from sanic.exceptions import SanicException
 from sanic.handlers import ErrorHandler
+from sanic.http.constants import HTTP
 from sanic.response import json
 
 from tryplicity.errors import UserError
 from tryplicity.server import api, ask, errors, metrics, openai, page, routing, security
-from tryplicity.server.conversations import Store, Unknown
-from tryplicity.server.errors import ApiError
+from tryplicity.server.conversations import Store
 from tryplicity.server.limits import read_body, read_json
 from tryplicity.server.options import Options
 from tryplicity.server.service import Searcher, Service
@@ -50,48 +51,32 @@ class App(Sanic):
         finally:
             service.left()
             seconds = time.monotonic() - start
-            response = request.stream.response if request.stream else None
-            status = 499 if request.conn_info and request.conn_info.lost else response.status if response else 500
+            gone = request.conn_info is not None and request.conn_info.lost
+            status = 499 if gone else getattr(request.ctx, "status", 500)
             route = request.route.path if request.route else "none"
             method = request.method if request.method in METHODS else "other"
             service.metrics.requests.add(route=route, method=method, status=str(status))
             service.metrics.request_seconds.observe(seconds)
-            path = request.path.encode("unicode_escape").decode()[:200]
-            log.info("%s %s %d %.0f ms", method, path, status, 1000 * seconds)
+            log.info("%s %s %d %.0f ms", method, shown_path(request), status, 1000 * seconds)
+
+
+def shown_path(request: Request) -> str:
+    """For the log: without the query, which says what was looked for, and on one line."""
+    return request.path.encode("unicode_escape").decode()[:200]
 
 
 class Errors(ErrorHandler):
     """Every error as OpenAI's API writes it; what was not foreseen is told to the log alone."""
 
     def default(self, request: Request, exception: Exception) -> HTTPResponse:
-        error = as_api_error(exception)
+        error = errors.as_api_error(exception)
         if error.status == 500:
-            log.error("%s %s", request.method, request.path.encode("unicode_escape").decode()[:200],
-                      exc_info=exception)
+            log.error("%s %s", request.method, shown_path(request), exc_info=exception)
         return json(error.as_dict(), status=error.status, headers=error.headers)
 
     @staticmethod
     def log(request: Request, exception: Exception) -> None:
         """Not Sanic's own way, which prints what users got wrong with a traceback."""
-
-
-def as_api_error(exception: BaseException) -> ApiError:
-    if isinstance(exception, ApiError):
-        return exception
-    if isinstance(exception, UserError):
-        return errors.wrong(str(exception))
-    if isinstance(exception, Unknown):
-        return ApiError(404, "there is no such conversation or message", code="not_found")
-    if isinstance(exception, SanicException) and exception.status_code < 500:
-        status = exception.status_code
-        text = {404: "there is nothing at this address", 405: "this address does not take this method",
-                413: "the request is too large"}.get(status, "the request is not well formed")
-        return ApiError(status, text, code={404: "not_found", 405: "method_not_allowed", 413: "body_too_large",
-                                            408: "timeout"}.get(status, "bad_request"),
-                        headers={k: v for k, v in (exception.headers or {}).items() if k.lower() == "allow"})
-    if isinstance(exception, SanicException) and exception.status_code == 503:
-        return ApiError(503, "the answer took too long", code="timeout")
-    return errors.internal()
 
 
 def create_app(service: Service, plugins: Plugins | None = None, *, page_folder: Path | None = None) -> App:
@@ -110,13 +95,14 @@ def create_app(service: Service, plugins: Plugins | None = None, *, page_folder:
         if request.method == "NONE":    # Sanic's stand-in for a request it could not read
             return None
         guard.check(request)
-        if request.method == "OPTIONS" and guard.allowed_origin(request):
+        if guard.is_preflight(request):
             return HTTPResponse(status=204)
         if service.draining and not security.is_open(request.path):
             raise errors.draining()
         return None
 
     async def after(request: Request, response: HTTPResponse) -> None:
+        request.ctx.status = response.status
         response.headers.update({k: v for k, v in security.HEADERS.items() if k not in response.headers})
         response.headers.setdefault("Cache-Control", "no-store")
         if origin := guard.allowed_origin(request):
@@ -167,6 +153,8 @@ async def run(app: App, sock: socket.socket, *, signals: bool = True, ready: Cal
         ending.set()
 
     server = await app.create_server(sock=sock, backlog=1024, asyncio_server_kwargs={"start_serving": False})
+    # Sanic's own runner says so too; without it every answer has an empty Alt-Svc header
+    app.state.server_info.append(ApplicationServerInfo(settings={"version": HTTP.VERSION_1, "port": None}))
     try:
         await server.startup()
     except SanicException as error:
@@ -188,7 +176,13 @@ async def run(app: App, sock: socket.socket, *, signals: bool = True, ready: Cal
         await server.before_stop()
         server.close()
         for connection in list(server.connections):
+            connection.close()      # once what was written to it is sent
+        deadline = loop.time() + 2
+        while server.connections and loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        for connection in list(server.connections):
             connection.abort()
+        await service.until_idle(2)
         await loop.run_in_executor(None, service.close)
         await server.after_stop()
         Sanic.unregister_app(app)
@@ -202,6 +196,7 @@ def bind(options: Options) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)   # what the system keeps for one slow reader
         sock.bind((options.host.strip("[]"), options.port))
         sock.listen(1024)
     except OSError as error:

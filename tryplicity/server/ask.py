@@ -174,7 +174,8 @@ def add_routes(app: Sanic, service: Service, read: ReadBody) -> None:
                 stream = await EventStream(request, service).open()
                 try:
                     await _answer(service, turn, stream)
-                except ApiError as error:
+                except Exception as exception:
+                    error = stream.told(exception)
                     after = error.headers.get("Retry-After")
                     await stream.send({"type": "error", **error.as_dict(),
                                        "retry_after": int(after) if after else None})
@@ -186,19 +187,23 @@ def add_routes(app: Sanic, service: Service, read: ReadBody) -> None:
 @asynccontextmanager
 async def _alone(service: Service, id: str) -> AsyncIterator[None]:
     """One answer at a time in a conversation. One that was just stopped is waited for."""
-    lock = service.writing.setdefault(id, asyncio.Lock())
+    lock, users = service.writing.get(id, (asyncio.Lock(), 0))
+    service.writing[id] = lock, users + 1
     try:
-        async with asyncio.timeout(3):
-            await lock.acquire()
-    except TimeoutError:
-        raise ApiError(409, "an answer is being written in this conversation; stop it first, or wait for it",
-                       code="conversation_busy", headers={"x-should-retry": "false"}) from None
-    try:
-        yield
+        try:
+            async with asyncio.timeout(3):
+                await lock.acquire()
+        except TimeoutError:
+            raise ApiError(409, "an answer is being written in this conversation; stop it first, or wait for it",
+                           code="conversation_busy", headers={"x-should-retry": "false"}) from None
+        try:
+            yield
+        finally:
+            lock.release()
     finally:
-        lock.release()
-        if not lock.locked() and service.writing.get(id) is lock and not lock._waiters:
-            del service.writing[id]
+        lock, users = service.writing.pop(id)
+        if users > 1:
+            service.writing[id] = lock, users - 1
 
 
 async def _answer(service: Service, turn: Turn, stream: EventStream) -> None:

@@ -14,6 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sanic.exceptions import SanicException
+
+from tryplicity.errors import UserError
+from tryplicity.server.conversations import Unknown
+
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error",
           500: "server_error", 503: "server_error", 504: "server_error"}
 
@@ -63,3 +68,23 @@ def busy(seconds: int, message: str = "every slot is taken and the queue is full
 
 def internal() -> ApiError:
     return ApiError(500, "the server made a mistake; its log says more", code="internal_error")
+
+
+def as_api_error(exception: BaseException) -> ApiError:
+    """What a client is told of any exception: 500, and no more, for one that nobody foresaw."""
+    if isinstance(exception, ApiError):
+        return exception
+    if isinstance(exception, UserError):
+        return wrong(str(exception))
+    if isinstance(exception, Unknown):
+        return ApiError(404, "there is no such conversation or message", code="not_found")
+    if isinstance(exception, SanicException) and exception.status_code < 500:
+        status = exception.status_code
+        text = {404: "there is nothing at this address", 405: "this address does not take this method",
+                413: "the request is too large"}.get(status, "the request is not well formed")
+        return ApiError(status, text, code={404: "not_found", 405: "method_not_allowed", 413: "body_too_large",
+                                            408: "timeout"}.get(status, "bad_request"),
+                        headers={k: v for k, v in (exception.headers or {}).items() if k.lower() == "allow"})
+    if isinstance(exception, SanicException) and exception.status_code == 503:
+        return ApiError(503, "the answer took too long", code="timeout")
+    return internal()

@@ -8,6 +8,7 @@ with finish_reason "length".
 from __future__ import annotations
 
 import hashlib
+import json as json_text
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -276,8 +277,8 @@ async def _answer(request: Request, service: Service, engine: Engine, shape: Sha
             if body.usage_chunk:
                 await stream.send({**head, "choices": [], "usage": shape.usage(answers.generations)})
             await stream.send("[DONE]")
-        except ApiError as error:
-            await stream.send(error.as_dict())
+        except Exception as exception:
+            await stream.send(stream.told(exception).as_dict())
         await stream.close()
     return None
 
@@ -348,6 +349,10 @@ class ChatShape(Shape):
         self._check_choices(1)
         if len(body.messages) > limit:
             raise outside(f"messages: at most {limit} on this server", "messages")
+        schema, most_bytes = body.schema(), self.service.options.schema_bytes
+        if schema is not None and len(json_text.dumps(schema)) > most_bytes:
+            raise outside(f"response_format: a schema of at most {most_bytes:,} bytes on this server",
+                          "response_format")
         messages = [message.plain() for message in body.messages]
         check_messages(messages, "messages")
         prompt = tuple(chat.prompt(self.engine, messages))
@@ -355,7 +360,7 @@ class ChatShape(Shape):
         tops = (body.top_logprobs or 0) if body.logprobs else None
         vocab_size = self.words.size
         return [EngineRequest(prompt, body.sampling(vocab_size, i), most, stop=tuple(body.stop), logprobs=tops,
-                              end_tokens=chat.END_TOKENS, schema=body.schema()) for i in range(body.n)]
+                              end_tokens=chat.END_TOKENS, schema=schema) for i in range(body.n)]
 
     def first(self, choices: int) -> Iterator[dict[str, Any]]:
         for index in range(choices):

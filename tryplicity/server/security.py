@@ -48,8 +48,13 @@ class Guard:
         """Raises ApiError for a request that may not be answered."""
         host = self._host(request)
         self._check_origin(request, host)
-        if request.method != "OPTIONS" and not is_open(request.path):
+        if not is_open(request.path) and not self.is_preflight(request):
             self._check_key(request)
+
+    def is_preflight(self, request: Request) -> bool:
+        """Whether a browser asks, without the key, if a page of a welcome origin may ask."""
+        return (request.method == "OPTIONS" and "access-control-request-method" in request.headers
+                and self.allowed_origin(request) is not None)
 
     def allowed_origin(self, request: Request) -> str | None:
         """The foreign origin of a request that was named as welcome."""

@@ -55,7 +55,7 @@ class Service:
         self.idle.set()
         self.under_way = 0
         self.fault: BaseException | None = None
-        self.writing: dict[str, asyncio.Lock] = {}      # conversations whose answer is being written
+        self.writing: dict[str, tuple[asyncio.Lock, int]] = {}  # conversations being answered; with those who wait
         self._load_engine, self._load_searcher = load_engine, load_searcher
         self._searches = ThreadPoolExecutor(options.searches, thread_name_prefix="search")
         self._work = ThreadPoolExecutor(4, thread_name_prefix="work")
@@ -147,11 +147,21 @@ class Service:
     async def drain(self) -> None:
         """Refuse what is new and let what runs end, for the time of grace."""
         self.draining = True
+        if await self.until_idle(self.options.grace_seconds):
+            return
+        log.warning("cutting off %d requests", self.under_way)
+        if self.engine is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self.engine.close)   # tells every listener
+            await self.until_idle(2)
+
+    async def until_idle(self, seconds: float) -> bool:
+        """Whether no request was under way at some moment of so many seconds."""
         try:
-            async with asyncio.timeout(self.options.grace_seconds):
+            async with asyncio.timeout(seconds):
                 await self.idle.wait()
         except TimeoutError:
-            log.warning("cutting off %d requests", self.under_way)
+            return False
+        return True
 
     def close(self) -> None:
         """Blocks until the engine's thread has ended and the conversations are on disk."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from tryplicity.inference.engine import Engine
     from tryplicity.inference.generation import Request as EngineRequest
     from tryplicity.server.service import Service
+
+
+log = logging.getLogger("tryplicity.server")
 
 
 class Answers:
@@ -152,6 +156,13 @@ class EventStream:
 
     async def ping(self) -> None:
         await self._write(": ping\n\n")
+
+    def told(self, exception: Exception) -> errors.ApiError:
+        """What the client is told of an exception once the stream has begun; what nobody foresaw goes to the log."""
+        error = errors.as_api_error(exception)
+        if error.status == 500:
+            log.error("%s", self._request.path, exc_info=exception)
+        return error
 
     async def close(self) -> None:
         assert self._response is not None

@@ -1,6 +1,8 @@
 """Sites and modules for the tests of single layers: assembled as a model is, on meta, then filled."""
 
-from contextlib import nullcontext
+from collections import defaultdict
+from contextlib import contextmanager, nullcontext
+from unittest import mock
 
 import torch
 
@@ -92,3 +94,23 @@ def runs_everywhere(build, call, *inputs):
                     if name not in ("fake", "meta"):
                         assert parameter.grad.isfinite().all(), (name, key)
                 assert output.dtype in (dtype, torch.bfloat16, torch.float32), name
+
+
+@contextmanager
+def without_native():
+    """The layers without their C++, as on a machine that has no compiler."""
+    from tryplicity_plugins.layers import native
+
+    with mock.patch.object(native, "_functions", defaultdict(lambda: None)):
+        yield
+
+
+@contextmanager
+def threads(count):
+    """With so many threads for torch and the layers' C++."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -195,3 +195,26 @@ def test_runs_everywhere(options):
 def test_stack_runs_everywhere():
     runs_everywhere(lambda: part(BitLinear).build(24, 16, experts=2),
                     lambda m, x, ends: m(x, ends), torch.randn(6, 24), torch.tensor([2, 6]).int())
+
+
+def test_packed_is_unpacked(registry):
+    """Dense, stacked and single experts: the same products, whatever the number of rows, with and without a bias."""
+    from tryplicity_plugins.layers.bitlinear import BitLinear
+
+    generator = torch.Generator().manual_seed(0)
+    for experts, bias in ((None, True), (3, False)):
+        linear = BitLinear(None, 37, 22, experts=experts, bias=bias)
+        with torch.no_grad():
+            for parameter in linear.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        packed = BitLinear(None, 37, 22, experts=experts, bias=bias)
+        packed.load_state_dict(linear.state_dict())
+        packed.adopt(packed.pack())
+        x = torch.randn(12, 37, generator=generator)
+        offsets_E = None if experts is None else torch.tensor([4, 4, 9], dtype=torch.int32)
+        used = 12 if experts is None else 9  # later rows belong to no expert
+        with torch.no_grad():
+            torch.testing.assert_close(packed.eval()(x, offsets_E)[:used], linear.eval()(x, offsets_E)[:used],
+                                       rtol=1e-4, atol=1e-4)
+            if experts:
+                torch.testing.assert_close(packed.expert_weight(2), linear.expert_weight(2))
