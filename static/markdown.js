@@ -62,7 +62,7 @@ function blocks(lines, parent, context) {
       continue;
     }
     const item = ITEM.exec(line);
-    if (item && context.depth < DEPTH && (paragraph.length === 0 || !/^\d/.test(item[2]) || item[2].startsWith("1"))) {
+    if (item && context.depth < DEPTH && (paragraph.length === 0 || !/^\d/.test(item[2]) || /^1[.)]$/.test(item[2]))) {
       flush();
       i = list(lines, i, parent, context) - 1;
       continue;
@@ -266,7 +266,7 @@ function inline(parent, text, context, depth = 0) {
   /** `[words](address)`, or `[3]`, the mark of a source. */
   function bracket(i) {
     const cited = /^\[(\d{1,3})\](?!\()/.exec(text.slice(i, i + 6));
-    if (cited) {
+    if (cited && !/[\w)=]/.test(text[i - 1] ?? " ")) { // list[0] is no mark
       const chip = context.cite(Number(cited[1]));
       if (chip === null) return i;
       if (plain.endsWith(" ")) plain = `${plain.slice(0, -1)}\u00a0`; // the chip stays with its sentence
@@ -335,7 +335,8 @@ export class LiveMarkdown {
   #growCode(text) {
     const open = this.#tail.length === 1 ? this.#tail[0].querySelector?.("pre[data-open] > code") : null;
     const tail = text.slice(this.#settled);
-    if (!open || open.childNodes.length !== 1 || !/^(?:`{3,}|~{3,})[^\n]*\n/.test(tail) || /\n {0,3}(?:`{3,}|~{3,})\s*(?:\n|$)/.test(tail)) return false;
+    const named = this.#tail[0]?.querySelector?.(".code-head > span")?.textContent === (FENCE.exec(tail.slice(0, tail.indexOf("\n")))?.[3] || "text");
+    if (!open || !named || open.childNodes.length !== 1 || !/^(?:`{3,}|~{3,})[^\n]*\n/.test(tail) || /\n {0,3}(?:`{3,}|~{3,})\s*(?:\n|$)/.test(tail)) return false;
     const code = tail.slice(tail.indexOf("\n") + 1);
     if (/\n[ `~]*$/.test(code) && /[`~]$/.test(code)) return true; // perhaps the closing fence: wait
     const node = open.firstChild;

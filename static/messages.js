@@ -61,6 +61,7 @@ export class AnswerView {
     this.message = message;
     this.question = question;
     this.found = [];
+    this.updates = []; // milliseconds that the last streamed updates took
     this.ways = ways;
     this.onrender = () => {};
     this.element = h("article", { class: "message answer", "aria-label": "Answer" });
@@ -114,6 +115,7 @@ export class AnswerView {
     this.body.replaceChildren();
     this.#live = new LiveMarkdown(this.body, this.#options);
     this.#live.onrender = () => this.onrender();
+    this.updates = this.#live.updates;
     if (text) this.#live.append(text);
     this.foot.replaceChildren(h("p", { class: "waiting" }, h("img", { src: "/static/logo.svg", alt: "", width: "18", height: "18" }), h("span", {}, words)));
   }
@@ -129,11 +131,6 @@ export class AnswerView {
 
   get text() {
     return this.#live?.text ?? this.message?.content ?? "";
-  }
-
-  /** Milliseconds that the last updates took. */
-  get updates() {
-    return this.#live?.updates ?? [];
   }
 
   problem(problem, ways) {

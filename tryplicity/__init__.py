@@ -21,6 +21,8 @@ _EXPORTS = {
     "tryplicity.functional": ["chunked_cross_entropy", "grouped_linear"],
     "tryplicity.model": ["initialise"],
     "tryplicity.errors": ["UserError"],
+    "tryplicity.files": ["whole_file"],
+    "tryplicity.search": ["PassageIndex", "ensure_index"],
     "tryplicity.plugins": ["load_plugins"],
     "tryplicity.planner.memory": ["Facts", "MemoryPlan", "finish_plan", "moments"],
 }

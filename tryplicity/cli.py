@@ -329,6 +329,79 @@ def brain(run: Path, as_json: bool, follow: bool) -> None:
     show(run, as_json=as_json, follow=follow)
 
 
+@main.command()
+@click.argument("run", required=False)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; wider than this machine needs a "
+                                                                     "key, or --allow-public.")
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
+@click.option("--api-key", metavar="KEY", help="What clients must send; also from TRYPLICITY_API_KEY.")
+@click.option("--allow-public", is_flag=True, help="Listen wider than this machine without a key.")
+@click.option("--cors", multiple=True, metavar="ORIGIN", help="Another page that may call, as https://example.org.")
+@click.option("--name", "hosts", multiple=True, metavar="HOST", help="A name under which the server may be reached.")
+@click.option("--search", default="passages", show_default=True, metavar="RETRIEVER",
+              help="passages, semantic, '{type: passages, index: FILE}', '{type: searxng, url: ...}', or none.")
+@click.option("--conversations", metavar="FILE", help="Where they are kept, by default in your data folder; none: nowhere.")
+@click.option("--slots", default=8, show_default=True, type=click.IntRange(1), help="Texts written at once.")
+@click.option("--max-tokens", default=2048, show_default=True, type=click.IntRange(1), help="Most of one request.")
+@plugin_options
+def serve(run: str | None, plugins: Any, cors: tuple[str, ...], hosts: tuple[str, ...], **options: Any) -> None:
+    """A page to ask and search on, and OpenAI's API, from the model of RUN: a run folder or an exported file.
+
+    Without RUN there is search alone. Ctrl-C and SIGTERM let what runs end first.
+
+    Example: tryplicity serve runs/first --port 5000
+    """
+    from tryplicity.server.app import serve as run_server
+    from tryplicity.training.process import polite_threads, tune_malloc
+
+    polite_threads()
+    tune_malloc()
+    run_server(run, plugins=plugins, cors=cors, hosts=hosts, **options)
+
+
+@main.group()
+def search() -> None:
+    """An index of passages on this machine, for `serve` and for you."""
+
+
+@search.command("index")
+@click.argument("source")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="By default in the user's cache.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@plugin_options
+def search_index(source: str, out: Path | None, as_json: bool, plugins: Any) -> None:
+    """Index the passages of SOURCE: a folder or file of text, python-docs, or what else --data takes.
+
+    Example: tryplicity search index my_notes --out notes.sqlite
+    """
+    from tryplicity import pages
+    from tryplicity.search import command
+
+    with pages.preparation() as progress:
+        answer = command.index(source, out, plugins.registry, progress)
+    click.echo(command.as_json(answer) if as_json else command.index_page(answer))
+
+
+@search.command("ask")
+@click.argument("question")
+@click.option("--index", "path", type=click.Path(path_type=Path), metavar="FILE",
+              help="By default the documentation of this installation.")
+@click.option("--limit", default=5, show_default=True, type=click.IntRange(1, 50))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@plugin_options
+def search_ask(question: str, path: Path | None, limit: int, as_json: bool, plugins: Any) -> None:
+    """The passages for QUESTION, best first.
+
+    Example: tryplicity search ask "How do I join two paths?"
+    """
+    from tryplicity import pages
+    from tryplicity.search import command
+
+    with pages.preparation() as progress:
+        answer = command.ask(question, path, limit, plugins.registry, progress)
+    click.echo(command.as_json(answer) if as_json else command.ask_page(answer))
+
+
 @main.group()
 def plugins() -> None:
     """Who provides what, and what failed and why."""
@@ -411,9 +484,11 @@ def ablate(plugins: Any, modules: tuple[str, ...], tokens: float, report_only: b
 @main.command()
 @click.option("--minutes", default=2.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Of training.")
 @click.option("--run", "folder", default="runs/quickstart", show_default=True, type=click.Path(path_type=Path))
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(0, 65535), help="Of the page.")
+@click.option("--no-page", is_flag=True, help="End before the page.")
 @plugin_options
-def quickstart(minutes: float, folder: Path, plugins: Any) -> None:
-    """The whole way on this machine: plan, prepare, train a tiny model, let it write and answer.
+def quickstart(minutes: float, folder: Path, port: int, no_page: bool, plugins: Any) -> None:
+    """The whole way on this machine: plan, prepare, train a tiny model, let it write and answer, open its page.
 
     Example: tryplicity quickstart --minutes 2
     """
@@ -439,7 +514,27 @@ def quickstart(minutes: float, folder: Path, plugins: Any) -> None:
     pages.heading("4  Ask", f'tryplicity generate {folder} --chat "{question}" --temperature 0')
     click.secho(question, bold=True)
     _print(reply(engine, dialogue(question), Sampling(temperature=0), 60))
+    engine.close()
     pages.next_steps(folder)
+    if no_page:
+        return
+    from tryplicity.server.app import serve as run_server
+
+    port = _free_port(port)
+    pages.heading("5  Talk to it", f"tryplicity serve {folder} --port {port}")
+    run_server(folder, plugins=plugins, port=port,
+               say=lambda address: click.echo(f"\nopen {address} in a browser; Ctrl-C ends it"))
+
+
+def _free_port(wanted: int) -> int:
+    """The port, or the next one that is free."""
+    import socket
+
+    for port in range(wanted, min(wanted + 20, 65536)):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    return wanted
 
 
 def _free(folder: Path) -> Path:

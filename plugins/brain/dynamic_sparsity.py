@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tryplicity import Mean, Routing
+from tryplicity_plugins.layers.prepared import Told
 from tryplicity_plugins.layers.router import BalancedRouter, full_precision
 
 
@@ -104,9 +105,9 @@ class DynamicSparsityRouter(BalancedRouter):
             report.stats["level_squared"] = Mean(level_N1.detach().square().sum(), float(len(k_N)))
         return Routing(experts_NK, weights_NK, report)
 
-    def pairs(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        return self._pairs_in_c(x_ND, difficulty_D=self.difficulty_D, offset=self.offset,
-                                least=self.config.min_experts, span=self.span)
+    def in_c(self) -> Told:
+        return self._in_c(difficulty_D=self.difficulty_D, offset=self.offset, least=self.config.min_experts,
+                          span=self.span)
 
     def after_step(self, step: int, stats: Mapping[str, Mean]) -> None:
         super().after_step(step, stats)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tryplicity import Mean, Routing
+from tryplicity_plugins.layers.prepared import Told
 from tryplicity_plugins.layers.router import BalancedRouter, full_precision
 
 
@@ -67,8 +68,8 @@ class LateralInhibitionRouter(BalancedRouter):
             report.stats["similarity"] = Mean(similarity_of(sketch_EM.detach()), 1.0)
         return Routing(experts_NK, weights_NK, report)
 
-    def pairs(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        return self._pairs_in_c(x_ND, similarity_EE=self.similarity_EE)
+    def in_c(self) -> Told:
+        return self._in_c(similarity_EE=self.similarity_EE, strength=self.config.strength)
 
     def _choose(self, scores_NE: Tensor) -> tuple[Tensor, Tensor]:
         """The winners, and the similarity of each token's winners summed over their pairs."""

@@ -14,6 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tryplicity import Activation, Mean, Repair, Report
+from tryplicity_plugins.layers.activations import GateInC
+from tryplicity_plugins.layers.prepared import Told, address
 
 RECENT = 0.1  # weight of the latest step in the running zero rates: they are of the last 20 steps or so
 
@@ -106,10 +108,9 @@ class Spike(Activation):
         self.register_buffer("zero_rate", torch.empty(shape))
         self.register_buffer("square", torch.empty((*shape[:-1], 1)))
 
-    @property
-    def in_c(self) -> tuple[int, Tensor, Tensor]:
-        """For `gated`."""
-        return 3, self.threshold, self.offset
+    def in_c(self) -> Told:
+        struct = GateInC(3, address(self.threshold), address(self.offset), self.groups is not None)
+        return struct, [self.threshold, self.offset], []
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.threshold, self.config.threshold)

@@ -10,9 +10,12 @@
 // whole vectors. A page holds 64 tokens: for each row and each of the G heads first its keys [K, 64], then its values
 // [64, C].
 
-#include "common.h"
-
+#include <algorithm>
+#include <new>
 #include <vector>
+
+#include "common.h"
+#include "products.h"
 
 namespace {
 
@@ -169,13 +172,16 @@ void attend(float* out, const float* qkv, const float* rotation, const Row& row,
         }
 }
 
-}  // namespace
+struct Attention {
+    int64_t heads, kv_heads, head_dim;
+    const void *qkv, *out;  // packed matrices, or NULL
+    Products products;
+};
 
-// out [B, T, H * K]; qkv [B, T, (H + 2 G) * K]; rotation [positions, K / 2, 2]: cos and sin; rows_B3: the address of a
-// row's table of pages, the row's offset in a page in floats, and how many tokens it has seen. The pages have room for
-// the new tokens.
-extern "C" void attention_over_pages(float* out, const float* qkv, const float* rotation, const int64_t* rows_B3,
-                                     int64_t B, int64_t T, int64_t H, int64_t G, int64_t K) {
+// y [B, T, H * K] of qkv [B, T, (H + 2 G) * K]
+void attend_all(const Attention& layer, float* y, const float* qkv, const float* rotation, const int64_t* rows_B3,
+                int64_t B, int64_t T) {
+    const int64_t H = layer.heads, G = layer.kv_heads, K = layer.head_dim;
     const Shape shape{H, G, K, (K + LANES - 1) / LANES * LANES};
     std::vector<Row> rows(B);
     std::vector<int64_t> first_item(B + 1, 0);  // of each row, counting blocks of queries of one key/value head
@@ -203,8 +209,34 @@ extern "C" void attention_over_pages(float* out, const float* qkv, const float* 
             const int64_t item = i - first_item[b], seen = rows[b].seen;
             const int64_t at = (seen / block + item / G) * block;
             const int64_t begin = at > seen ? at : seen, end = at + block < seen + T ? at + block : seen + T;
-            attend(out + b * T * H * K, qkv + b * T * shape.width(), rotation, rows[b], shape, begin, end, item % G,
+            attend(y + b * T * H * K, qkv + b * T * shape.width(), rotation, rows[b], shape, begin, end, item % G,
                    scratch);
         }
+    }
+}
+
+}  // namespace
+
+// rotation [positions, K / 2, 2]: cos and sin; rows_B3: the address of a row's table of pages, the row's offset in a page
+// in floats, and how many tokens it has seen. The pages have room for the new tokens.
+extern "C" void attention_over_pages(const void* layer, float* y, const float* qkv, const float* rotation,
+                                     const int64_t* rows_B3, int64_t B, int64_t T) {
+    attend_all(*static_cast<const Attention*>(layer), y, qkv, rotation, rows_B3, B, T);
+}
+
+// The same with both products: out [B, T, D] of x [B, T, D]. `problem` is 0, or 1 where memory ran out.
+extern "C" void packed_attention(const void* of, float* out, const float* x, const float* rotation,
+                                 const int64_t* rows_B3, int64_t B, int64_t T, int64_t* problem) {
+    const Attention& layer = *static_cast<const Attention*>(of);
+    static thread_local std::vector<float> qkv, y;  // kept from call to call
+    try {
+        qkv.resize(std::max<size_t>(qkv.size(), B * T * (layer.heads + 2 * layer.kv_heads) * layer.head_dim));
+        y.resize(std::max<size_t>(y.size(), B * T * layer.heads * layer.head_dim));
+        *problem = layer.products.linear(layer.qkv, x, B * T, qkv.data());
+        if (*problem) return;
+        attend_all(layer, y.data(), qkv.data(), rotation, rows_B3, B, T);
+        *problem = layer.products.linear(layer.out, y.data(), B * T, out);
+    } catch (const std::bad_alloc&) {
+        *problem = 1;
     }
 }

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from tryplicity import Mixer, Rows, Site, State
 from tryplicity_plugins.layers import native
+from tryplicity_plugins.layers.prepared import Prepared, Products, Told, packed, prepared, products
 
 NO_DOCUMENT = -1  # of tokens seen before any ids were given
 PAGE = 64  # tokens; attention.cpp knows it too
@@ -86,6 +87,13 @@ class PagedState(State):
         """The keys and values of the first so many, [B, G, S, K]."""
         views = [self._views(page) for page in self["pages"][:-(-tokens // PAGE)]]
         return tuple(torch.cat(parts, 2)[:, :, :tokens] for parts in zip(*views, strict=True))
+
+
+class AttentionInC(ctypes.Structure):
+    """attention.cpp"""
+
+    _fields_ = [*((name, ctypes.c_int64) for name in ("heads", "kv_heads", "head_dim")),
+                ("qkv", ctypes.c_void_p), ("out", ctypes.c_void_p), ("products", Products)]
 
 
 class GroupedQueryAttention(Mixer):
@@ -169,40 +177,56 @@ class GroupedQueryAttention(Mixer):
 
     def forward(self, x_BTD: Tensor, *, state: PagedState | Rows | None = None,
                 doc_ids: Tensor | None = None) -> Tensor:
-        qkv = self.qkv(x_BTD)
-        if self.q_norm is not None:
-            qkv_BTHK = qkv.unflatten(-1, (-1, self.head_dim))
-            q, k, v = qkv_BTHK.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
-            qkv = torch.cat((self.q_norm(q.contiguous()), self.k_norm(k.contiguous()), v), dim=2).flatten(2)
-        if state is not None and doc_ids is None:
-            states = state if isinstance(state, Rows) else (state,)
-            y = self._in_one_call(qkv, states)
-            if y is None and isinstance(state, Rows):
-                y = torch.cat([self._attend(qkv[i:i + 1], own, None) for i, own in enumerate(states)])
-            if y is not None:
-                return self.out(y)
-        return self.out(self._attend(qkv, state, doc_ids))
+        if state is not None and doc_ids is None and native.works_on(x_BTD):
+            told, states = prepared(self, self._in_c), state if isinstance(state, Rows) else (state,)
+            if told is not None and not any("documents" in own or own["pages"] and not native.works_on(own["pages"][0])
+                                            for own in states):
+                return self._natively(told, x_BTD, states)
+        qkv = self._normed(self.qkv(x_BTD))
+        if isinstance(state, Rows):
+            y = torch.cat([self._attend(qkv[i:i + 1], own, doc_ids) for i, own in enumerate(state)])
+        else:
+            y = self._attend(qkv, state, doc_ids)
+        return self.out(y)
 
-    def _in_one_call(self, qkv: Tensor, states: tuple[PagedState, ...]) -> Tensor | None:
-        """All that lies between the two products in C, for one state or one a row; None where C may not."""
-        if not native.works_on(qkv):
-            return None
-        attend = native.function("attention_over_pages", "ppppiiiii")
-        if attend is None or any("documents" in state or state["pages"] and not native.works_on(state["pages"][0])
-                                 for state in states):
-            return None
-        B, T, _ = qkv.shape
+    def _normed(self, qkv: Tensor) -> Tensor:
+        if self.q_norm is None:
+            return qkv
+        q, k, v = qkv.unflatten(-1, (-1, self.head_dim)).split([self.heads, self.kv_heads, self.kv_heads], dim=-2)
+        return torch.cat((self.q_norm(q.contiguous()), self.k_norm(k.contiguous()), v), dim=-2).flatten(-2)
+
+    def _in_c(self) -> Told:
+        linears = (self.qkv, self.out)
+        matrices = packed(*linears) if self.q_norm is None else None
+        struct = AttentionInC(self.heads, self.kv_heads, self.head_dim)
+        if matrices is not None:
+            struct.qkv, struct.out, struct.products = *matrices, products()
+        return struct, [], linears
+
+    def _natively(self, told: Prepared, x_BTD: Tensor, states: tuple[PagedState, ...]) -> Tensor:
+        """All that lies between the two products in C, for one state of all rows or one a row; the products too, if
+        they are packed."""
+        B, T, _ = x_BTD.shape
         rows = []
         for state in states:
-            state.make_room(T, qkv.dtype, qkv.device)
+            state.make_room(T, x_BTD.dtype, x_BTD.device)
             rows += state.rows()
-        rotation = self._table(max(rows[2::3]) + T)
-        y = qkv.new_empty(B, T, self.heads * self.head_dim)
-        attend(y.data_ptr(), qkv.data_ptr(), rotation.data_ptr(), (ctypes.c_int64 * len(rows))(*rows), B, T,
-               self.heads, self.kv_heads, self.head_dim)
+        rotation = self._table(max(rows[2::3]) + T).data_ptr()
+        rows_B3 = (ctypes.c_int64 * len(rows))(*rows)
+        if told.struct.qkv:
+            out_BTD = torch.empty_like(x_BTD)
+            native.function("packed_attention", "ppppp" "ii" "p")(
+                told.address, out_BTD.data_ptr(), x_BTD.data_ptr(), rotation, rows_B3, B, T, told.problem_address)
+            told.check()
+        else:
+            qkv = self._normed(self.qkv(x_BTD)).contiguous()
+            y = qkv.new_empty(B, T, self.heads * self.head_dim)
+            native.function("attention_over_pages", "ppppp" "ii")(
+                told.address, y.data_ptr(), qkv.data_ptr(), rotation, rows_B3, B, T)
+            out_BTD = self.out(y)
         for state in states:
             state["seen"] += T
-        return y
+        return out_BTD
 
     def _attend(self, qkv: Tensor, state: PagedState | None, doc_ids: Tensor | None) -> Tensor:
         seen = 0 if state is None else state["seen"]

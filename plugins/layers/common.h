@@ -10,6 +10,8 @@
 #include <cstring>
 #ifdef _OPENMP
 #include <omp.h>
+#else
+static inline int omp_get_max_threads() { return 1; }
 #endif
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
@@ -154,10 +156,4 @@ INLINE v8 tanh(v8 x) {
 // about so many
 constexpr int64_t WORK_OF_A_THREAD = 1 << 17;
 
-INLINE int threads_for(int64_t work) {
-#ifdef _OPENMP
-    if (work >= 2 * WORK_OF_A_THREAD) return omp_get_max_threads();
-#endif
-    (void)work;
-    return 1;
-}
+INLINE int threads_for(int64_t work) { return work < 2 * WORK_OF_A_THREAD ? 1 : omp_get_max_threads(); }

@@ -5,15 +5,49 @@ Shapes: B batch, T time, D hidden, F inner.
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from tryplicity import FeedForward, Part, Report, Site, output_and_report, uses
-from tryplicity_plugins.layers.activations import gated
+from tryplicity import Activation, FeedForward, Linear, Part, Report, Site, output_and_report, uses
+from tryplicity_plugins.layers import native
+from tryplicity_plugins.layers.activations import GateInC, gate_in_c, gated
+from tryplicity_plugins.layers.prepared import Products, Told, packed, prepared, products
+
+
+class GatedMLPInC(ctypes.Structure):
+    """moe.cpp"""
+
+    _fields_ = [("hidden", ctypes.c_int64), ("inner", ctypes.c_int64), ("activation", GateInC),
+                ("gate_up", ctypes.c_void_p), ("down", ctypes.c_void_p), ("products", Products)]
+
+
+def mlp_in_c(gate_up: Linear, activation: Activation, down: Linear) -> Told | None:
+    """What C must know of down(activation(gate) * up); None where it cannot do all of it."""
+    matrices, gate = packed(gate_up, down), gate_in_c(activation)
+    if matrices is None or gate is None:
+        return None
+    struct = GatedMLPInC(gate_up.in_features, down.in_features, gate[0], *matrices, products())
+    return struct, gate[1], [gate_up, down]
+
+
+def run_mlp(module: nn.Module, x: Tensor) -> Tensor:
+    """down(activation(gate) * up) of a module with gate_up, activation and down, for inference: in one call of C if
+    they are packed."""
+    told = None
+    if native.works_on(x):
+        told = prepared(module, lambda: mlp_in_c(module.gate_up, module.activation, module.down))
+    if told is None:
+        return module.down(gated(module.activation, module.gate_up(x)))
+    out = torch.empty_like(x)
+    native.function("gated_mlp", "ppipp")(told.address, x.data_ptr(), x.numel() // x.shape[-1], out.data_ptr(),
+                                          told.problem_address)
+    told.check()
+    return out
 
 
 class GatedMLP(FeedForward):
@@ -37,7 +71,7 @@ class GatedMLP(FeedForward):
 
     def forward(self, x_BTD: Tensor, *, state=None, doc_ids=None):
         if not (self.training or torch.is_grad_enabled()):
-            return self.down(gated(self.activation, self.gate_up(x_BTD)))
+            return run_mlp(self, x_BTD)
         gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
         gate_BTF, said = output_and_report(self.activation(gate_BTF))
         report = Report()

@@ -1,16 +1,33 @@
-// Mamba-2 between its two projections, token by token: convolution and silu, time step and decay, state update and
-// output, skip, gate, norm. See mamba2.py; shapes as there, and R rows (sequences) of T tokens each.
+// Mamba-2 token by token: convolution and silu, time step and decay, state update and output, skip, gate, norm, between
+// its two projections or with them. See mamba2.py; shapes as there, and R rows (sequences) of T tokens each.
 //
 // A token costs 5 operations for each number of the state, whichever way it is computed; what makes them fast is where
 // the state lies. So a few tokens are prepared at a time, and then for each head the state is taken a piece at a time
 // that stays in the first cache while these tokens pass over it.
 #include <algorithm>
+#include <memory>
+#include <new>
 #include <vector>
 
 #include "common.h"
+#include "products.h"
 
 namespace {
 
+// mamba2.py has the same
+struct Mamba2 {
+    int64_t hidden, H, P, G, N, W;
+    double eps;
+    const float *conv_weight_WC, *conv_bias_C, *dt_bias_H, *A_log_H, *D_H, *norm_weight_I;
+    const void *in_proj, *out_proj;  // packed matrices, both or neither
+    Products products;
+
+    int64_t inner() const { return H * P; }
+    int64_t channels() const { return inner() + 2 * G * N; }
+    int64_t projected() const { return inner() + channels() + H; }
+};
+
+constexpr int64_t CHUNK = 256;     // tokens projected at a time where the projections are ours too
 constexpr int64_t TILE = 16;       // tokens prepared at a time: of one group, their B and C take half of the first cache
 constexpr int64_t PIECE = 2048;    // numbers of the state in a piece, a quarter of the first cache
 constexpr int64_t CHANNELS = 256;  // channels of the convolution in one task
@@ -47,15 +64,11 @@ void convolve(const float* input, int64_t stride, float* tail, const float* weig
         memmove(tail + w * C + from, token(T - (W - 1) + w) + from, (to - from) * sizeof(float));
 }
 
-}  // namespace
-
 // projected [R, T, I + C + H]: z, then x, B and C, then dt; conv and ssm: for each row the address of its tail
 // [W - 1, C] and of its state [H, P, N], both updated; y [R, T, I]
-extern "C" void mamba2(const float* projected, float* const* conv, float* const* ssm, const float* conv_weight_WC,
-                       const float* conv_bias_C, const float* dt_bias_H, const float* A_log_H, const float* D_H,
-                       const float* norm_weight_I, float* y, int64_t R, int64_t T, int64_t H, int64_t P, int64_t G,
-                       int64_t N, int64_t W, float eps) {
-    const int64_t I = H * P, C = I + 2 * G * N, stride = I + C + H;
+void mix(const Mamba2& m, const float* projected, float* const* conv, float* const* ssm, float* y, int64_t R, int64_t T) {
+    const int64_t H = m.H, P = m.P, G = m.G, N = m.N, W = m.W;
+    const int64_t I = m.inner(), C = m.channels(), stride = m.projected();
     const int64_t tile = std::min(T, TILE), rows = std::max<int64_t>(4, PIECE / N / 4 * 4);
     const int64_t blocks = (C + CHANNELS - 1) / CHANNELS;
     thread_local std::vector<float> room;  // of the calling thread; the others work in it
@@ -71,7 +84,7 @@ extern "C" void mamba2(const float* projected, float* const* conv, float* const*
 #pragma omp for schedule(static) nowait
         for (int64_t task = 0; task < R * blocks; task++) {
             int64_t r = task / blocks, from = task % blocks * CHANNELS;
-            convolve(projected + (r * T + start) * stride + I, stride, conv[r], conv_weight_WC, conv_bias_C,
+            convolve(projected + (r * T + start) * stride + I, stride, conv[r], m.conv_weight_WC, m.conv_bias_C,
                      xBCs + r * tile * C, length, C, W, from, std::min(C, from + CHANNELS));
         }
 #pragma omp for schedule(static)
@@ -79,9 +92,9 @@ extern "C" void mamba2(const float* projected, float* const* conv, float* const*
             int64_t r = task / length, t = task % length, at = (r * tile + t) * H;
             const float* raw = projected + (r * T + start + t) * stride + I + C;
             by_eights(H, [&](int64_t h, int64_t count) __attribute__((always_inline)) {
-                v8 dt = softplus(load(raw + h, count) + load(dt_bias_H + h, count));
+                v8 dt = softplus(load(raw + h, count) + load(m.dt_bias_H + h, count));
                 store(dts + at + h, dt, count);
-                store(decays + at + h, exp(-(dt * exp(load(A_log_H + h, count)))), count);
+                store(decays + at + h, exp(-(dt * exp(load(m.A_log_H + h, count)))), count);
             });
         }
 
@@ -113,7 +126,7 @@ extern "C" void mamba2(const float* projected, float* const* conv, float* const*
                     }
                     by_eights(end - piece, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
                         const int64_t p = piece + i;
-                        v8 skipped = fma(load(x + p, count), all(D_H[h]), load(out + p, count));
+                        v8 skipped = fma(load(x + p, count), all(m.D_H[h]), load(out + p, count));
                         store(out + p, skipped * silu(load(z + p, count)), count);
                     });
                 }
@@ -124,11 +137,40 @@ extern "C" void mamba2(const float* projected, float* const* conv, float* const*
             const int64_t r = task / length, t = task % length, X = I / G;
             for (int64_t g = 0; g < G; g++) {
                 float* part = y + (r * T + start + t) * I + g * X;
-                const v8 scale = all(inverse_rms(part, X, eps));
+                const v8 scale = all(inverse_rms(part, X, float(m.eps)));
                 by_eights(X, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-                    store(part + i, load(part + i, count) * scale * load(norm_weight_I + g * X + i, count), count);
+                    store(part + i, load(part + i, count) * scale * load(m.norm_weight_I + g * X + i, count), count);
                 });
             }
         }
+    }
+}
+
+// The layer from its input x [R, T, D] to out [R, T, D]; 0, or 1 where memory ran out
+int run(const Mamba2& m, const float* x, float* const* conv, float* const* ssm, float* out, int64_t R, int64_t T) {
+    const int64_t chunk = R == 1 ? std::min(T, CHUNK) : T;
+    std::unique_ptr<float[]> projected(new float[R * chunk * m.projected()]), y(new float[R * chunk * m.inner()]);
+    for (int64_t start = 0; start < T; start += chunk) {
+        const int64_t length = std::min(chunk, T - start), tokens = R * length;
+        if (m.products.linear(m.in_proj, x + start * m.hidden, tokens, projected.get())) return 1;
+        mix(m, projected.get(), conv, ssm, y.get(), R, length);
+        if (m.products.linear(m.out_proj, y.get(), tokens, out + start * m.hidden)) return 1;
+    }
+    return 0;
+}
+
+}  // namespace
+
+// Packed: the layer, x and out [R, T, D]. Else what lies between the projections, x [R, T, I + C + H] and out [R, T, I].
+// `problem` is 0, or 1 where memory ran out.
+extern "C" void mamba2(const void* mixer, const float* x, float* const* conv, float* const* ssm, float* out, int64_t R,
+                       int64_t T, int64_t* problem) {
+    const Mamba2& m = *static_cast<const Mamba2*>(mixer);
+    try {
+        *problem = 0;
+        if (m.in_proj) *problem = run(m, x, conv, ssm, out, R, T);
+        else mix(m, x, conv, ssm, out, R, T);
+    } catch (const std::bad_alloc&) {
+        *problem = 1;
     }
 }

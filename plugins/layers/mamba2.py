@@ -10,6 +10,7 @@ P head dim, G groups, N state, W conv width.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import dataclass
 from typing import Annotated
@@ -22,7 +23,16 @@ from torch.nn import functional as F
 from tryplicity import Mixer, Rows, State
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.norms import ZERO
+from tryplicity_plugins.layers.prepared import Products, Told, packed, prepared, products
 from tryplicity_plugins.layers.ssd import conv_masks, conv_silu, gated_norm, scan
+
+
+class Mamba2InC(ctypes.Structure):
+    """mamba2.cpp"""
+
+    _fields_ = [*((name, ctypes.c_int64) for name in ("hidden", "heads", "head_dim", "groups", "state", "width")),
+                ("eps", ctypes.c_double), ("weights", ctypes.c_void_p * 6), ("matrices", ctypes.c_void_p * 2),
+                ("products", Products)]
 
 
 class Mamba2(Mixer):
@@ -122,10 +132,8 @@ class Mamba2(Mixer):
     def forward(self, x_BTD: Tensor, *, state: State | Rows | None = None,
                 doc_ids: Tensor | None = None) -> Tensor:
         """See `Layer.forward`. Documents are runs of equal ids: an id that comes back begins a new one."""
-        if doc_ids is None and native.works_on(x_BTD):
-            mix = native.function("mamba2", "pppppppppp" "iiiiiiif")
-            if mix is not None and (y_BTI := self._native(mix, x_BTD, state)) is not None:
-                return self.out_proj(y_BTI)
+        if doc_ids is None and native.works_on(x_BTD) and (out_BTD := self._native(x_BTD, state)) is not None:
+            return out_BTD
         if isinstance(state, Rows):
             return torch.cat([self(x_BTD[i:i + 1], state=own) for i, own in enumerate(state)])
         if state is not None and x_BTD.shape[1] == 1 and not torch.is_grad_enabled():
@@ -164,21 +172,29 @@ class Mamba2(Mixer):
                            eps=config.norm_eps)
         return self.out_proj(y_BTI)
 
-    def _native(self, mix, x_BTD: Tensor, state: State | Rows | None) -> Tensor | None:
-        """What `out_proj` reads [B, T, I], all between the projections in one call of C; None where C cannot."""
-        weights = native.own_parameters(self, "conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")
-        config, (batch, time, _) = self.config, x_BTD.shape
+    def _told(self) -> Told:
+        config, linears = self.config, [self.in_proj, self.out_proj]
+        weights = [self.conv_weight, self.conv_bias, self.dt_bias, self.A_log, self.D, self.norm_weight]
+        struct = Mamba2InC(self.in_proj.in_features, self.heads, config.head_dim, config.groups, config.state_size,
+                           config.conv_width, config.norm_eps, tuple(w.data_ptr() for w in weights),
+                           tuple(packed(*linears) or (None, None)), products())
+        return struct, weights, linears
+
+    def _native(self, x_BTD: Tensor, state: State | Rows | None) -> Tensor | None:
+        """The same in one call of C, with the projections if they are packed, else between them; None where C cannot."""
+        mix, told, (batch, time, _) = native.function("mamba2", "pppppiip"), prepared(self, self._told), x_BTD.shape
         states = state if isinstance(state, Rows) else (state or self.new_state(batch),)
-        if weights is None or not all(one["conv"].dtype is torch.float32 and one["ssm"].is_cpu for one in states):
+        if mix is None or told is None or not all(one["conv"].dtype is torch.float32 and one["ssm"].is_cpu for one in states):
             return None
-        projected = self.in_proj(x_BTD)
-        if not native.works_on(projected):
+        whole = told.struct.matrices[0] is not None
+        given = x_BTD if whole else self.in_proj(x_BTD)
+        if not (whole or native.works_on(given)):
             return None
-        y_BTI = projected.new_empty(batch, time, self.inner)
+        out = torch.empty_like(x_BTD) if whole else x_BTD.new_empty(batch, time, self.inner)
         conv, ssm = native.row_addresses(states, "conv", batch), native.row_addresses(states, "ssm", batch)
-        mix(projected.data_ptr(), conv, ssm, *weights, y_BTI.data_ptr(), batch, time, self.heads, config.head_dim,
-            config.groups, config.state_size, config.conv_width, config.norm_eps)
-        return y_BTI
+        mix(told.address, given.data_ptr(), conv, ssm, out.data_ptr(), batch, time, told.problem_address)
+        told.check()
+        return out if whole else self.out_proj(out)
 
     def _step(self, x_B1D: Tensor, state: State, doc_ids: Tensor | None) -> Tensor:
         """One token without gradients: the recurrence itself, in as few operations as can be."""

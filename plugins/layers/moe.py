@@ -6,6 +6,7 @@ inner (or twice that, gate and up), M size of a sketch.
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -14,8 +15,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tryplicity import FeedForward, Part, Repair, Report, Router, kernels, output_and_report, uses
-from tryplicity_plugins.layers.activations import Elementwise, gated
-from tryplicity_plugins.layers.router import BalancedRouter, full_precision
+from tryplicity_plugins.layers import native
+from tryplicity_plugins.layers.activations import Elementwise, GateInC, gate_in_c, gated
+from tryplicity_plugins.layers.gated_mlp import GatedMLPInC, mlp_in_c
+from tryplicity_plugins.layers.prepared import Told, packed, prepared, products
+from tryplicity_plugins.layers.router import BalancedRouter, RouterInC, full_precision
 
 #: Every group begins and ends at a multiple of this many rows. MKL rounds a product of 1, and of 2 or 3 rows,
 #: unlike one of 4 or more (with several threads: the rows after the last multiple of 4), so without it a
@@ -24,6 +28,13 @@ from tryplicity_plugins.layers.router import BalancedRouter, full_precision
 GROUP_ROWS = 8
 FEW_TOKENS = 2  # up to this many are decoded one by one, reading the weights of the chosen experts alone
 SKETCH_SIZE = 128  # for each of the two stacks
+
+
+class MixtureInC(ctypes.Structure):
+    """moe.cpp"""
+
+    _fields_ = [("router", RouterInC), ("activation", GateInC), ("inner", ctypes.c_int64),
+                ("gate_up", ctypes.c_void_p), ("down", ctypes.c_void_p), ("shared", GatedMLPInC)]
 
 
 class Layout(NamedTuple):
@@ -177,7 +188,15 @@ class MixtureOfExperts(FeedForward):
 
     def forward(self, x_BTD: Tensor, *, state=None, doc_ids=None):
         if getattr(self.down, "matrix", None) is not None:
-            return self._packed(x_BTD.flatten(0, 1)).view(x_BTD.shape)
+            told = prepared(self, self._in_c) if native.works_on(x_BTD) else None
+            if told is None:
+                return self._packed(x_BTD.flatten(0, 1)).view(x_BTD.shape)
+            out_BTD = torch.empty_like(x_BTD)
+            native.function("mixture_of_experts", "ppipp")(told.address, x_BTD.data_ptr(),
+                                                           x_BTD.shape[0] * x_BTD.shape[1], out_BTD.data_ptr(),
+                                                           told.problem_address)
+            told.check()
+            return out_BTD
         # a FakeTensor or DTensor has no values to read on the host
         if (x_BTD.shape[0] * x_BTD.shape[1] <= FEW_TOKENS and not torch.is_grad_enabled()
                 and type(x_BTD) is Tensor and x_BTD.device.type == "cpu" and not torch.is_autocast_enabled("cpu")):
@@ -200,8 +219,23 @@ class MixtureOfExperts(FeedForward):
             y_BTD = y_BTD + self._shared(x_BTD, report)
         return y_BTD, report
 
+    def _in_c(self) -> Told | None:
+        """What C must know to do all of a packed layer in one call; None where a part is not known to it."""
+        router = self.router.in_c() if isinstance(self.router, BalancedRouter) else None
+        gate, matrices = gate_in_c(self.activation), packed(self.gate_up, self.down)
+        if router is None or gate is None or matrices is None:
+            return None
+        shared = GatedMLPInC(products=products()), [], []
+        if self.config.shared_experts:
+            shared = mlp_in_c(self.shared_gate_up, self.shared_activation, self.shared_down)
+            if shared is None:
+                return None
+        struct = MixtureInC(router[0], gate[0], self.down.in_features, *matrices, shared[0])
+        return struct, [*router[1], *gate[1], *shared[1]], [self.gate_up, self.down, *shared[2]]
+
     def _packed(self, x_ND: Tensor) -> Tensor:
-        """Inference with packed weights: of those of the experts only the chosen ones' are read, once for all tokens."""
+        """Inference with packed weights, part by part: of those of the experts only the chosen ones' are read, once for
+        all tokens."""
         row_S, expert_S, weight_S = pairs(self.router, self.config.experts, x_ND)
         gate_up_SF = kernels.ternary_experts(x_ND, self.gate_up.matrix, row_S, expert_S)
         h_SF = gated(self.activation, gate_up_SF, expert_S)

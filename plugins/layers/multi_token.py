@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tryplicity import IGNORE, Head, Mean, Site, chunked_cross_entropy
-from tryplicity_plugins.layers.activations import SiLU, gated
+from tryplicity_plugins.layers.activations import SiLU
+from tryplicity_plugins.layers.gated_mlp import run_mlp
 
 
 class _Depth(nn.Module):
@@ -27,7 +28,7 @@ class _Depth(nn.Module):
         self.down = site.linear(inner, site.hidden_size, writes_residual=True)
 
     def forward(self, h_BTD: Tensor) -> Tensor:
-        return h_BTD + self.down(gated(self.activation, self.gate_up(self.norm(h_BTD))))
+        return h_BTD + run_mlp(self, self.norm(h_BTD))
 
 
 class MultiTokenPrediction(Head):

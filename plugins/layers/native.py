@@ -73,10 +73,10 @@ def plain(*parameters: Tensor) -> bool:
 def own_parameters(module: nn.Module, *names: str) -> list[int | None] | None:
     """The addresses of these parameters of the module itself, None for one that it has not; nothing where C may not
     read them. They are looked at closely only when one has moved: this is asked for every token."""
-    own = module._parameters
-    found = [None if (p := own[name]) is None else p.data_ptr() for name in names]
+    parameters = module._parameters  # without one it is None or missing
+    found = [None if (p := parameters.get(name)) is None else p.data_ptr() for name in names]
     if module.__dict__.get("_addresses") != found:
-        if not plain(*(own[name] for name in names if own[name] is not None)):
+        if not plain(*(p for name in names if (p := parameters.get(name)) is not None)):
             return None
         module.__dict__["_addresses"] = found
     return found

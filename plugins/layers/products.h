@@ -2,7 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <omp.h>
+
+#include "common.h"
 
 struct Products {
     int (*linear_at)(const void* matrix, const float* x, int64_t tokens, const float* bias, float* y, int32_t threads);

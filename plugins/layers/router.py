@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from tryplicity import Mean, Report, Router, Routing
 from tryplicity_plugins.layers import native
+from tryplicity_plugins.layers.prepared import Told, address, prepared
 
 #: use_E goes a share of 1 / USE_STEPS of the way to each step's load: 95% of it is of the last 300 steps
 USE_STEPS = 100
@@ -35,6 +36,14 @@ def full_precision(x: Tensor):
     if kind != "meta" and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return nullcontext()
+
+
+class RouterInC(ctypes.Structure):
+    """moe.cpp"""
+
+    _fields_ = [*((name, ctypes.c_int64) for name in ("hidden", "experts", "most", "softmax", "normalize")),
+                *((name, ctypes.c_void_p) for name in ("weight_ED", "bias_E", "similarity_EE", "difficulty_D", "offset")),
+                *((name, ctypes.c_float) for name in ("strength", "least", "span"))]
 
 
 class BalancedRouter(Router):
@@ -88,31 +97,31 @@ class BalancedRouter(Router):
             return scores_NK / (scores_NK.sum(-1, keepdim=True) + 1e-20)
         return scores_NK
 
-    def pairs(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """What `forward` chooses, to rounding, as pairs: the token, the expert and the weight of each [S], those of a
-        token one after another; each token's with the same bits whatever others there are. None where C may not."""
+    def in_c(self) -> Told | None:
+        """What C must know to choose as `forward` does, to rounding; None where it cannot."""
         return None
 
-    def _pairs_in_c(self, x_ND: Tensor, *, similarity_EE: Tensor | None = None, difficulty_D: Tensor | None = None,
-                    offset: Tensor | None = None, least: float = 0.0,
-                    span: float = 0.0) -> tuple[Tensor, Tensor, Tensor] | None:
-        """For a subclass's `pairs`; see `route` in moe.cpp."""
-        given = [t for t in (self.weight, self.bias, similarity_EE, difficulty_D, offset) if t is not None]
-        if not (native.works_on(x_ND) and native.plain(*given)):
+    def _in_c(self, *, similarity_EE: Tensor | None = None, difficulty_D: Tensor | None = None,
+              offset: Tensor | None = None, strength: float = 0.0, least: float = 0.0, span: float = 0.0) -> Told:
+        tensors = [self.weight, self.bias, similarity_EE, difficulty_D, offset]
+        config, (experts, hidden) = self.config, self.weight.shape
+        struct = RouterInC(hidden, experts, self.max_k, config.score == "softmax", config.normalize,
+                           *map(address, tensors), strength, least, span)
+        return struct, [tensor for tensor in tensors if tensor is not None], []
+
+    def pairs(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What `forward` chooses, as pairs: the token, the expert and the weight of each [S], those of a token one
+        after another; with the same bits whatever other tokens there are. None where C may not."""
+        told = prepared(self, self.in_c) if native.works_on(x_ND) else None
+        if told is None:
             return None
-        route = native.function("route", "pppiiiiiipfppffpppp")
-        if route is None:
-            return None
-        N, D = x_ND.shape
-        most, count = N * self.max_k, ctypes.c_int64()
+        most, count = len(x_ND) * self.max_k, ctypes.c_int64()
         row_S, expert_S = torch.empty(2, most, dtype=torch.int64).unbind()
         weight_S = x_ND.new_empty(most)
-        route(x_ND.data_ptr(), self.weight.data_ptr(), self.bias.data_ptr(), N, D, self.experts, self.max_k,
-              self.config.score == "softmax", self.config.normalize, _address(similarity_EE),
-              getattr(self.config, "strength", 0.0), _address(difficulty_D), _address(offset), least, span,
-              row_S.data_ptr(), expert_S.data_ptr(), weight_S.data_ptr(), ctypes.addressof(count))
+        native.function("route", "ppipppp")(told.address, x_ND.data_ptr(), len(x_ND), row_S.data_ptr(),
+                                            expert_S.data_ptr(), weight_S.data_ptr(), ctypes.addressof(count))
         S = count.value
-        return (row_S, expert_S, weight_S) if most == S else (row_S[:S], expert_S[:S], weight_S[:S])
+        return row_S[:S], expert_S[:S], weight_S[:S]
 
     def reports(self, x_BTD: Tensor) -> bool:
         """A single token that is decoded has no statistics worth their time."""
@@ -169,10 +178,6 @@ class BalancedRouter(Router):
         }
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
 class TopKRouter(BalancedRouter):
     """The `top_k` experts with the highest scores."""
 
@@ -193,5 +198,5 @@ class TopKRouter(BalancedRouter):
         total = sum(scores[expert] for expert in experts) + 1e-20 if self.config.normalize else 1.0
         return [(expert, scores[expert] / total) for expert in experts]
 
-    def pairs(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        return self._pairs_in_c(x_ND)
+    def in_c(self) -> Told:
+        return self._in_c()

@@ -1,10 +1,11 @@
 """Training and decoding speed of a hybrid beside transformers' GraniteMoeHybridForCausalLM of the same shape.
 
-    python -m tests.benchmarks.hybrid [train|decode]      short bursts in turn, and the ratio pair by pair
+    python -m tests.benchmarks.hybrid [train|decode|decode-ternary]      short bursts in turn, and the ratio pair by pair
 
 Each side is a process of its own that stays alive, so that a drift in the machine's speed meets both alike. Ours
 runs the project's own training step and engine; theirs a plain training loop and a cached greedy loop in eager
-PyTorch with its defaults, and for decoding once more with a single thread.
+PyTorch with its defaults, and for decoding once more with a single thread. `decode-ternary` is the same hybrid with
+ternary linears, packed, and its table of the vocabulary in bf16, as an exported model is; theirs is as it was.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ PROMPT, WARM, DECODED = 64, 4, 32  # tokens read, decoded untimed, decoded timed
 ROOT = Path(__file__).parents[2]
 
 
-def ours_model(seed: int = 0):
+def ours_model(seed: int = 0, more: str = ""):
+    """more: what to add to the spec's text."""
     from tryplicity import load_plugins
     from tryplicity.model import assemble, initialise
     from tryplicity.spec import load_spec
+    from tryplicity.spec.loader import parse_yaml
 
     registry = load_plugins().registry
-    spec = load_spec(str(SPEC), registry)
+    spec = load_spec(parse_yaml(SPEC.read_text() + more, str(SPEC)), registry)
     return spec, registry, initialise(assemble(spec), "cpu", seed)
 
 
@@ -113,22 +116,34 @@ def _decode_burst(start: Callable[..., Iterator[int]]) -> Callable[[], float]:
     return burst
 
 
-def ours_decode() -> Callable[[], float]:
+def ours_decode(more: str = "") -> Callable[[], float]:
     from tryplicity.training.process import polite_threads, tune_malloc
 
     polite_threads()
     tune_malloc()
+    import torch
+
     from tryplicity.inference.engine import decode, ready_for_decoding
     from tryplicity.inference.sampler import Sampler, Sampling
 
-    _, _, model = ours_model()
+    _, _, model = ours_model(more=more)
     _say_size(model)
+    if more:
+        for module in model.modules():
+            packed = module.pack() if hasattr(module, "pack") else None
+            if packed:
+                module.adopt(packed)
+        model.embedding.hold(model.embedding.weight.detach().bfloat16(), None, torch.float32)
     ready_for_decoding(model)
 
     def start(prompt_BT) -> Iterator[int]:
         return decode(model, prompt_BT[0].tolist(), Sampler(Sampling(temperature=0)))
 
     return _decode_burst(start)
+
+
+def ours_decode_ternary() -> Callable[[], float]:
+    return ours_decode("linear: {type: bitlinear}\n")
 
 
 def theirs_decode() -> Callable[[], float]:
@@ -194,7 +209,9 @@ def serve(side: str) -> None:
 
 def compare(what: str, pairs: int) -> None:
     """Alternate bursts and print each pair."""
-    sides = [f"ours_{what}", f"theirs_{what}"] + (["theirs_decode_one_thread"] if what == "decode" else [])
+    sides = {"train": ["ours_train", "theirs_train"],
+             "decode": ["ours_decode", "theirs_decode", "theirs_decode_one_thread"],
+             "decode-ternary": ["ours_decode_ternary", "theirs_decode", "theirs_decode_one_thread"]}[what]
     workers = [Worker(side) for side in sides]
     print(f"{what}, tokens per second; parameters: ours {workers[0].parameters:,}, "
           f"theirs {workers[1].parameters:,}")
@@ -221,15 +238,15 @@ def compare(what: str, pairs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", nargs="?", choices=["train", "decode"])
-    parser.add_argument("--pairs", type=int, help="by default 8 for train, 20 for decode")
+    parser.add_argument("what", nargs="?", choices=["train", "decode", "decode-ternary"])
+    parser.add_argument("--pairs", type=int, help="by default 8 for train, 20 for decoding")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         serve(arguments.serve)
         return
-    for what in [arguments.what] if arguments.what else ["train", "decode"]:
-        compare(what, arguments.pairs or {"train": 8, "decode": 20}[what])
+    for what in [arguments.what] if arguments.what else ["train", "decode", "decode-ternary"]:
+        compare(what, arguments.pairs or (8 if what == "train" else 20))
 
 
 if __name__ == "__main__":

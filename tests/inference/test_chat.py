@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from tryplicity import Conversation, Source, UserError, load_plugins
 from tryplicity.data.conversations import prepare_conversations
-from tryplicity.inference.chat import ask, dialogue, reply
-from tryplicity.inference.engine import Engine, ready_for_decoding
+from tryplicity.inference.chat import END_TOKENS, ask, dialogue, prompt, reply, request
+from tryplicity.inference.engine import Engine, Request, ready_for_decoding
 from tryplicity.inference.sampler import Sampling
 from tryplicity.model import assemble, initialise
 from tryplicity.run import Run
@@ -75,6 +75,42 @@ def test_a_penalty_on_repetition_leaves_the_end_alone(engine):
     for question, answer in learnt(chats):
         said = ask(engine, question["content"], Sampling(temperature=0, repetition_penalty=1.02), 60)
         assert said == answer["content"]
+
+
+def test_the_next_turn_reads_only_what_is_new(engine):
+    """An answer is the tokens it was written with, though its text has other tokens too."""
+    engine, _ = engine
+    tokenizer, messages, read = engine.tokenizer, dialogue("What is a list?", "Be short."), []
+    sampling, known, finish = Sampling(temperature=1.2, seed=4), (), None
+    for turn in range(3):
+        ids, before = prompt(engine, messages), engine.statistics()
+        pieces = list(engine.generate(request(engine, messages, sampling, 15)))
+        answer = "".join(piece.text for piece in pieces)
+        written = [token.id for piece in pieces for token in piece.tokens]
+        after = engine.statistics()
+        read.append(after["prompt_tokens_total"] - before["prompt_tokens_total"])
+        if turn:
+            # the last token of the answer where it ended by its length; its end; the question; the answer's head
+            assert read[-1] == len(ids) - len(known) + (finish == "length")
+            assert ids[:len(known)] == known
+        known, finish = (*ids, *written), pieces[-1].finish
+        messages = [*messages, {"role": "assistant", "content": answer}, {"role": "user", "content": "What is a sum?"}]
+        assert prompt(engine, messages)[:len(known)] == known
+        other_way = tokenizer.encode(answer, add_special_tokens=False).ids
+        assert tuple(other_way) != tuple(written)  # so that reading the text anew would not have gone on from there
+    edited = [*messages[:-2], {"role": "assistant", "content": answer + "!"}, messages[-1]]
+    assert prompt(engine, edited)[:len(known)] != known
+
+
+def test_an_answer_can_be_gone_on_with(engine):
+    engine, chats = engine
+    question, answer = learnt(chats)[0]
+    short = "".join(reply(engine, [question], GREEDY, 3))
+    messages = [question, {"role": "assistant", "content": short}]
+    rest = list(engine.generate(Request(prompt(engine, messages, go_on=True), GREEDY, 60, end_tokens=END_TOKENS)))
+    assert short + "".join(piece.text for piece in rest) == answer["content"]
+    with pytest.raises(UserError, match="only a message of the assistant can be gone on with"):
+        prompt(engine, [question], go_on=True)
 
 
 def test_an_empty_question_is_told(engine):

@@ -102,10 +102,8 @@ def test_deleting_takes_the_messages_along(store):
     for call in (store.delete, store.get):
         with pytest.raises(Unknown):
             call(id)
-    assert store.count() == 0 and store._database.__class__     # the store stands
-    assert store.call(lambda: None) is not None
     store.save(id, answer())    # late, by an answer whose conversation has gone
-    assert store.summaries() == []
+    assert store.count() == 0 and store.export().conversations == []
 
 
 def test_searching_titles_and_contents_in_any_case(store):
@@ -199,7 +197,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path):
 
 def test_files_that_cannot_be_used_are_told(tmp_path):
     (broken := tmp_path / "broken.sqlite").write_bytes(b"no database" * 100)
-    with pytest.raises(UserError, match="broken.sqlite: cannot be used for conversations"):
+    with pytest.raises(UserError, match=r"broken\.sqlite: cannot be used for conversations"):
         Store(broken)
     with pytest.raises(UserError, match="cannot be used"):
         Store(tmp_path)

@@ -64,7 +64,7 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ValueError(f"the grammar: {_first_line(self._matcher.get_error())}")
+            raise UserError(f"schema: {_first_line(self._matcher.get_error())}")
 
 
 def _first_line(error: object) -> str:

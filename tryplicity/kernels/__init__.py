@@ -21,7 +21,7 @@ from tryplicity.errors import UserError
 from tryplicity.kernels import plain
 from tryplicity.kernels.compiling import compile_library, why_not
 
-__all__ = ["TernaryMatrix", "compile_library", "pack", "quantise", "rows_linear", "ternary_experts", "ternary_linear",
+__all__ = ["TernaryMatrix", "compile_library", "entry", "pack", "quantise", "rows_linear", "ternary_experts", "ternary_linear",
            "unpack", "why_not"]
 
 _SOURCE = Path(__file__).with_name("ternary.cpp")
@@ -51,6 +51,12 @@ def _library() -> ctypes.CDLL | None:
 def _native(*tensors: Tensor | None) -> ctypes.CDLL | None:
     """The library, if the tensors are where it can reach them."""
     return _library() if all(t is None or t.is_cpu for t in tensors) else None
+
+
+def entry(name: str) -> int | None:
+    """The address of `tryplicity_<name>` in ternary.cpp, for C++ elsewhere to call; None without a library."""
+    library = _library()
+    return None if library is None else ctypes.cast(getattr(library, f"tryplicity_{name}"), ctypes.c_void_p).value
 
 
 class _Shape(ctypes.Structure):
@@ -116,6 +122,11 @@ class TernaryMatrix:
     def to(self, device: torch.device | str) -> TernaryMatrix:
         return TernaryMatrix(self.planes.to(device), self.scale_E.to(device), self.out_features, self.in_features,
                              self.experts)
+
+    @property
+    def address(self) -> int | None:
+        """Of the struct that C++ knows it by, which lives as long as this object; None where C++ cannot reach it."""
+        return None if self._library is None else self._address
 
     @property
     def nbytes(self) -> int:

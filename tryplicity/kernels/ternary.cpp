@@ -5,7 +5,7 @@
 // sum of (digit + 1) * q - sum of q = sum of digit * q, all in integers, so the result does not depend on order; the
 // few steps in floating point are one and the same code for every number of tokens, so neither do the last bits.
 //
-// Tokens are taken up to four at a time ("tile"), interleaved by blocks of 32 columns, [in/32][tokens][32].
+// Tokens are taken up to eight at a time ("tile"), interleaved by blocks of 32 columns, [in/32][tokens][32].
 
 #include <algorithm>
 #include <cmath>
@@ -24,8 +24,13 @@
 namespace {
 
 constexpr int64_t COLUMNS = 128, ROWS = 4, LANE = 32, BLOCK = ROWS * LANE;
-constexpr int64_t TILE = 4;
-constexpr int64_t FLUSH = 16;  // blocks until sums in int16 could overflow: 16 * 4 planes * 2 pairs * 2 * 127 = 32512
+constexpr int64_t TILE = 8;      // tokens at a time
+constexpr int64_t FEW = 4;       // tokens up to which unpacked weights are not worth keeping
+constexpr int64_t FLUSH = 16;    // blocks until sums in int16 could overflow: 16 * 4 planes * 2 pairs * 2 * 127 = 32512
+constexpr int64_t GROUPS = 2;    // of rows decoded at a time, PIECE blocks of them: 16 kB
+constexpr int64_t PIECE = 16;
+constexpr int64_t TILES = 32;    // that one decoding serves: 256 tokens
+constexpr int64_t PREFETCH = 2048;                 // bytes ahead
 constexpr int64_t CHUNK_BYTES = 64 << 10;          // of a matrix, given to a thread at a time
 constexpr int64_t SMALL = 1 << 19;                 // multiplications below which waking threads costs more
 constexpr float NORM_EPS = 1e-6f, INPUT_FLOOR = 1e-5f;
@@ -61,6 +66,10 @@ struct Tile {
     int64_t count;  // tokens, 1 to TILE
     int64_t first;  // in the order of pairs
 };
+
+// Tokens in tiles of much the same size: nine are five and four.
+int64_t tiles_of(int64_t tokens) { return (tokens + TILE - 1) / TILE; }
+int64_t tile_start(int64_t tile, int64_t tokens) { return tile * tokens / tiles_of(tokens); }
 
 struct Job {  // one expert's part of the work
     int64_t expert, first, tiles;
@@ -139,85 +148,167 @@ void quantise_row(const float* x, int64_t in, int64_t padded, int8_t* q, int64_t
 // ---- sums ----
 
 #if defined(__AVX2__)
+inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+
 inline __m128i sums_of_four(__m256i a, __m256i b, __m256i c, __m256i d) {
     const __m256i s = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
     return _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
 }
 
-// R rows (from the one at w) by T tokens: sums[t * ROWS + r] of (digit + 1) * q.
+// R rows (from the one at w) straight from the stream by T tokens: sums[t * ROWS + r] of (digit + 1) * q. Planes 1 and 3
+// stay where they are in their nibble, four times too large, in sums of their own: two shifts fewer, but only half as
+// many blocks to a sum.
 template <int R, int T>
-inline void dots(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
-    const __m256i low = _mm256_set1_epi8(3), ones = _mm256_set1_epi16(1);
-    __m256i wide[R][T] = {};
-    for (int64_t start = 0; start < blocks; start += FLUSH) {
-        __m256i narrow[R][T] = {};
-        const int64_t end = std::min(start + FLUSH, blocks);
-        for (int64_t b = start; b < end; b++) {
-            __m256i raw[R];
-            for (int r = 0; r < R; r++)
-                raw[r] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + b * BLOCK + r * LANE));
-            if (T == 1) {
-                _mm_prefetch(reinterpret_cast<const char*>(w + b * BLOCK + 2048), _MM_HINT_T0);
-                _mm_prefetch(reinterpret_cast<const char*>(w + b * BLOCK + 2048 + 64), _MM_HINT_T0);
+inline void stream(const uint8_t* w, const int8_t* q, int64_t blocks, bool fetch, int32_t* sums) {
+    const __m256i first = _mm256_set1_epi8(3), second = _mm256_set1_epi8(12), ones = _mm256_set1_epi16(1);
+    __m256i wide[R][T] = {}, wide4[R][T] = {};
+    for (int64_t start = 0; start < blocks; start += FLUSH / 2) {
+        __m256i narrow[R][T] = {}, narrow4[R][T] = {};
+        const int64_t end = std::min(start + FLUSH / 2, blocks);
+        for (int64_t b = start; b < end; b++, w += BLOCK, q += T * COLUMNS) {
+            if (fetch) {
+                _mm_prefetch(reinterpret_cast<const char*>(w + PREFETCH), _MM_HINT_T0);
+                _mm_prefetch(reinterpret_cast<const char*>(w + PREFETCH + 64), _MM_HINT_T0);
             }
-#pragma GCC unroll 4
-            for (int plane = 0; plane < 4; plane++) {
-                __m256i digits[R];
-                for (int r = 0; r < R; r++)
-                    digits[r] = _mm256_and_si256(_mm256_srli_epi16(raw[r], 2 * plane), low);
+            for (int r = 0; r < R; r++) {
+                const __m256i low = load(w + r * LANE), high = _mm256_srli_epi16(low, 4);
+                const __m256i d0 = _mm256_and_si256(low, first), d1 = _mm256_and_si256(low, second);
+                const __m256i d2 = _mm256_and_si256(high, first), d3 = _mm256_and_si256(high, second);
                 for (int t = 0; t < T; t++) {
-                    const __m256i x = _mm256_loadu_si256(
-                        reinterpret_cast<const __m256i*>(q + ((b * 4 + plane) * T + t) * LANE));
-                    for (int r = 0; r < R; r++)
-                        narrow[r][t] = _mm256_add_epi16(narrow[r][t], _mm256_maddubs_epi16(digits[r], x));
+                    const int8_t* x = q + t * LANE;
+                    narrow[r][t] = _mm256_add_epi16(narrow[r][t], _mm256_maddubs_epi16(d0, load(x)));
+                    narrow4[r][t] = _mm256_add_epi16(narrow4[r][t], _mm256_maddubs_epi16(d1, load(x + T * LANE)));
+                    narrow[r][t] = _mm256_add_epi16(narrow[r][t], _mm256_maddubs_epi16(d2, load(x + 2 * T * LANE)));
+                    narrow4[r][t] = _mm256_add_epi16(narrow4[r][t], _mm256_maddubs_epi16(d3, load(x + 3 * T * LANE)));
                 }
             }
         }
-        for (int r = 0; r < R; r++)
-            for (int t = 0; t < T; t++)
+        for (int r = 0; r < R; r++) {
+            for (int t = 0; t < T; t++) {
                 wide[r][t] = _mm256_add_epi32(wide[r][t], _mm256_madd_epi16(narrow[r][t], ones));
+                wide4[r][t] = _mm256_add_epi32(wide4[r][t], _mm256_madd_epi16(narrow4[r][t], ones));
+            }
+        }
     }
-    for (int t = 0; t < T; t++) {
-        const __m256i none = _mm256_setzero_si256();
-        alignas(16) int32_t four[4];
-        _mm_store_si128(reinterpret_cast<__m128i*>(four), sums_of_four(wide[0][t], R > 1 ? wide[R > 1 ? 1 : 0][t] : none,
-            R > 2 ? wide[R > 2 ? 2 : 0][t] : none, R > 3 ? wide[R > 3 ? 3 : 0][t] : none));
-        for (int r = 0; r < R; r++) sums[t * ROWS + r] = four[r];
+    __m256i sum[4] = {};  // of R rows of one token, or one row of T tokens
+    for (int i = 0; i < R * T; i++)  // each lane of wide4 is a multiple of 4
+        sum[i] = _mm256_add_epi32(wide[i / T][i % T], _mm256_srai_epi32(wide4[i / T][i % T], 2));
+    alignas(16) int32_t four[4];
+    _mm_store_si128(reinterpret_cast<__m128i*>(four), sums_of_four(sum[0], sum[1], sum[2], sum[3]));
+    for (int i = 0; i < R * T; i++) sums[i % T * ROWS + i / T] = four[i];
+}
+
+// Four rows of some blocks as bytes [block][plane][row][32].
+void decode(const uint8_t* w, int64_t blocks, uint8_t* digits) {
+    const __m256i low = _mm256_set1_epi8(3);
+    for (int64_t b = 0; b < blocks; b++, w += BLOCK, digits += 4 * BLOCK) {
+        _mm_prefetch(reinterpret_cast<const char*>(w + PREFETCH), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(w + PREFETCH + 64), _MM_HINT_T0);
+        for (int r = 0; r < 4; r++) {
+            __m256i raw = load(w + r * LANE);
+            for (int plane = 0; plane < 4; plane++, raw = _mm256_srli_epi16(raw, 2))
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(digits + plane * BLOCK + r * LANE),
+                                    _mm256_and_si256(raw, low));
+        }
+    }
+}
+
+// R decoded rows (from the one at w) by T tokens: sums[t * ROWS + r] += of (digit + 1) * q over at most FLUSH blocks.
+template <int R, int T>
+inline void dots(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
+    const __m256i ones = _mm256_set1_epi16(1), none = _mm256_setzero_si256();
+    __m256i narrow[R][T] = {};
+    for (int64_t lane = 0; lane < blocks * 4; lane++, w += BLOCK, q += T * LANE) {
+        __m256i digits[R];
+        for (int r = 0; r < R; r++) digits[r] = load(w + r * LANE);
+        for (int t = 0; t < T; t++)
+            for (int r = 0; r < R; r++)
+                narrow[r][t] = _mm256_add_epi16(narrow[r][t], _mm256_maddubs_epi16(digits[r], load(q + t * LANE)));
+    }
+    for (int r = 0; r < R; r++) {
+        for (int first = 0; first < T; first += 4) {
+            __m256i wide[4];
+            for (int k = 0; k < 4; k++)
+                wide[k] = first + k < T ? _mm256_madd_epi16(narrow[r][first + k < T ? first + k : 0], ones) : none;
+            alignas(16) int32_t four[4];
+            _mm_store_si128(reinterpret_cast<__m128i*>(four), sums_of_four(wide[0], wide[1], wide[2], wide[3]));
+            for (int k = 0; k < 4 && first + k < T; k++) sums[(first + k) * ROWS + r] += four[k];
+        }
     }
 }
 #else
 template <int R, int T>
-inline void dots(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
+inline void stream(const uint8_t* w, const int8_t* q, int64_t blocks, bool, int32_t* sums) {
     for (int r = 0; r < R; r++) {
         for (int t = 0; t < T; t++) {
             int32_t total = 0;
             for (int64_t b = 0; b < blocks; b++) {
                 const uint8_t* raw = w + b * BLOCK + r * LANE;
-                for (int plane = 0; plane < 4; plane++) {
-                    const int8_t* x = q + ((b * 4 + plane) * T + t) * LANE;
-                    int32_t part = 0;
-                    for (int j = 0; j < LANE; j++) part += ((raw[j] >> (2 * plane)) & 3) * x[j];
-                    total += part;
-                }
+                const int8_t* x = q + (b * 4 * T + t) * LANE;
+                int32_t part = 0;
+                for (int j = 0; j < LANE; j++)
+                    part += (raw[j] & 3) * x[j] + (raw[j] >> 2 & 3) * x[T * LANE + j] +
+                            (raw[j] >> 4 & 3) * x[2 * T * LANE + j] + (raw[j] >> 6) * x[3 * T * LANE + j];
+                total += part;
             }
             sums[t * ROWS + r] = total;
         }
     }
 }
+
+void decode(const uint8_t* w, int64_t blocks, uint8_t* digits) {
+    for (int64_t b = 0; b < blocks; b++, w += BLOCK, digits += 4 * BLOCK)
+        for (int plane = 0; plane < 4; plane++)
+            for (int64_t j = 0; j < BLOCK; j++) digits[plane * BLOCK + j] = w[j] >> (2 * plane) & 3;
+}
+
+template <int R, int T>
+inline void dots(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
+    for (int t = 0; t < T; t++) {
+        for (int r = 0; r < R; r++) {
+            int32_t total = 0;
+            for (int64_t lane = 0; lane < blocks * 4; lane++) {
+                int32_t part = 0;
+                for (int j = 0; j < LANE; j++) part += w[lane * BLOCK + r * LANE + j] * q[(lane * T + t) * LANE + j];
+                total += part;
+            }
+            sums[t * ROWS + r] += total;
+        }
+    }
+}
 #endif
 
-// Four rows by the tokens of a tile; as many rows at a time as registers hold sums for.
-void four_rows(const uint8_t* w, const Tile& tile, int64_t blocks, int32_t* sums) {
-    switch (tile.count) {
-        case 1:
-            return dots<4, 1>(w, tile.q, blocks, sums);
-        case 2:
-            return dots<4, 2>(w, tile.q, blocks, sums);
-        case 3:
-            for (int r = 0; r < ROWS; r += 2) dots<2, 3>(w + r * LANE, tile.q, blocks, sums + r);
-            return;
-        default:
-            for (int r = 0; r < ROWS; r += 2) dots<2, 4>(w + r * LANE, tile.q, blocks, sums + r);
+// Four rows by a few tokens, each weight read and unpacked once for all of them.
+template <int R, int T>
+inline void stream_rows(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
+    for (int r = 0; r < ROWS; r += R) stream<R, T>(w + r * LANE, q, blocks, r == 0, sums + r);
+}
+
+void stream_rows(const uint8_t* w, const int8_t* q, int64_t tokens, int64_t blocks, int32_t* sums) {
+    switch (tokens) {
+        case 1: return stream_rows<4, 1>(w, q, blocks, sums);
+        case 2: return stream_rows<1, 2>(w, q, blocks, sums);
+        case 3: return stream_rows<1, 3>(w, q, blocks, sums);
+        default: return stream_rows<1, 4>(w, q, blocks, sums);
+    }
+}
+
+template <int R, int T>
+inline void four_rows(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
+    for (int r = 0; r < ROWS; r += R) dots<R, T>(w + r * LANE, q, blocks, sums + r);
+}
+
+// As many rows at a time as registers hold sums for.
+void four_rows(const uint8_t* w, const int8_t* q, int64_t tokens, int64_t blocks, int32_t* sums) {
+    switch (tokens) {
+        case 1: return four_rows<4, 1>(w, q, blocks, sums);
+        case 2: return four_rows<2, 2>(w, q, blocks, sums);
+        case 3: return four_rows<2, 3>(w, q, blocks, sums);
+        case 4: return four_rows<1, 4>(w, q, blocks, sums);
+        case 5: return four_rows<1, 5>(w, q, blocks, sums);
+        case 6: return four_rows<1, 6>(w, q, blocks, sums);
+        case 7: return four_rows<1, 7>(w, q, blocks, sums);
+        default: return four_rows<1, 8>(w, q, blocks, sums);
     }
 }
 
@@ -236,32 +327,54 @@ struct Work {
     float* y;  // [pairs, out]
 };
 
+// Four rows of one tile, from the sums to floats.
+void finish(const Work& work, const Tile& tile, int64_t expert, int64_t group, const int32_t* sums) {
+    const Matrix& m = *work.matrix;
+    const int64_t row = group * ROWS, rows = std::min(ROWS, m.out - row);
+    for (int64_t t = 0; t < tile.count; t++) {
+        const int64_t pair = work.pair ? work.pair[tile.first + t] : tile.first + t;
+        const int64_t token = work.token ? work.token[pair] : pair;
+        const float factor = work.step[token] * m.scale[expert];
+        float* y = work.y + pair * m.out + row;
+        for (int64_t r = 0; r < rows; r++) {
+            const float value = static_cast<float>(sums[t * ROWS + r] - work.sum[token]) * factor;
+            y[r] = work.bias ? value + work.bias[row + r] : value;
+        }
+    }
+}
+
 void groups_of(const Work& work, const Job& job, int64_t from, int64_t to) {
     const Matrix& m = *work.matrix;
     const uint8_t* planes = m.of(job.expert);
-    const float scale = m.scale[job.expert];
-    for (int64_t i = 0; i < job.tiles; i++) {
-        const Tile& tile = work.tiles[job.first + i];
-        float factor[TILE];
-        int32_t offset[TILE];
-        float* y[TILE];
-        for (int64_t t = 0; t < tile.count; t++) {
-            const int64_t pair = work.pair ? work.pair[tile.first + t] : tile.first + t;
-            const int64_t token = work.token ? work.token[pair] : pair;
-            factor[t] = work.step[token] * scale;
-            offset[t] = work.sum[token];
-            y[t] = work.y + pair * m.out;
-        }
+    const Tile* tiles = work.tiles + job.first;
+    if (job.tiles == 1 && tiles->count <= FEW) {
         for (int64_t group = from; group < to; group++) {
-            int32_t sums[TILE * ROWS];
-            four_rows(planes + group * m.blocks * BLOCK, tile, m.blocks, sums);
-            const int64_t row = group * ROWS, rows = std::min(ROWS, m.out - row);
-            for (int64_t t = 0; t < tile.count; t++) {
-                for (int64_t r = 0; r < rows; r++) {
-                    const float value = static_cast<float>(sums[t * ROWS + r] - offset[t]) * factor[t];
-                    y[t][row + r] = work.bias ? value + work.bias[row + r] : value;
+            int32_t sums[FEW * ROWS];
+            stream_rows(planes + group * m.blocks * BLOCK, tiles->q, tiles->count, m.blocks, sums);
+            finish(work, *tiles, job.expert, group, sums);
+        }
+        return;
+    }
+    // a few groups are decoded into the nearest cache, a piece of their columns at a time, and meet several tiles
+    alignas(64) uint8_t digits[GROUPS][PIECE * 4 * BLOCK];
+    int32_t sums[TILES][GROUPS][TILE * ROWS];
+    for (int64_t first = 0; first < job.tiles; first += TILES) {
+        const int64_t count = std::min(TILES, job.tiles - first);
+        for (int64_t group = from; group < to; group += GROUPS) {
+            const int64_t groups = std::min(GROUPS, to - group);
+            std::memset(sums, 0, count * sizeof(sums[0]));
+            for (int64_t block = 0; block < m.blocks; block += PIECE) {
+                const int64_t blocks = std::min(PIECE, m.blocks - block);
+                for (int64_t g = 0; g < groups; g++)
+                    decode(planes + ((group + g) * m.blocks + block) * BLOCK, blocks, digits[g]);
+                for (int64_t i = 0; i < count; i++) {
+                    const Tile& tile = tiles[first + i];
+                    const int8_t* q = tile.q + block * COLUMNS * tile.count;
+                    for (int64_t g = 0; g < groups; g++) four_rows(digits[g], q, tile.count, blocks, sums[i][g]);
                 }
             }
+            for (int64_t i = 0; i < count; i++)
+                for (int64_t g = 0; g < groups; g++) finish(work, tiles[first + i], job.expert, group + g, sums[i][g]);
         }
     }
 }
@@ -308,7 +421,7 @@ void tryplicity_quantise(const float* x, int64_t tokens, int64_t in, int64_t pad
 
 // y [tokens, out] = quantised x [tokens, in] times the (only) matrix, and the bias if there is one.
 int tryplicity_linear(const Matrix* m, const float* x, int64_t tokens, const float* bias, float* y, int32_t threads) {
-    const int64_t padded = m->padded(), tiles = (tokens + TILE - 1) / TILE;
+    const int64_t padded = m->padded(), tiles = tiles_of(tokens);
     Layout layout;
     for (int pass = 0;; pass++) {
         int8_t* q = layout.take<int8_t>(tokens * padded);
@@ -323,19 +436,19 @@ int tryplicity_linear(const Matrix* m, const float* x, int64_t tokens, const flo
             }
             continue;
         }
-        for (int64_t i = 0; i < tiles; i++)
-            tile[i] = {q + i * TILE * padded, std::min(TILE, tokens - i * TILE), i * TILE};
-        const auto quantise = [&](int64_t n) {
-            const Tile& of = tile[n / TILE];
-            quantise_row(x + n * m->in, m->in, padded, const_cast<int8_t*>(of.q) + n % TILE * LANE, of.count * LANE,
-                         step + n, sum + n);
+        const auto quantise = [&](int64_t i) {
+            const int64_t first = tile_start(i, tokens), count = tile_start(i + 1, tokens) - first;
+            tile[i] = {q + first * padded, count, first};
+            for (int64_t t = 0, n = first; t < count; t++, n++)
+                quantise_row(x + n * m->in, m->in, padded, q + first * padded + t * LANE, count * LANE, step + n,
+                             sum + n);
         };
         const Job job{0, 0, tiles};
         const Work work{m, &job, 1, tile, nullptr, nullptr, step, sum, bias, y};
         if (tokens * m->out * m->in < SMALL || threads <= 1) {
-            for (int64_t n = 0; n < tokens; n++) quantise(n);
+            for (int64_t i = 0; i < tiles; i++) quantise(i);
             groups_of(work, job, 0, m->groups);
-        } else if (tokens == 1) {
+        } else if (tiles == 1) {
             quantise(0);
 #pragma omp parallel num_threads(threads)
             share(work);
@@ -343,7 +456,7 @@ int tryplicity_linear(const Matrix* m, const float* x, int64_t tokens, const flo
 #pragma omp parallel num_threads(threads)
             {
 #pragma omp for schedule(static)
-                for (int64_t n = 0; n < tokens; n++) quantise(n);
+                for (int64_t i = 0; i < tiles; i++) quantise(i);
                 share(work);
             }
         }
@@ -387,9 +500,12 @@ int tryplicity_experts(const Matrix* m, const float* x, int64_t tokens, const in
         for (int64_t e = 0; e < m->experts; e++) {
             start[e + 1] += start[e];
             if (start[e + 1] == start[e]) continue;
-            job[jobs++] = {e, tiles, (start[e + 1] - start[e] + TILE - 1) / TILE};
-            for (int64_t at = start[e]; at < start[e + 1]; at += TILE)
-                tile[tiles++] = {mixed + at * padded, std::min(TILE, start[e + 1] - at), at};
+            const int64_t count = start[e + 1] - start[e];
+            job[jobs++] = {e, tiles, tiles_of(count)};
+            for (int64_t i = 0; i < tiles_of(count); i++) {
+                const int64_t first = start[e] + tile_start(i, count);
+                tile[tiles++] = {mixed + first * padded, start[e] + tile_start(i + 1, count) - first, first};
+            }
         }
         for (int64_t s = 0; s < pairs; s++) sorted[start[expert[s]]++] = s;
         const auto mix = [&](int64_t i) {

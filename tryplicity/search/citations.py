@@ -19,8 +19,8 @@ from tryplicity.search.words import content_words
 if TYPE_CHECKING:
     from tryplicity.components import Passage
 
-#: what may be a mark, if no `]` that ends none is before it. A link that a model wrote behind one is taken with it.
-MARK = re.compile(r"(?<![\w)=])(?<!= )\[([0-9]{1,6})\](?:\([^()\s]*\))?")
+#: what may be a mark, see `_marks`. A link that a model wrote behind one is taken with it.
+MARK = re.compile(r"(?<!\w)\[([0-9]{1,6})\](?:\([^()\s]*\))?")
 
 _FEWEST_SHARED = 2      # content words that a sentence must share with the passage it cites (1 where it has no more)
 _FEWEST_ATTACHED = 4    # content words of a sentence that may be given a mark, unless it is quoted to the letter
@@ -58,7 +58,7 @@ def check(answer: str, passages: Sequence[Passage]) -> Checked:
         told = frozenset(content_words(plain))
         shared = [len(told & held) for held in words]
         needed = max(min(_FEWEST_SHARED, len(told)), 1)
-        kept, end = False, 0
+        kept, end, gap = False, 0, ""
         parts: list[str] = []
         done: set[int] = set()          # one mark for one passage in a sentence
         for mark in _marks(piece):
@@ -66,11 +66,12 @@ def check(answer: str, passages: Sequence[Passage]) -> Checked:
             before = piece[end:mark.start()]
             end = mark.end()
             if 0 <= passage < len(passages) and shared[passage] >= needed and passage not in done:
-                parts += [before, number(passage)]
-                kept = True
+                parts += [before or gap, number(passage)]
+                kept, gap = True, ""
                 done.add(passage)
             else:
-                parts.append(before.rstrip(" \t") if before.strip() or parts or not piece[end:].strip() else before)
+                gap = gap or before[len(before.rstrip(" \t")):]
+                parts.append(before.rstrip(" \t"))
         parts.append(piece[end:])
         text = "".join(parts)
         if not kept and (passage := _borne_out_by(plain, told, shared, quotable)) is not None:
@@ -112,7 +113,7 @@ def _attached(sentence: str, mark: str) -> str:
 # --- sentences ---
 
 # what is never looked into: fenced code, and code in backticks within a line
-_CODE = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)|(?<!`)(`+)(?!`)[^`\n]*(?<!`)\2(?!`)",
+_CODE = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)|(?<!`)(`+)(?!`)[^\n]*?(?<!`)\2(?!`)",
                    re.MULTILINE | re.DOTALL)
 _HOLDER = "\ue000"      # stands for code inside a sentence while it is looked at
 # the end of a sentence: a sign, what closes it, marks that stand behind it, and space; or the end of a line
@@ -147,13 +148,15 @@ def _sentences(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _marks(sentence: str) -> list[re.Match[str]]:
-    """The marks outside code. One directly behind a bracket is a mark only if that is one too."""
+    """The marks outside code. Directly behind a bracket one is a mark only if what ends there is one too."""
     codes = [match.span() for match in _CODE.finditer(sentence)]
     found: list[re.Match[str]] = []
     for match in MARK.finditer(sentence):
         if any(begin <= match.start() < end for begin, end in codes):
             continue
-        if sentence[match.start() - 1:match.start()] == "]" and (not found or found[-1].end() != match.start()):
+        before = sentence[:match.start()]
+        follows = found and found[-1].end() == match.start()
+        if (before.endswith(("]", ")")) and not follows) or before.rstrip(" \t").endswith("="):
             continue
         found.append(match)
     return found

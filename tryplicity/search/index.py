@@ -65,6 +65,7 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
     """
     path = Path(path).expanduser()
     seen: set[bytes] = set()
+    identity = hashlib.sha256()
     try:
         with whole_file(path) as temporary:
             connection = sqlite3.connect(temporary, isolation_level=None)
@@ -76,6 +77,8 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
                     rows = list(_rows(document, seen, number))
                     connection.executemany("INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?)", rows)
                     number += len(rows)
+                    for row in rows:
+                        identity.update(f"{row[2]}\0{row[4]}\0".encode())
                     if progress and count % 64 == 0:
                         share = getattr(source, "read_share", None)
                         progress("cutting into passages", *((number, None) if share is None else (share, 1.0)))
@@ -88,7 +91,7 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
                     progress("indexing words", 0.7, 1.0)
                 connection.execute("INSERT INTO words (words) VALUES ('optimize')")
                 meta = {"format": FORMAT, "passages": number, "source": getattr(source, "name", ""),
-                        "fingerprint": fingerprint}
+                        "fingerprint": fingerprint, "identity": identity.hexdigest()}
                 connection.executemany("INSERT INTO meta VALUES (?, ?)", [(k, str(v)) for k, v in meta.items()])
                 connection.execute("COMMIT")
                 connection.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -167,8 +170,9 @@ class PassageIndex:
         if not self.path.is_file():
             raise UserError(f"{self.path}: no such index; make it: tryplicity search index FOLDER --out {self.path}")
         meta = self._meta()
-        self.passages = int(meta["passages"])
+        self.passages = int(meta.get("passages", 0))
         self.source, self.fingerprint = meta.get("source", ""), meta.get("fingerprint", "")
+        self.identity = meta.get("identity", "")            # changes when a passage does
 
     def __len__(self) -> int:
         return self.passages

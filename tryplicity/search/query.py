@@ -17,29 +17,30 @@ _NAMED = frozenset("statement statements keyword keywords operator operators loo
 _QUOTED = re.compile(r"[`'\"]([^`'\"\s]{1,80})[`'\"]")
 
 
-# words that people and documentation use for one another in computing
-_SAME = {word: tuple(other for other in line.split() if other != word) for line in """
+# a word that people use, and what documentation says in its place
+_SAME = {word: tuple(others) for word, *others in map(str.split, """
+    biggest maximum max
+    catch handle except
+    create make
+    delete remove
+    dictionary dict mapping
+    exit quit
     folder directory
     folders directories
-    delete remove
-    exit quit
-    length len size
-    wait sleep
-    catch handle except
-    stop terminate
-    create make
-    text string
     integer int
-    string str
-    dictionary dict mapping
-    largest maximum max
     larger maximum max
-    biggest maximum max
-    smallest minimum min
-    smaller minimum min
-    show print display
+    largest maximum max
+    length len size number
+    quit exit
     save dump store
-    """.strip().splitlines() for word in line.split()}
+    show print display
+    smaller minimum min
+    smallest minimum min
+    stop terminate
+    string str
+    text string
+    wait sleep
+    """.strip().splitlines())}
 
 
 class Term(NamedTuple):

@@ -52,11 +52,12 @@ def content_words(text: str) -> list[str]:
 
 
 def joined(dotted: str) -> Iterator[str]:
-    """os.path.join -> ospathjoin, pathjoin: one rare word for a name and for each of its ends."""
+    """os.path.join -> ospathjoin0, pathjoin0: one rare word for a name and for each of its ends. The digit keeps a
+    stemmer off: json.load is not json.loads."""
     parts = [part.replace("_", "") for part in dotted.split(".")]
     parts = [part for part in parts if part]
     for start in range(len(parts) - 1):
-        yield "".join(parts[start:])
+        yield "".join(parts[start:]) + "0"
 
 
 def humps(text: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,15 +28,16 @@ from tryplicity.server import api, ask, errors, metrics, openai, page, routing, 
 from tryplicity.server.conversations import Store
 from tryplicity.server.limits import read_body, read_json
 from tryplicity.server.options import Options
-from tryplicity.server.service import Searcher, Service
+from tryplicity.server.service import Searcher, SearchUnavailable, Service
 
 if TYPE_CHECKING:
     from tryplicity.inference.engine import Engine
     from tryplicity.plugins import Plugins
+    from tryplicity.registry import Registry
 
 log = logging.getLogger("tryplicity.server")
 METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS", "PUT"})
-_number = itertools.count(1)
+_number, _asking = itertools.count(1), threading.Lock()
 
 
 class App(Sanic):
@@ -81,13 +83,14 @@ class Errors(ErrorHandler):
 
 def create_app(service: Service, plugins: Plugins | None = None, *, page_folder: Path | None = None) -> App:
     """Every route of the server, those of plugins included, behind the same guard."""
-    options = service.options
+    options, number = service.options, next(_number)
     config = Config(env_prefix=None)     # SANIC_... of the environment must not undo a limit
     config.update({
         "ACCESS_LOG": False, "AUTO_EXTEND": False, "MOTD": False, "KEEP_ALIVE_TIMEOUT": 75, "REQUEST_TIMEOUT": 30,
         "RESPONSE_TIMEOUT": 24 * 3600,   # a place in the queue may take long: the limits here are this server's own
-        "REQUEST_MAX_SIZE": options.body_bytes, "FALLBACK_ERROR_FORMAT": "json"})
-    app = App(f"tryplicity-{next(_number)}", config=config, error_handler=Errors(), configure_logging=False)
+        "REQUEST_MAX_SIZE": options.body_bytes, "FALLBACK_ERROR_FORMAT": "json",
+        "TOUCHUP": number == 1})     # Sanic rewrites its own classes to be faster, which works once in a process
+    app = App(f"tryplicity-{number}", config=config, error_handler=Errors(), configure_logging=False)
     app.ctx.service = service
     guard = security.Guard(options)
 
@@ -232,7 +235,7 @@ def engine_loader(what: str | Path, plugins: Plugins, slots: int) -> Callable[[]
     def load() -> Engine:
         from tryplicity.inference.engine import Engine
 
-        return Engine.load(what, plugins.registry, slots=slots)
+        return Engine.load(what, registry_of(plugins), slots=slots)
 
     return load
 
@@ -247,11 +250,21 @@ def searcher_loader(search: str, plugins: Plugins) -> Callable[[], Searcher]:
             value = yaml.safe_load(search)
         except yaml.YAMLError:
             raise UserError(f"--search {search}: not the name of a retriever, nor a YAML mapping") from None
-        retriever = plugins.registry.part("retriever", value).build()
+        part = registry_of(plugins).part("retriever", value)
+        try:
+            retriever = part.build()
+        except UserError as error:
+            raise SearchUnavailable(str(error)) from None
         passages = getattr(retriever, "passages", None)
         return Searcher(retriever, retriever.name, passages if isinstance(passages, int) else None)
 
     return load
+
+
+def registry_of(plugins: Plugins) -> Registry:
+    """The plugins' components, asked for once though two threads load."""
+    with _asking:
+        return plugins.registry
 
 
 def default_conversations() -> Path:

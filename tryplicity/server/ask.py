@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -127,11 +127,12 @@ class Turn:
         begun = [{"role": "assistant", "content": self.answer.content}] if self.answer.content.strip() else []
         room = min(asked.max_tokens or limit, max(1, context // 3))     # for the answer, before history is given up
         history = [{"role": m.role, "content": m.content} for m in self.before if m.content.strip()]
-        prompt: tuple[int, ...] = ()
-        for messages in _shorter(history, self.question.content, passages):
-            prompt = chat.prompt(engine, [*messages, *begun], go_on=bool(begun))
-            if len(prompt) + room <= context:
-                break
+
+        def encoded(messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
+            return chat.prompt(engine, [*messages, *begun], go_on=bool(begun))
+
+        prompt = encoded(_fitting(history, self.question.content, passages, lambda messages: len(encoded(messages)),
+                                  context - room))
         if len(prompt) >= context:
             raise wrong(f"this model's context is {context} tokens, and the question with what belongs to it has "
                         f"{len(prompt)}; ask a shorter one", "content", "context_length_exceeded")
@@ -140,21 +141,19 @@ class Turn:
                              end_tokens=chat.END_TOKENS)
 
 
-def _shorter(history: list[dict[str, str]], question: str,
-             passages: Sequence[Passage] | None) -> Iterator[list[dict[str, str]]]:
-    """The messages for a prompt, with less and less of the history."""
-    while True:
-        if passages is None:
-            yield [*history, {"role": "user", "content": question}]
-        else:
-            from tryplicity.search import answer
+def _fitting(history: list[dict[str, str]], question: str, passages: Sequence[Passage] | None,
+             count: Callable[[list[dict[str, str]]], int], budget: int) -> list[dict[str, str]]:
+    """The messages for a prompt of at most `budget` tokens: old turns are left out first. The question stays."""
+    if passages is not None:
+        from tryplicity.search import answer
 
-            yield answer.messages(question, passages, history)
-        if not history:
-            return
-        history = history[max(2, len(history) // 4):]
-        while history and history[0]["role"] != "user":
-            history = history[1:]
+        return answer.messages(question, passages, history, count=count, budget=budget)
+    messages = [*history, {"role": "user", "content": question}]
+    while len(messages) > 1 and count(messages) > budget:
+        messages = messages[max(1, len(messages) // 8):]     # some at once: each count reads them all
+        while messages[0]["role"] != "user":
+            messages = messages[1:]
+    return messages
 
 
 def _index(messages: Sequence[Message], id: str) -> int:

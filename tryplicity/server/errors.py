@@ -11,6 +11,7 @@ by themselves unless the answer says `x-should-retry: false`
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,6 +75,8 @@ def as_api_error(exception: BaseException) -> ApiError:
     """What a client is told of any exception: 500, and no more, for one that nobody foresaw."""
     if isinstance(exception, ApiError):
         return exception
+    if isinstance(exception, CancelledError):
+        return ApiError(499, "the client has gone", code="client_closed")
     if isinstance(exception, UserError):
         return wrong(str(exception))
     if isinstance(exception, Unknown):

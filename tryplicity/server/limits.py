@@ -40,7 +40,10 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
     stream.request_max_size = limit
     try:
         async with asyncio.timeout(seconds):
-            if (stream.request_bytes or 0) > limit and not stream.expecting_continue:
+            if (stream.request_bytes or 0) > limit:
+                if stream.expecting_continue:   # who asks first is told before sending
+                    stream.expecting_continue = False
+                    raise PayloadTooLarge("")
                 stream.request_max_size = limit + LINGER
                 async for _ in stream:
                     pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import threading
@@ -37,6 +38,10 @@ class Searcher:
     passages: int | None = None
 
 
+class SearchUnavailable(UserError):
+    """The retriever is known and cannot be made ready; the server goes on without it."""
+
+
 class Service:
     """The server's state. `load_engine` and `load_searcher` run in a background thread, after the socket is open."""
 
@@ -55,6 +60,7 @@ class Service:
         self.idle.set()
         self.under_way = 0
         self.fault: BaseException | None = None
+        self.no_search = "start the server with --search" if load_searcher is None else "it is still being loaded"
         self.writing: dict[str, tuple[asyncio.Lock, int]] = {}  # conversations being answered; with those who wait
         self._load_engine, self._load_searcher = load_engine, load_searcher
         self._searches = ThreadPoolExecutor(options.searches, thread_name_prefix="search")
@@ -64,24 +70,35 @@ class Service:
 
     def start_loading(self, failed: Callable[[], None]) -> None:
         """Load what there is to load. `failed` is called on the event loop when it cannot be; `fault` says why."""
-        if self._load_engine is None and self._load_searcher is None:
-            return
         loop = asyncio.get_running_loop()
 
-        def load() -> None:
+        def load_engine() -> None:
+            start = time.monotonic()
+            self.engine = self._load_engine()
+            self.state = "ready"
+            log.info("model %s is ready after %.1f s", self.engine.card.id, time.monotonic() - start)
+
+        def load_searcher() -> None:
+            start = time.monotonic()
             try:
-                if self._load_searcher is not None:
-                    self.searcher = self._load_searcher()
-                if self._load_engine is not None:
-                    start = time.monotonic()
-                    self.engine = self._load_engine()
-                    self.state = "ready"
-                    log.info("model %s is ready after %.1f s", self.engine.card.id, time.monotonic() - start)
+                self.searcher = self._load_searcher()
+            except SearchUnavailable as error:
+                self.no_search = str(error)
+                log.warning("there is no search: %s", error)
+                return
+            log.info("search %s is ready after %.1f s", self.searcher.name, time.monotonic() - start)
+
+        def guarded(load: Callable[[], None]) -> None:
+            try:
+                load()
             except BaseException as error:  # the thread's end is not the server's: the main thread raises it
                 self.fault = error
-                loop.call_soon_threadsafe(failed)
+                with contextlib.suppress(RuntimeError):     # the loop may have ended meanwhile
+                    loop.call_soon_threadsafe(failed)
 
-        threading.Thread(target=load, name="loading", daemon=True).start()
+        for load, wanted in ((load_engine, self._load_engine), (load_searcher, self._load_searcher)):
+            if wanted is not None:
+                threading.Thread(target=guarded, args=(load,), name="loading", daemon=True).start()
 
     def ready_engine(self) -> Engine:
         """Raises ApiError 503 while there is none."""
@@ -111,7 +128,7 @@ class Service:
         """Passages, and the seconds it took. Raises ApiError 503 without a search, 429 with too many waiting."""
         searcher = self.searcher
         if searcher is None:
-            raise errors.ApiError(503, "there is no search; start the server with --search", code="no_search",
+            raise errors.ApiError(503, f"there is no search: {self.no_search}", code="no_search",
                                   headers={"x-should-retry": "false"})
         with self.search_gate.enter():
             start = time.monotonic()

@@ -118,7 +118,9 @@ class Answers:
                 continue
             index, piece = self._pieces.popleft()
             if piece.finish == "error":
-                raise errors.internal()
+                kind, _, said = (self.generations[index].error or "").partition(": ")
+                # what is wrong with a schema shows when it is followed
+                raise errors.wrong(said, _param_of(said)) if kind == "UserError" else errors.internal()
             if piece.finish == "cancelled":     # not by the client, who would not be here to hear it
                 if self._overrun:
                     raise errors.ApiError(503, "the client read too slowly", code="too_slow")

@@ -7,6 +7,7 @@ from layer_tools import assemble, assert_same, site
 from tryplicity import Rows
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.attention import GroupedQueryAttention
+from tryplicity_plugins.layers.bitlinear import BitLinear
 
 D, LENGTH = 32, 210
 SHAPES = [{"heads": 4, "kv_heads": 2, "head_dim": 8}, {"heads": 3, "kv_heads": 3, "head_dim": 6},
@@ -164,3 +165,26 @@ def test_positions_beyond_the_context_length():
     layer.rotation = layer.rotation[:32].clone()
     qkv = qkv_of(layer, 1)
     assert_same([in_pieces(layer, qkv, [150, 60])], [made(SHAPES[0])(qkv)], 2e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}])
+def test_a_packed_layer(options):
+    """In one call with its products: what the layer gives unpacked, and the same bits in any chunk and beside others."""
+    torch.manual_seed(0)
+    layer = assemble(lambda: GroupedQueryAttention(GroupedQueryAttention.Config(heads=4, kv_heads=2, **options),
+                                                   site(hidden=D, linear=BitLinear)), spread=0.3).eval()
+    x = torch.randn(1, LENGTH, D)
+    expected = in_pieces(layer, x, [LENGTH])
+    for linear in (layer.qkv, layer.out):
+        linear.adopt(linear.pack())
+    whole = in_pieces(layer, x, [LENGTH])
+    error = (whole - expected).abs() / expected.abs().max()
+    assert error.max() < 2e-2 and (error > 1e-5).float().mean() < 0.3  # a few numbers fall to the next of 127 steps
+    assert torch.equal(in_pieces(layer, x, [1] * 70 + [LENGTH - 70]), whole)
+    rows = [layer.new_state(1) for _ in range(3)]
+    for state, length in zip(rows, (1, 64, 130), strict=True):
+        layer(x[:, :length].contiguous(), state=state)
+    step = torch.cat([x[:, state["seen"]:state["seen"] + 2] for state in rows])
+    at = [state["seen"] for state in rows]
+    together = layer(step, state=Rows(rows))
+    assert torch.equal(together, torch.cat([whole[:, start:start + 2] for start in at]))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layer_tools import assemble, assert_same, gradients, part, runs_everywhere, site
+from layer_tools import assemble, assert_same, gradients, part, runs_everywhere, site, threads, without_native
 from torch import nn
 
 from tryplicity import Report
@@ -20,7 +20,7 @@ def by_formula(hyper, streams, sublayer):
     """The dynamic hyper-connection of arXiv:2409.19606, one token and one stream after the other."""
     S = hyper.streams
     rows = []
-    for token in streams.reshape(-1, S, D):
+    for token in streams.flatten(0, 1):
         read, keep, depth = [], [[None] * S for _ in range(S)], []
         for i in range(S):
             coefficients = hyper.static[i]
@@ -138,3 +138,47 @@ def test_the_streams_keep_their_dtype():
         with torch.autocast("cpu", torch.bfloat16):
             h = hyper.expand(torch.randn(B, T, D, dtype=dtype))
             assert hyper(h, lambda x: (x, Report()))[0].dtype == dtype
+
+
+@pytest.mark.parametrize("hidden", [1, 8, 37, 160])
+@pytest.mark.parametrize("streams", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_native_equals_the_formula(streams, dynamic, hidden):
+    """The C++ of decoding, in fp32, beside the formula in fp64."""
+    hyper = assemble(lambda: part(HyperConnections, streams=streams, dynamic=dynamic).build(site(hidden=hidden)),
+                     spread=0.5)
+    h = torch.randn(B, T, streams, hidden)
+    with torch.no_grad():
+        y, report = hyper(h, lambda x: (x.tanh(), Report(losses={"given": torch.ones(())})))
+        with without_native():
+            plain = hyper(h, lambda x: (x.tanh(), Report()))[0]
+        expected = by_formula(hyper.double(), h.double(), torch.tanh)
+    assert list(report.losses) == ["given"]
+    assert_same([y.double()], [expected], 2e-6)
+    assert_same([y], [plain], 4e-6)
+    assert hidden < 37 or streams == 1 or not torch.equal(y, plain), "C++ did not run"
+
+
+def test_native_gives_a_token_the_same_bits_among_others_and_on_any_threads():
+    hyper = assemble(lambda: part(HyperConnections).build(site(hidden=72)), spread=0.5)
+    h = torch.randn(1, 300, 4, 72)
+    with torch.no_grad():
+        whole = hyper(h, lambda x: (3 * x, Report()))[0]
+        for sizes in ([1] * 300, [100, 7, 193]):
+            pieces = [hyper(piece, lambda x: (3 * x, Report()))[0] for piece in h.split(sizes, 1)]
+            assert torch.equal(torch.cat(pieces, 1), whole)
+        assert torch.equal(hyper(h.view(3, 100, 4, 72), lambda x: (3 * x, Report()))[0].view(h.shape), whole)
+        for count in (1, 3):
+            with threads(count):
+                assert torch.equal(hyper(h, lambda x: (3 * x, Report()))[0], whole)
+        empty = hyper(h[:, :0], lambda x: (3 * x, Report()))[0]
+    assert empty.shape == (1, 0, 4, 72)
+
+
+def test_native_leaves_the_streams_it_was_given():
+    hyper = assemble(build, spread=0.5)
+    h = torch.randn(B, T, 4, D)
+    before = h.clone()
+    with torch.no_grad():
+        hyper(h, lambda x: (x, Report()))
+    assert torch.equal(h, before)

@@ -232,6 +232,7 @@ def test_a_token_has_the_same_bits_alone_in_a_chunk_or_beside_others(router, act
             for sizes in ([1] * 50, [49, 1], [7, 43]):
                 assert torch.equal(torch.cat([layer(part[None])[0] for part in x.split(sizes)]), whole)
             assert torch.equal(layer(x.view(25, 2, D)).view(50, D), whole)
+            assert torch.equal(layer._packed(x), whole)  # part by part, as where C does not know them all
     finally:
         torch.set_num_threads(before)
 
@@ -262,6 +263,21 @@ def test_without_a_compiler(router, activation, monkeypatch):
     plain = packed(layer)
     assert plain.router.pairs(x) is None and plain.down.matrix._library is None
     assert_near(plain(x[None]), expected)
+
+
+def test_a_copy_and_a_moved_weight():
+    layer, x = packed(moe()), tokens(3)[None]
+    expected = layer(x)
+    twin = copy.deepcopy(layer)
+    twin.router.weight.data = twin.router.weight.data.flip(0).contiguous()
+    assert not torch.equal(twin(x), expected)
+    twin.router.weight.data = layer.router.weight.data.clone()
+    assert torch.equal(twin(x), expected) and torch.equal(layer(x), expected)
+    linear = copy.deepcopy(layer.down)
+    twin.down.matrix = kernels.TernaryMatrix.from_digits(-linear.matrix.digits(), linear.matrix.scale_E)
+    twin.shared_down.matrix = kernels.TernaryMatrix.from_digits(-layer.shared_down.matrix.digits(),
+                                                                layer.shared_down.matrix.scale_E)
+    assert torch.equal(twin(x), -expected)
 
 
 def test_other_dtypes_come_back_as_they_went():

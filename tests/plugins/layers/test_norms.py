@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layer_tools import assemble, assert_same, gradients, part, runs_everywhere
+from layer_tools import assemble, assert_same, gradients, part, runs_everywhere, threads, without_native
 
 from tryplicity_plugins.layers.norms import LayerNorm, RMSNorm
 
@@ -63,3 +63,23 @@ def test_the_gradient_is_fp32_inside_autocast():
     expected = gradients(norm(x), [x, norm.weight])
     with torch.autocast("cpu", torch.bfloat16):
         assert_same(gradients(norm(x), [x, norm.weight]), expected, 1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 33, 300])
+def test_native_rms_norm(size):
+    """The C++ of decoding beside the formula in fp64; a row's bits are the same in any company."""
+    norm = assemble(lambda: part(RMSNorm).build(size), spread=0.3)
+    x = torch.cat([torch.randn(1000, size), 1e4 * torch.randn(1, size), 1e-4 * torch.randn(1, size)])
+    with torch.no_grad():
+        y = norm(x)
+        with without_native():
+            plain = norm(x)
+        assert_same(list(y.double()), list(rms(x.double(), norm)), 1e-6)
+        assert_same(list(y), list(plain), 2e-6)
+        assert size < 33 or not torch.equal(y, plain), "C++ did not run"
+        assert torch.equal(torch.cat([norm(row) for row in x.split(1)]), y)
+        assert torch.equal(norm(x.view(2, 501, size)).view(x.shape), y)
+        for count in (1, 3):
+            with threads(count):
+                assert torch.equal(norm(x), y)
+        assert norm(x[:0]).shape == (0, size)

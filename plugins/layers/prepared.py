@@ -1,0 +1,71 @@
+"""What C is told of a layer as a whole: a struct made once, not for every token."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from tryplicity import Linear, kernels
+from tryplicity_plugins.layers import native
+
+#: a struct, the tensors whose addresses it holds, and the linears whose packed matrices it names, if they are packed
+Told = tuple[ctypes.Structure, Sequence[Tensor], Sequence[Linear]]
+
+
+class Products(ctypes.Structure):
+    """products.h"""
+
+    _fields_ = [("linear", ctypes.c_void_p), ("experts", ctypes.c_void_p)]
+
+
+class Prepared:
+    """A struct and where it lies; `problem`, for C to write to."""
+
+    def __init__(self, struct: ctypes.Structure, tensors: Sequence[Tensor], linears: Sequence[Linear]) -> None:
+        self.struct, self.address = struct, ctypes.addressof(struct)
+        self.tensors, self.pointers = tensors, [tensor.data_ptr() for tensor in tensors]
+        self.linears, self.matrices = linears, [getattr(linear, "matrix", None) for linear in linears]
+        self.problem = ctypes.c_int64()
+        self.problem_address = ctypes.addressof(self.problem)
+
+    def holds(self) -> bool:
+        """Whether everything still lies where the struct says."""
+        return ([tensor.data_ptr() for tensor in self.tensors] == self.pointers
+                and all(getattr(linear, "matrix", None) is matrix
+                        for linear, matrix in zip(self.linears, self.matrices, strict=True)))
+
+    def check(self) -> None:
+        if self.problem.value:
+            raise MemoryError("no memory for the tokens of a ternary product")
+
+    def __reduce__(self):
+        return type(None), ()  # a copy of the module tells C of itself
+
+
+def prepared(module: nn.Module, tell: Callable[[], Told | None]) -> Prepared | None:
+    """What `tell` told of the module, asked again when something has moved; None where C cannot do it."""
+    kept = module.__dict__.get("_prepared")
+    if kept is not None and kept.holds():
+        return kept
+    told = tell() if native.library() is not None else None
+    kept = None if told is None or not native.plain(*told[1]) else Prepared(*told)
+    module.__dict__["_prepared"] = kept
+    return kept
+
+
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def packed(*linears: Linear) -> list[int] | None:
+    """The addresses of their matrices, if all are packed and C can multiply by them."""
+    matrices = [getattr(linear, "matrix", None) for linear in linears]
+    if any(matrix is None or matrix.address is None for matrix in matrices):
+        return None
+    return None if any(linear.bias is not None for linear in linears) else [matrix.address for matrix in matrices]
+
+
+def products() -> Products:
+    return Products(kernels.entry("linear"), kernels.entry("experts"))

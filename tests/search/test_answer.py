@@ -1,0 +1,82 @@
+"""What the model is asked, within a budget, and what is quoted in its place."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tryplicity import Passage
+from tryplicity.search.answer import INSTRUCTIONS, messages, quotation
+from tryplicity.search.citations import check
+
+JOIN = Passage("a", "os.path.join", "u:a", "join(a, *p)\n\nJoin two or more pathname components, inserting '/' as needed. "
+               "If any component is an absolute path, all previous path components will be discarded.", 2.0)
+APPEND = Passage("b", "list.append", "u:b", "append(object, /)\n\nAppend object to the end of the list.", 1.0)
+TALK = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "Are you there?"}, {"role": "assistant", "content": "I am."}]
+
+
+def words(asked):
+    return sum(len(message["content"].split()) for message in asked)
+
+
+def test_everything_where_there_is_room():
+    asked = messages("How do I join paths?", [JOIN, APPEND], TALK)
+    assert [m["role"] for m in asked] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert asked[0]["content"] == INSTRUCTIONS and asked[1:-1] == TALK
+    last = asked[-1]["content"]
+    assert last.startswith("Sources:\n\n[1] os.path.join\njoin(a, *p)") and "\n\n[2] list.append\n" in last
+    assert last.endswith("\n\nQuestion: How do I join paths?")
+
+
+def test_without_passages_the_question_alone():
+    assert messages("Hi", [], TALK) == [*TALK, {"role": "user", "content": "Hi"}]
+
+
+def test_what_is_given_up_first():
+    """Old exchanges, then the last passages, then most of each passage, then all of it; never the question."""
+    def within(budget):
+        asked = messages("How do I join paths?", [JOIN, APPEND], TALK, count=words, budget=budget)
+        text = " ".join(m["content"] for m in asked)
+        return ["Hello" in text, "there" in text, "[2]" in text, "[1]" in text, "join paths?" in text]
+
+    full = words(messages("How do I join paths?", [JOIN, APPEND], TALK))
+    assert within(full) == [True] * 5
+    assert within(full - 1) == [False, True, True, True, True]
+    assert within(full - 7) == [False, False, True, True, True]
+    assert within(full - 12) == [False, True, False, True, True]
+    assert within(full - 19) == [False, False, False, True, True]
+    assert within(1) == [False, False, False, False, True]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 200), st.lists(st.text(max_size=200).map(lambda text: Passage("i", "t", "u:", text, 1.0)), max_size=4),
+       st.integers(0, 2))
+def test_a_budget_is_kept_and_numbers_stay(budget, passages, exchanges):
+    history = TALK[:2 * exchanges]
+    asked = messages("What is it?", passages, history, count=words, budget=budget)
+    assert words(asked) <= budget or asked == [{"role": "user", "content": "What is it?"}]
+    assert asked[-1]["content"].endswith("What is it?") and [m["role"] for m in asked].count("system") <= 1
+    roles = [m["role"] for m in asked if m["role"] != "system"]
+    assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
+
+
+def test_the_nearest_sentences_are_quoted_with_their_source():
+    quoted = quotation("How do I join two paths?", [APPEND, JOIN], limit=1)
+    assert quoted == "> Join two or more pathname components, inserting '/' as needed. [2]"
+    assert quotation("What is a zebra?", [JOIN, APPEND]) is None and quotation("Why?", []) is None
+
+
+def test_a_quotation_is_borne_out_and_says_nothing_else():
+    quoted = quotation("How do I append to a list and join paths?", [JOIN, APPEND], limit=3)
+    checked = check(quoted, [JOIN, APPEND])
+    assert checked.text == quoted and checked.supported
+    for line in quoted.split("\n"):
+        if line != ">":
+            sentence, number = line.removeprefix("> ").rsplit(" [", 1)
+            assert sentence in [JOIN, APPEND][int(number[0]) - 1].text
+
+
+@pytest.mark.parametrize("text", ["See [1] for joining the paths of it.", "Join the paths [9] now, all of them."])
+def test_marks_of_a_passage_are_not_ours(text):
+    quoted = quotation("join paths", [Passage("i", "t", "u:", text, 1.0)])
+    assert quoted.count("[") == 1 and quoted.endswith(" [1]")

@@ -1,0 +1,289 @@
+"""Ranking truths by hand, and an index file that is whole, safe to share, and hard to fool."""
+
+import math
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tryplicity import Document, UserError
+from tryplicity.search import index as index_module
+from tryplicity.search.index import PassageIndex, build_index, ensure_index
+from tryplicity.search.query import terms
+
+
+def doc(id, text, domain="text"):
+    return Document(id, text, domain, f"https://example.org/{id}")
+
+
+def ids(passages):
+    return [passage.id.rpartition(":")[0] for passage in passages]
+
+
+@pytest.fixture
+def made(tmp_path):
+    """`made("text", ...)` or `made(Document, ...)`: an index of them; texts are called a, b, c..."""
+    def make(*texts):
+        documents = [text if isinstance(text, Document) else doc(chr(97 + at), text) for at, text in enumerate(texts)]
+        return PassageIndex(build_index(documents, tmp_path / "index.sqlite"))
+
+    return make
+
+
+PAGES = [("os.path.join", "join(a, *p)\n\nJoin two or more pathname components."),
+         ("str.join", "join(iterable, /)\n\nConcatenate any number of strings."),
+         ("threading.Thread.join", "join(timeout=None)\n\nWait until the thread terminates."),
+         ("list.append", "append(object, /)\n\nAppend object to the end of the list."),
+         ("array.array.append", "append(v, /)\n\nAppend new value v to the end of the array."),
+         ("tempfile.TemporaryDirectory", "TemporaryDirectory(suffix=None)\n\nCreate and return one with mkdtemp."),
+         ("the with statement", 'The "with" statement wraps the execution of a block with methods.'),
+         ("print", "print(*args)\n\nPrints the values to a stream, with a statement of where.")]
+
+
+@pytest.fixture
+def pages(made):
+    return made(*(doc(name, f"{name}\n\n{text}\n") for name, text in PAGES))
+
+
+# --- ranking ---
+
+def test_bm25_is_the_formula(made, monkeypatch):
+    """Three passages of 3, 5 and 4 words (two of each in the title); `cat` once in the first and twice in the second."""
+    opened = made(doc("x/a", "A a\n\ncat\n"), doc("x/b", "B b\n\ncat cat dog\n"), doc("x/c", "C c\n\ndog eel\n"),
+                  doc("x/d", "D d\n\nfox\n"), doc("x/e", "E e\n\nfox\n"))
+    lengths, average = (3, 5), (3 + 5 + 4 + 3 + 3) / 5
+    idf = math.log((5 - 2 + 0.5) / (2 + 0.5))
+    score = [idf * count * 2.2 / (count + 1.2 * (0.25 + 0.75 * length / average))
+             for count, length in zip((1, 2), lengths, strict=True)]
+    found = dict(opened._matches('"cat"', 5))
+    assert found == pytest.approx({1: score[0], 2: score[1]})
+
+
+@pytest.mark.parametrize("question, first", [
+    ("os.path.join", "os.path.join"), ("what does path.join do", "os.path.join"), ("str.join", "str.join"),
+    ("What does Thread.join wait for?", "threading.Thread.join"), ("What does list.append do?", "list.append"),
+    ("array.append", "array.array.append"), ("how to make a temporary directory", "tempfile.TemporaryDirectory"),
+    ("TemporaryDirectory", "tempfile.TemporaryDirectory"), ("temporary folders", "tempfile.TemporaryDirectory"),
+    ("how do I use the with statement", "the with statement"), ("Joining pathnames", "os.path.join"),
+    ("CONCATENATE STRÍNGS", "str.join"),
+])
+def test_the_right_page_is_first(pages, question, first):
+    assert ids(pages.search(question, 5))[0] == first
+
+
+def test_a_rare_word_counts_more_than_a_common_one(made):
+    opened = made(*["common words here"] * 1, *(f"common words of page {n}" for n in range(20)), "zebra of another kind")
+    assert opened.search("common zebra", 3)[0].text == "zebra of another kind"
+
+
+def test_what_is_returned(pages):
+    [first, *rest] = pages.search("append to a list", 3)
+    assert first.title == "list.append" and first.text == "append(object, /)\n\nAppend object to the end of the list."
+    assert first.url == "https://example.org/list.append" and len(rest) <= 2
+    assert [p.score for p in (first, *rest)] == sorted((p.score for p in (first, *rest)), reverse=True)
+    assert pages.search("append to a list", 3) == [first, *rest], "the same question, the same answer"
+    assert pages.search("append", 1) == pages.search("append", 5)[:1] and pages.search("append", 0) == []
+
+
+def test_no_text_twice(made):
+    """Neither from the same document twice, nor under another title; and copies do not push out what is different."""
+    copies = [doc(f"copy{n}", f"Title {n}\n\nThe zebra has stripes.\n") for n in range(12)]
+    same = [doc(f"same{n}", "Title\n\nThe lion has none.\n") for n in range(3)]
+    opened = made(*copies, *same, doc("z", "Other\n\nA zebra eats grass.\n"))
+    assert len(opened) == 14
+    assert sorted(p.text for p in opened.search("zebra", 5)) == ["A zebra eats grass.", "The zebra has stripes."]
+
+
+def test_frequent_terms_are_pruned_not_lost(made, monkeypatch):
+    """With room for few rows: the rare term decides; frequent ones alone are still answered, those with all first."""
+    texts = [f"python code number {n}" + (" zebra" if n == 33 else "") + (" snake" if n % 2 else "") for n in range(60)]
+    opened = made(*texts, doc("p", "Python\n\nThe snake of number sixty.\n"))
+    assert "zebra" in opened.search("python zebra", 3)[0].text
+    monkeypatch.setattr(index_module, "_ROWS", 10)
+    assert "zebra" in opened.search("python zebra", 3)[0].text
+    assert all("python" in p.text and "snake" in p.text for p in opened.search("python snake code", 3))
+    assert len(opened.search("code", 3)) == 3 and "p" in ids(opened.search("python", 3))
+
+
+# --- whatever is asked ---
+
+HOSTILE = ["", " ", '"', '""', '"unclosed', "*", "join*", "NEAR(", "NEAR(join path, 2)", "title:join", "{title}:join",
+           "join OR", "AND AND AND", "NOT", "-join", "^join", "join + path", "(", ")))", "';--", "\0", "join\0path",
+           "😀", "😀 join 🎉", "\ud800", "日本語", "a" * 100_000, "join " * 50_000, " ".join(map(str, range(5000))),
+           "_", "___", "'", "`with`", "%s %d {}", "\\", "\n\n\n", "the of and", "ﬁle İstanbul ẞ", "a.b.c.d.e.f.g." * 300]
+
+
+@pytest.mark.parametrize("question", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_questions(pages, question):
+    found = pages.search(question, 5)
+    assert len(found) <= 5
+    if "join" in question and "\0" not in question and len(question) < 1000:
+        assert any("join" in p.title for p in found)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=60) | st.lists(st.sampled_from(['"', "*", "(", ")", "NEAR", "join", "OR", "AND", "NOT", ":", "^",
+                                                        "-", "+", "{", "}", "title", "with statement"])).map(" ".join))
+def test_no_question_is_query_language(question):
+    """Each term is a string of FTS5; asked of an empty table of the same kind, none is a mistake."""
+    for term in terms(question):
+        assert term.quoted.count('"') % 2 == 0 and term.quoted[0] + term.quoted[-1] == "()"
+        _TABLE.execute("SELECT count(*) FROM words WHERE words MATCH ?", (term.quoted,))
+
+
+_TABLE = sqlite3.connect(":memory:")
+_TABLE.execute("CREATE VIRTUAL TABLE words USING fts5 (text)")
+
+
+def test_stop_words_go_unless_asked_for():
+    def of(question):
+        return [" ".join(term.words) for term in terms(question)]
+
+    assert of("How do I join two of the paths?") == ["join", "two", "paths"]
+    assert of("the with statement") == ["with statement", "statement"]
+    assert of("what is `in`?") == ["in"] and of("to be or not to be") == ["to", "be", "or", "not"]
+    assert of("os.path.join") == ["ospathjoin0", "pathjoin0", "os", "path", "join"]
+    assert len(of(" ".join(f"word{n}" for n in range(500)))) == 40
+
+
+# --- the file ---
+
+def test_what_is_no_text_is_told(tmp_path):
+    with pytest.raises(UserError, match="nothing to index"):
+        build_index([doc("a", " \n ")], tmp_path / "i.sqlite")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="cannot be written"):
+        build_index([doc("a", "text")], "/dev/null/i.sqlite")
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda path: path.unlink(), "no such index"),
+    (lambda path: path.write_bytes(b"not a database at all"), "not a search index"),
+    (lambda path: path.write_bytes(b""), "not a search index"),
+    (lambda path: path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2]), "cut short|damaged|cannot be read"),
+    (lambda path: _sql(path, "PRAGMA application_id = 5"), "not a search index"),
+    (lambda path: _sql(path, "PRAGMA user_version = 99"), "format 99"),
+    (lambda path: path.write_bytes(path.read_bytes()[:4096] + os.urandom(len(path.read_bytes()) - 4096)), "damaged|read"),
+    (lambda path: _sql(path, "DROP TABLE words"), "damaged"),
+], ids=["gone", "text", "empty", "cut", "foreign", "other format", "garbage", "half"])
+def test_a_damaged_or_foreign_file_is_one_clear_line(made, damage, message):
+    path = made(*(f"some words about {n} zebras" for n in range(300))).path
+    damage(path)
+    with pytest.raises(UserError, match=message) as told:
+        PassageIndex(path).search("zebras", 3)
+    assert str(path) in str(told.value) and "\n" not in str(told.value)
+
+
+def _sql(path, statement):
+    connection = sqlite3.connect(path)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+def test_one_file_that_nobody_writes_to(made):
+    opened = made("a zebra")
+    opened.search("zebra", 1)
+    assert [path.name for path in opened.path.parent.iterdir()] == ["index.sqlite"]
+    with pytest.raises(sqlite3.OperationalError):
+        opened._connection().execute("DELETE FROM passages")
+
+
+def test_a_failure_in_the_middle_leaves_what_was_there(made):
+    opened = made("the first zebra")
+    before = opened.path.read_bytes()
+
+    def documents():
+        yield doc("a", "the second zebra")
+        raise RuntimeError("the source broke")
+
+    with pytest.raises(RuntimeError):
+        build_index(documents(), opened.path)
+    assert opened.path.read_bytes() == before and len(list(opened.path.parent.iterdir())) == 1
+
+
+def test_killed_in_the_middle_leaves_no_index(tmp_path):
+    program = textwrap.dedent("""
+        import sys, time
+        from tryplicity import Document
+        from tryplicity.search.index import build_index
+        def documents():
+            for n in range(10**9):
+                if n == 3000:
+                    print("under way", flush=True)
+                if n > 3000:
+                    time.sleep(0.01)
+                yield Document(f"d{n}", f"zebra number {n}", "text", "u:")
+        build_index(documents(), sys.argv[1])
+    """)
+    process = subprocess.Popen([sys.executable, "-c", program, tmp_path / "i.sqlite"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "under way\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "i.sqlite").exists()
+    build_index([doc("a", "a zebra")], tmp_path / "i.sqlite")
+    assert len(PassageIndex(tmp_path / "i.sqlite")) == 1
+
+
+def test_threads_share_an_index(made):
+    opened = made(*(f"word{n} and word{n + 1} of {n % 7} zebras" for n in range(400)))
+    expected = [opened.search(f"word{n} zebras", 3) for n in range(40)]
+    opened = PassageIndex(opened.path)
+    faults = []
+
+    def work(start):
+        try:
+            for turn in range(40):
+                n = (start * 7 + turn) % 40
+                assert opened.search(f"word{n} zebras", 3) == expected[n]
+        except BaseException as fault:
+            faults.append(fault)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+
+
+def test_an_index_replaced_while_it_is_read(made):
+    opened = made("the old zebra")
+    opened.search("zebra", 1)
+    build_index([doc("n", "the new zebra")], opened.path)
+    assert opened.search("zebra", 1)[0].text == "the old zebra"
+    assert PassageIndex(opened.path).search("zebra", 1)[0].text == "the new zebra"
+
+
+def test_unusual_text_is_kept_and_found(made):
+    [found] = made("\ud800 naïve Brücke\0 \u202e 日本語 <script>alert(1)</script>").search("brucke", 5)
+    assert "naïve Brücke" in found.text and "<script>" in found.text and "\0" not in found.text
+    assert [found.id for found in made("日本語 text", "other").search("日本語", 5)] == ["a:1"]
+
+
+# --- the cache ---
+
+def test_an_index_is_built_once_for_a_fingerprint(corpus, registry, tmp_path):
+    told = []
+    path = ensure_index(str(corpus), registry, lambda *what: told.append(what), tmp_path)
+    assert len(PassageIndex(path)) >= 40 and told and told[-1] == ("indexing words", 1.0, 1.0)
+    stamp = path.stat().st_mtime_ns
+    assert ensure_index({"type": "files", "path": str(corpus)}, registry, cache=tmp_path) == path
+    assert path.stat().st_mtime_ns == stamp
+    time.sleep(0.01)
+    copy = tmp_path / "texts"
+    copy.mkdir()
+    (copy / "a.txt").write_text("one zebra")
+    first = ensure_index(str(copy), registry, cache=tmp_path)
+    (copy / "a.txt").write_text("two zebras")
+    assert ensure_index(str(copy), registry, cache=tmp_path) != first != path
+    with pytest.raises(UserError, match="SOURCE nowhere"):
+        ensure_index("nowhere", registry, cache=tmp_path)
