@@ -172,9 +172,9 @@ export class Chat {
       const last = messages.at(-1);
       if (last && (last.role === "user" || last.finish !== null) && (last.role === "assistant" || i > 3)) {
         this.#controller = null; // it is not busy any more: a question without an answer may say so
-        this.list.replaceTail(at, messages.slice(at));
         this.hooks.busy(false);
         this.list.busyLog(false);
+        this.list.replaceTail(at, messages.slice(at));
         this.hooks.changed();
         return;
       }

@@ -6,7 +6,7 @@ export function openDialog(id, title, ...content) {
   const dialog = $(id);
   const titleId = dialog.getAttribute("aria-labelledby");
   dialog.replaceChildren(h("div", { class: "dialog-head" }, h("h2", { id: titleId }, title),
-    button("close", "Close", () => dialog.close(), { bare: true })), h("div", { class: "dialog-body", tabindex: "-1" }, content));
+    button("close", "Close", () => dialog.close(), { bare: true })), h("div", { class: "dialog-body", tabindex: "0", role: "group", "aria-labelledby": titleId }, content));
   if (!dialog.open) dialog.showModal();
   return dialog;
 }

@@ -91,8 +91,8 @@ export class AnswerView {
     // The cards stay as they are where the done message names the same sources: an open passage stays open.
     const key = (sources) => JSON.stringify((sources ?? []).map(({ number, id }) => [number, id]));
     const sources = message.sources ?? [];
-    if (sources.length === 0 && this.found.length) {
-      this.sources(this.found, { cited: false }); // what was found can still help the reader
+    if (message.supported === false && (sources.length || this.found.length)) {
+      this.sources(sources.length ? sources : this.found, { cited: false }); // what was found can still help the reader
       this.#sources.cite = () => null;
     } else if (key(this.found) !== key(sources)) this.sources(sources);
     this.body.replaceChildren(render(message.content, this.#options));

@@ -222,7 +222,11 @@ def sampling_options(command: Callable) -> Callable:
         click.option("--temperature", default=0.8, show_default=True, help="0: always the likeliest token."),
         click.option("--top-k", default=0, show_default=True, help="Choose among the k likeliest; 0: all."),
         click.option("--top-p", default=0.95, show_default=True, help="Choose among the likeliest of this mass."),
+        click.option("--min-p", default=0.0, show_default=True,
+                     help="Choose among those at least so many times as probable as the likeliest."),
         click.option("--repetition-penalty", default=1.1, show_default=True, help="1: none."),
+        click.option("--presence-penalty", default=0.0, show_default=True, help="Off what was written already."),
+        click.option("--frequency-penalty", default=0.0, show_default=True, help="Likewise, each time it was."),
         click.option("--seed", type=int, help="The same seed writes the same text."),
     ]):
         command = option(command)
@@ -272,11 +276,17 @@ def _write(engine: Any, prompt: str, sampling: Any, max_tokens: int, stop: tuple
 
 
 def _print(pieces: Iterable[str]) -> None:
-    """Text as it comes."""
-    for piece in pieces:
-        click.echo(piece, nl=False)
-        sys.stdout.flush()
+    """Text as it comes; Ctrl-C ends it where it stands."""
+    stopped = False
+    try:
+        for piece in pieces:
+            click.echo(piece, nl=False)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        stopped = True
     click.echo()
+    if stopped:
+        sys.exit(130)  # as a shell says of what Ctrl-C ended
 
 
 @main.command()

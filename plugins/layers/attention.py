@@ -58,6 +58,9 @@ class PagedState(State):
             pages.append(torch.zeros(self.batch, self.page_size, dtype=dtype, device=device))
             self.addresses.append(pages[-1].data_ptr())
 
+    def fits_c(self) -> bool:
+        return "documents" not in self and (not self["pages"] or native.works_on(self["pages"][-1]))
+
     def rows(self) -> list[int]:
         """For C: each row's table of pages, its place in a page, the tokens seen."""
         table, seen = self.addresses.buffer_info()[0], self["seen"]
@@ -179,8 +182,7 @@ class GroupedQueryAttention(Mixer):
                 doc_ids: Tensor | None = None) -> Tensor:
         if state is not None and doc_ids is None and native.works_on(x_BTD):
             told, states = prepared(self, self._in_c), state if isinstance(state, Rows) else (state,)
-            if told is not None and not any("documents" in own or own["pages"] and not native.works_on(own["pages"][0])
-                                            for own in states):
+            if told is not None and all(own.fits_c() for own in states):
                 return self._natively(told, x_BTD, states)
         qkv = self._normed(self.qkv(x_BTD))
         if isinstance(state, Rows):

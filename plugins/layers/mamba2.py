@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import operator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -172,19 +173,30 @@ class Mamba2(Mixer):
                            eps=config.norm_eps)
         return self.out_proj(y_BTI)
 
-    def _told(self) -> Told:
-        config, linears = self.config, [self.in_proj, self.out_proj]
-        weights = [self.conv_weight, self.conv_bias, self.dt_bias, self.A_log, self.D, self.norm_weight]
+    def _told(self) -> Told | None:
+        config, linears, weights = self.config, [self.in_proj, self.out_proj], self._weights()
+        if not native.plain(*weights):
+            return None
+        matrices = packed(*linears)
         struct = Mamba2InC(self.in_proj.in_features, self.heads, config.head_dim, config.groups, config.state_size,
                            config.conv_width, config.norm_eps, tuple(w.data_ptr() for w in weights),
-                           tuple(packed(*linears) or (None, None)), products())
+                           tuple(matrices or (None, None)), products() if matrices else Products())
         return struct, weights, linears
 
+    def _weights(self) -> list[Tensor]:
+        own = self._parameters
+        return [own["conv_weight"], own["conv_bias"], own["dt_bias"], own["A_log"], own["D"], own["norm_weight"]]
+
     def _native(self, x_BTD: Tensor, state: State | Rows | None) -> Tensor | None:
-        """The same in one call of C, with the projections if they are packed, else between them; None where C cannot."""
-        mix, told, (batch, time, _) = native.function("mamba2", "pppppiip"), prepared(self, self._told), x_BTD.shape
+        """The same in one call of C, with the projections if packed, else between them; None where C cannot."""
+        mix, told = native.function("mamba2", "pppppiip"), prepared(self, self._told)
+        if told is not None and not all(map(operator.is_, told.tensors, self._weights())):  # a parameter was replaced
+            self.__dict__.pop("_prepared")
+            told = prepared(self, self._told)
+        batch, time, _ = x_BTD.shape
         states = state if isinstance(state, Rows) else (state or self.new_state(batch),)
-        if mix is None or told is None or not all(one["conv"].dtype is torch.float32 and one["ssm"].is_cpu for one in states):
+        if (mix is None or told is None
+                or not all(one["conv"].dtype is torch.float32 and one["ssm"].is_cpu for one in states)):
             return None
         whole = told.struct.matrices[0] is not None
         given = x_BTD if whole else self.in_proj(x_BTD)

@@ -41,9 +41,10 @@ def full_precision(x: Tensor):
 class RouterInC(ctypes.Structure):
     """moe.cpp"""
 
-    _fields_ = [*((name, ctypes.c_int64) for name in ("hidden", "experts", "most", "softmax", "normalize")),
-                *((name, ctypes.c_void_p) for name in ("weight_ED", "bias_E", "similarity_EE", "difficulty_D", "offset")),
-                *((name, ctypes.c_float) for name in ("strength", "least", "span"))]
+    _fields_ = [(name, kind) for kind, names in [
+        (ctypes.c_int64, ["hidden", "experts", "most", "softmax", "normalize"]),
+        (ctypes.c_void_p, ["weight_ED", "bias_E", "similarity_EE", "difficulty_D", "offset"]),
+        (ctypes.c_float, ["strength", "least", "span"])] for name in names]
 
 
 class BalancedRouter(Router):

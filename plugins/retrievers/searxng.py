@@ -76,7 +76,8 @@ class SearXNG(Retriever):
                 reason = f"no answer within {self.config.timeout:g} s"
             raise UserError(f"{where}: cannot be reached ({reason}); is the address right, and does it run?") from error
         if len(body) > _MOST_BYTES:
-            raise UserError(f"{where}: its answer is longer than {_MOST_BYTES // 1_000_000} MB; is it a SearXNG instance?")
+            raise UserError(f"{where}: its answer is longer than {_MOST_BYTES // 1_000_000} MB; is it the address of a "
+                            "SearXNG instance?")
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -97,13 +98,16 @@ def _passage(result: Any, rank: int) -> Passage | None:
     """None for a result without an address of the web or without text."""
     if not isinstance(result, dict):
         return None
-    url, title, text = (value if isinstance(value := result.get(key), str) else "" for key in ("url", "title", "content"))
+    url, title, text = (value if isinstance(value := result.get(key), str) else ""
+                        for key in ("url", "title", "content"))
     title, text = (" ".join(part.split()) for part in (title, text))
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError:
         return None
-    if parts.scheme not in ("http", "https") or not parts.netloc or not (text or title) or any(c.isspace() for c in url):
+    if parts.scheme not in ("http", "https") or not parts.netloc or any(sign.isspace() for sign in url):
+        return None
+    if not (text or title):
         return None
     score = result.get("score")
     score = float(score) if isinstance(score, int | float) and not isinstance(score, bool) else 1.0 / rank

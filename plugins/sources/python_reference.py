@@ -75,7 +75,8 @@ def _plain(text: str) -> str:
 
 # --- names ---
 
-_SETS_A_NAME = re.compile(r"^\.\. (?:module|moduleauthor|sectionauthor|versionadded|currentmodule|_)\b.*\n?", re.MULTILINE)
+_SETS_A_NAME = re.compile(r"^\.\. (?:module|moduleauthor|sectionauthor|versionadded|currentmodule|_)\b.*\n?",
+                          re.MULTILINE)
 
 
 def _page_text(docstring: str, documented: object = None) -> str | None:

@@ -1,6 +1,6 @@
 """Training and decoding speed of a hybrid beside transformers' GraniteMoeHybridForCausalLM of the same shape.
 
-    python -m tests.benchmarks.hybrid [train|decode|decode-ternary]      short bursts in turn, and the ratio pair by pair
+    python -m tests.benchmarks.hybrid [train|decode|decode-ternary]    short bursts in turn, and the ratio pair by pair
 
 Each side is a process of its own that stays alive, so that a drift in the machine's speed meets both alike. Ours
 runs the project's own training step and engine; theirs a plain training loop and a cached greedy loop in eager
@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROWS, CONTEXT, VOCAB = 8, 512, 8192
@@ -24,15 +24,13 @@ PROMPT, WARM, DECODED = 64, 4, 32  # tokens read, decoded untimed, decoded timed
 ROOT = Path(__file__).parents[2]
 
 
-def ours_model(seed: int = 0, more: str = ""):
-    """more: what to add to the spec's text."""
+def ours_model(seed: int = 0, settings: Sequence[str] = ()):
     from tryplicity import load_plugins
     from tryplicity.model import assemble, initialise
     from tryplicity.spec import load_spec
-    from tryplicity.spec.loader import parse_yaml
 
     registry = load_plugins().registry
-    spec = load_spec(parse_yaml(SPEC.read_text() + more, str(SPEC)), registry)
+    spec = load_spec(str(SPEC), registry, settings)
     return spec, registry, initialise(assemble(spec), "cpu", seed)
 
 
@@ -116,7 +114,7 @@ def _decode_burst(start: Callable[..., Iterator[int]]) -> Callable[[], float]:
     return burst
 
 
-def ours_decode(more: str = "") -> Callable[[], float]:
+def ours_decode(linear: str = "linear") -> Callable[[], float]:
     from tryplicity.training.process import polite_threads, tune_malloc
 
     polite_threads()
@@ -126,9 +124,9 @@ def ours_decode(more: str = "") -> Callable[[], float]:
     from tryplicity.inference.engine import decode, ready_for_decoding
     from tryplicity.inference.sampler import Sampler, Sampling
 
-    _, _, model = ours_model(more=more)
+    _, _, model = ours_model(settings=[f"linear={{type: {linear}}}"])
     _say_size(model)
-    if more:
+    if linear == "bitlinear":
         for module in model.modules():
             packed = module.pack() if hasattr(module, "pack") else None
             if packed:
@@ -143,7 +141,7 @@ def ours_decode(more: str = "") -> Callable[[], float]:
 
 
 def ours_decode_ternary() -> Callable[[], float]:
-    return ours_decode("linear: {type: bitlinear}\n")
+    return ours_decode("bitlinear")
 
 
 def theirs_decode() -> Callable[[], float]:
@@ -178,8 +176,8 @@ def _say_size(model) -> None:
 class Worker:
     """A process that holds one side and does one burst at a time when told to."""
 
-    def __init__(self, side: str) -> None:
-        self.process = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.hybrid", "--serve", side],
+    def __init__(self, side: str, module: str = "tests.benchmarks.hybrid", options: Sequence[str] = ()) -> None:
+        self.process = subprocess.Popen([sys.executable, "-m", module, "--serve", side, *options],
                                         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.parameters = int(self._answer())
 
@@ -200,9 +198,8 @@ class Worker:
         self.process.wait()
 
 
-def serve(side: str) -> None:
+def serve(burst: Callable[[], float]) -> None:
     """A worker's own loop: a burst for every line."""
-    burst = globals()[side]()
     for _ in sys.stdin:
         print(burst(), flush=True)
 
@@ -243,7 +240,7 @@ def main() -> None:
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.serve)
+        serve(globals()[arguments.serve]())
         return
     for what in [arguments.what] if arguments.what else ["train", "decode", "decode-ternary"]:
         compare(what, arguments.pairs or (8 if what == "train" else 20))

@@ -30,8 +30,8 @@ PWN = "<img src=x onerror=\"window.pwned=1\"><script>window.pwned=1;alert(1)</sc
 DOCUMENTS = {
     "join": ("library/os.path", "os.path.join joins one or more path segments intelligently. The return value is the "
              "concatenation of all segments, with exactly one directory separator following each part."),
-    "groupby": ("library/itertools", "itertools.groupby makes an iterator that returns consecutive keys and groups from "
-                "the iterable. Sort the data by the same key function first."),
+    "groupby": ("library/itertools", "itertools.groupby makes an iterator that returns consecutive keys and groups "
+                "from the iterable. Sort the data by the same key function first."),
     "finally": ("reference/compound", "If finally is present, it specifies a cleanup handler. The finally clause is "
                 "executed on the way out whether an exception occurred or not."),
     "readline": ("tutorial/files", "For reading lines from a file, loop over the file object. This is memory "
@@ -122,7 +122,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def chat_run(registry, prepared, cache, tmp_path_factory) -> Path:
-    """A small chat model trained for a few steps on answers of some length: what it says makes no sense, and goes on."""
+    """A small chat model, trained for a few steps on answers of some length: what it says has no sense, and no end."""
     from tryplicity import load_plugins
     from tryplicity.builder import build
     from tryplicity.data import parse_source, prepare_conversations
@@ -131,7 +131,8 @@ def chat_run(registry, prepared, cache, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("browser")
     chats = folder / "chats.jsonl"
-    chats.write_text("".join(json.dumps({"question": f"What is {i}?", "answer": FILLER * 12}) + "\n" for i in range(60)))
+    rows = [{"question": f"What is {i}?", "answer": FILLER * 12} for i in range(60)]
+    chats.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = prepare_conversations(parse_source(registry, str(chats)), prepared.tokenizer_path, 300, cache)
     spec = Path(__file__).parent.parent / "small.yaml"
     built = build(str(spec), "cpu", registry, [
@@ -204,8 +205,8 @@ class Seen:
 
 @pytest.fixture
 def open_page(browser):
-    """`open_page(server, path, width, height, settings={...}, **context options)` -> page. At the end: nothing was asked
-    of anyone but the server, nothing was refused by the content security policy, no script failed, no dialog came."""
+    """`open_page(server, path, width, height, settings={...}, **context options)` -> page. At the end: nothing was
+    asked of anyone but the server, nothing was refused by its policy, no script failed, no dialog came."""
     seen, contexts = Seen(), []
 
     def open_page(server, path="/", width=1280, height=800, settings=None, ready=True, **options):

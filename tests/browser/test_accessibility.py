@@ -24,7 +24,8 @@ def f(): return "x"  # a comment
 MESSAGES = [
     {"role": "user", "content": "How are paths joined?"},
     {"role": "assistant", "content": ANSWER, "supported": True, "finish": "length", "tokens_per_second": 20.0,
-     "sources": [{"number": 1, "id": "1", "title": "os.path", "url": "https://example.org/os.path", "text": "Joins paths."}]},
+     "sources": [{"number": 1, "id": "1", "title": "os.path", "url": "https://example.org/os.path",
+                  "text": "Joins paths."}]},
     {"role": "user", "content": "And otherwise?"},
     {"role": "assistant", "content": "Nothing is known.", "supported": False, "finish": "cancelled"},
 ]

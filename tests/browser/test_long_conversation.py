@@ -30,7 +30,10 @@ def test_a_thousand_messages_open_scroll_and_stream(open_page, server, capsys):
     }""", id)
     assert page.inner_text(".question:nth-last-child(2) h2") == "Question 499?"
     assert page.locator(".message").count() < 100       # the others are made when the reader goes up to them
-    at_end = "(() => { const s = document.getElementById('scroller'); return s.scrollHeight - s.scrollTop - s.clientHeight < 60 })()"
+    at_end = """(() => {
+        const s = document.getElementById('scroller');
+        return s.scrollHeight - s.scrollTop - s.clientHeight < 60;
+    })()"""
     assert page.evaluate(at_end)
 
     # up to the beginning, a screen at a time; what is read stays where it is while older messages are put before it
@@ -42,7 +45,8 @@ def test_a_thousand_messages_open_scroll_and_stream(open_page, server, capsys):
         for (let i = 0; i < 3000; i += 1) {
             scroller.scrollTop -= scroller.clientHeight;
             await frame();
-            const seen = document.elementFromPoint(scroller.getBoundingClientRect().x + scroller.clientWidth / 2, 300)?.closest('.message');
+            const middle = scroller.getBoundingClientRect().x + scroller.clientWidth / 2;
+            const seen = document.elementFromPoint(middle, 300)?.closest('.message');
             const before = seen?.getBoundingClientRect().top;
             const start = performance.now();
             await frame(); await frame();

@@ -55,8 +55,9 @@ def test_sources_come_before_the_answer_which_comes_in_pieces(open_page, server)
         window.order = [];
         new MutationObserver(() => {
             const text = document.querySelector('.prose')?.textContent.length ?? 0;
+            const done = document.querySelector('.actions [title=Regenerate]');
             if (document.querySelector('.card') && !window.order.includes('cards')) window.order.push('cards');
-            if (text && !document.querySelector('.actions [title=Regenerate]') && window.order.at(-1) !== text) window.order.push(text);
+            if (text && !done && window.order.at(-1) !== text) window.order.push(text);
         }).observe(document.getElementById('log'), {subtree: true, childList: true, characterData: true});
     }""")
     ask(page, "What does os.path.join do with path segments?")
@@ -84,8 +85,8 @@ def test_a_card_opens_its_passage_in_place_and_closes_again(open_page, server):
 
 
 def test_a_citation_opens_the_card_of_its_number_and_gives_the_focus_back(open_page, server):
-    sources = [{"number": n, "id": str(n), "title": f"Title {n}", "url": f"https://example.org/{n}", "text": f"Text {n}."}
-               for n in (1, 2)]
+    sources = [{"number": n, "id": str(n), "title": f"Title {n}", "url": f"https://example.org/{n}",
+                "text": f"Text {n}."} for n in (1, 2)]
     id = server.conversation([
         {"role": "user", "content": "?"},
         {"role": "assistant", "content": "One [1]. Two [2]. No such source [7], no mark x[1] and `[2]`.",
@@ -107,14 +108,15 @@ def test_stop_frees_the_model_keeps_the_text_and_continue_goes_on(open_page, ser
     until(page, "document.querySelector('.answer .prose')?.textContent.length > 20")
     assert page.get_attribute("#send", "aria-label") == "Stop"
     page.keyboard.press("Escape")
-    page.wait_for_selector("text=Stopped")
+    page.wait_for_selector(".answer .meta >> text=Stopped")
     assert page.get_attribute("#send", "aria-label") == "Ask"
     stopped = messages(server, page)[1]
     assert stopped["finish"] == "cancelled" and 20 < len(stopped["content"]) < 4000
     assert server.call("GET", "/api/model")["statistics"]["running"] == 0
     assert re.sub(r"\s", "", answer_text(page)) == re.sub(r"\s", "", stopped["content"])
 
-    page.evaluate("""localStorage.setItem('tryplicity.settings', JSON.stringify({max_tokens: 30, search: false, seed: 1}))""")
+    page.evaluate(
+        "localStorage.setItem('tryplicity.settings', JSON.stringify({max_tokens: 30, search: false, seed: 1}))")
     page.reload()
     page.click("text=Continue")
     until(page, "!document.querySelector('[aria-busy]')")
@@ -217,7 +219,8 @@ def test_rename_delete_and_search_in_the_side_bar(open_page, make_server):
 def test_phone_width_has_a_drawer_and_never_scrolls_sideways(open_page, server):
     wide = "| a | b | c |\n|--|--|--|\n" + f"| {'word ' * 20}| {'x' * 60} | {'y' * 60} |\n" * 2
     code = f"```python\n{'x = 1; ' * 40}\n```\n\n{'unbroken' * 40}\n\n{wide}"
-    id = server.conversation([{"role": "user", "content": "q" * 200}, {"role": "assistant", "content": code}], "w" * 150)
+    id = server.conversation([{"role": "user", "content": "q" * 200}, {"role": "assistant", "content": code}],
+                             "w" * 150)
     page = open_page(server, width=390, height=844, has_touch=True, is_mobile=True)
 
     def fits():
@@ -231,7 +234,7 @@ def test_phone_width_has_a_drawer_and_never_scrolls_sideways(open_page, server):
     page.tap(f"#conversations a[data-id='{id}']")
     page.wait_for_selector(".code")
     assert page.is_hidden("#side") and fits()
-    assert page.evaluate("(() => { const s = document.getElementById('scroller'); return s.scrollWidth <= s.clientWidth })()")
+    assert page.evaluate("document.getElementById('scroller').scrollWidth") <= 390
     page.tap("#open-settings")
     page.wait_for_selector("#settings-dialog[open]")
     assert fits()
@@ -278,7 +281,8 @@ def test_everything_works_from_the_keyboard(open_page, server):
         name, ring = page.evaluate("""() => {
             const e = document.activeElement, s = getComputedStyle(e);
             const framed = e.closest('#composer') ? getComputedStyle(e.closest('#composer')).boxShadow : '';
-            return [e.id || e.className, s.outlineStyle !== 'none' || (e.id === 'question' && framed.includes('139, 92, 246'))];
+            const ring = s.outlineStyle !== 'none' || (e.id === 'question' && framed.includes('139, 92, 246'));
+            return [e.id || e.className, ring];
         }""")
         if name:
             if name == "skip" and "skip" in reached:
@@ -304,8 +308,8 @@ def test_a_server_with_a_key_is_opened_with_it(open_page, make_server):
     page.reload()
     page.wait_for_selector("#model .dot[data-state=ready]")
     assert page.locator("#key-dialog[open]").count() == 0
-    assert page.evaluate("[sessionStorage.getItem('tryplicity.key'), JSON.stringify(localStorage).includes('sesame')]") \
-        == ["open sesame", False]
+    assert page.evaluate("sessionStorage.getItem('tryplicity.key')") == "open sesame"
+    assert not page.evaluate("JSON.stringify(localStorage).includes('sesame')")
 
 
 def test_without_a_model_the_page_says_so_and_search_still_works(open_page, bare):
@@ -350,9 +354,9 @@ def test_markup_stays_text_wherever_it_comes_from(open_page, server, bare):
     answer = f"{PWN}\n\n# {PWN}\n\n- {PWN}\n\n| {PWN} |\n|--|\n| {PWN} |\n\n```html\n{PWN}\n```\n\n" \
              f"[{PWN}](javascript:window.pwned=1) [x](data:text/html,{PWN}) <javascript:alert(1)> ![i](http://evil.test/i.png)"
     source = {"number": 1, "id": "1", "title": PWN, "url": "javascript:window.pwned=1", "text": PWN}
-    id = server.conversation([{"role": "user", "content": PWN},
-                              {"role": "assistant", "content": answer + " [1]", "sources": [source], "supported": True}],
-                             PWN)
+    id = server.conversation([
+        {"role": "user", "content": PWN},
+        {"role": "assistant", "content": answer + " [1]", "sources": [source], "supported": True}], PWN)
     page = open_page(server, f"/#c/{id}")
     page.wait_for_selector(".code")
     assert page.inner_text(".question h2") == PWN and page.inner_text("#title") == PWN
@@ -380,7 +384,7 @@ def test_markup_stays_text_wherever_it_comes_from(open_page, server, bare):
 def untouched(page):
     page.wait_for_timeout(200)
     assert page.evaluate("window.pwned") is None
-    assert page.evaluate("document.querySelectorAll('body script, #log img:not([src=\"/static/logo.svg\"]), iframe').length") == 0
+    assert page.locator("body script, iframe, #log img:not([src='/static/logo.svg'])").count() == 0
 
 
 def test_too_long_and_out_of_range_are_said_in_place_with_a_way_on(open_page, make_server):
@@ -407,8 +411,8 @@ def test_too_long_and_out_of_range_are_said_in_place_with_a_way_on(open_page, ma
 def test_a_busy_server_is_asked_again_after_a_countdown(open_page, make_server):
     server = make_server(active=1)
     page = open_page(server, settings=SHORT)
-    body = {"model": server.call("GET", "/api/model")["card"]["id"], "prompt": "The ", "max_tokens": 1800, "stream": True,
-            "temperature": 1.0, "seed": 3}
+    body = {"model": server.call("GET", "/api/model")["card"]["id"], "prompt": "The ", "max_tokens": 1800,
+            "stream": True, "temperature": 1.0, "seed": 3}
     request = urllib.request.Request(f"{server.url}/v1/completions", json.dumps(body).encode(),
                                      {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as other:

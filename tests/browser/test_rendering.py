@@ -22,7 +22,12 @@ def html(page, text, live=False):
     return page.evaluate("""async ([text, live]) => {
         const { render } = await import('/static/markdown.js');
         const place = document.createElement('div');
-        const cite = (n) => { if (n > 2) return null; const b = document.createElement('b'); b.textContent = n; return b; };
+        const cite = (n) => {
+            if (n > 2) return null;
+            const chip = document.createElement('b');
+            chip.textContent = n;
+            return chip;
+        };
         place.append(render(text, { cite, live }));
         for (const e of place.querySelectorAll('.code')) e.replaceWith(e.querySelector('pre'));
         for (const e of place.querySelectorAll('.table')) e.replaceWith(e.firstChild);
@@ -51,7 +56,8 @@ def html(page, text, live=False):
     ("---", "<hr>"),
     ("~~~\n```\n<b>\n~~~", "<pre><code>```\n&lt;b&gt;</code></pre>"),
     ("```\nnever closed", "<pre><code>never closed</code></pre>"),
-    ("[a](https://x.org/b_(c)) [m](mailto:a@b.c)", '<p><a href="https://x.org/b_(c)">a</a> <a href="mailto:a@b.c">m</a></p>'),
+    ("[a](https://x.org/b_(c)) [m](mailto:a@b.c)", '<p><a href="https://x.org/b_(c)">a</a> '
+     '<a href="mailto:a@b.c">m</a></p>'),
     ("[a](javascript:alert(1)) [b](//x.org) [c](ftp://x)", "<p><span>a</span> <span>b</span> <span>c</span></p>"),
     ("[a]( JaVaScRiPt:alert(1)) [b](java\tscript:x)", "<p><span>a</span> [b](java\tscript:x)</p>"),
     ("see https://x.org/a). And <https://y.org>", '<p>see <a href="https://x.org/a">https://x.org/a</a>). And '
@@ -105,7 +111,8 @@ def test_text_that_comes_letter_by_letter_ends_as_the_whole_text(page):
             await frame(); await frame();
             whole.replaceChildren(render(text.slice(0, i + 1), { live: true }));
             const waiting = /\\n[ `~]*$/.test(text.slice(0, i + 1)); // a fence that may be closing is held back
-            if (shown(place) !== shown(whole) && !waiting) different.push([text.slice(0, i + 1), shown(place), shown(whole)]);
+            if (shown(place) !== shown(whole) && !waiting)
+                different.push([text.slice(0, i + 1), shown(place), shown(whole)]);
         }
         return different;
     }""", DOCUMENT)
@@ -122,45 +129,48 @@ def test_code_that_grows_keeps_its_element(page):
         live.append('\\ny = 2'); await frame();
         const during = place.querySelector('code') === before;
         live.append('\\n```\\n'); await frame();
-        return [during, before.isConnected, place.querySelector('code').textContent, place.querySelectorAll('.t-number').length];
+        const numbers = place.querySelectorAll('.t-number').length;
+        return [during, before.isConnected, place.querySelector('code').textContent, numbers];
     }""")
     assert same == [True, False, "x = 1\ny = 2", 2]
 
 
-@pytest.mark.parametrize("text", ["*" * 20000, "[" * 20000, "> " * 5000, "`" * 20001, "- " * 8000, "_a " * 8000, "<" * 20000,
-                                  "|" * 9000 + "\n" + "|-" * 9000, "**a " * 6000, "[a](" * 6000, "http" * 6000, "\n\n" * 9000])
+@pytest.mark.parametrize("text", [
+    "*" * 20000, "[" * 20000, "> " * 5000, "`" * 20001, "- " * 8000, "_a " * 8000, "<" * 20000, "**a " * 6000,
+    "|" * 9000 + "\n" + "|-" * 9000, "[a](" * 6000, "http" * 6000, "\n\n" * 9000])
 def test_no_text_keeps_the_page_busy(page, text):
     """Pathological inputs end, and quickly: a renderer that backtracks would need minutes."""
-    page.set_default_timeout(20_000)
-    assert page.evaluate("""async (text) => {
-        const { render } = await import('/static/markdown.js');
-        return Promise.race([(async () => render(text).textContent.length)()]);
-    }""", text) >= 0
+    length = page.evaluate(
+        "async (text) => (await import('/static/markdown.js')).render(text).textContent.length", text)
+    assert length <= len(text)
 
 
 @pytest.mark.parametrize(("language", "code", "tokens"), [
-    ("python", "def f(): # c\n    return '#' + \"\"\"d\ne\"\"\"", [["keyword", "def"], ["call", "f"], ["comment", "# c"],
-     ["keyword", "return"], ["string", "'#'"], ["string", '"""d\ne"""']]),
+    ("python", "def f(): # c\n    return '#' + \"\"\"d\ne\"\"\"", [
+        ["keyword", "def"], ["call", "f"], ["comment", "# c"], ["keyword", "return"],
+        ["string", "'#'"], ["string", '"""d\ne"""']]),
     ("py", ">>> x = 0x1F", [["prompt", ">>>"], ["number", "0x1F"]]),
     ("js", "const a = `b${c}`; // d", [["keyword", "const"], ["string", "`b${c}`"], ["comment", "// d"]]),
     ("json", '{"a": [1, true, "b"]}', [["call", '"a"'], ["number", "1"], ["constant", "true"], ["string", '"b"']]),
     ("bash", "$ ls --all $HOME # c", [["prompt", "$"], ["number", "--all"], ["constant", "$HOME"], ["comment", "# c"]]),
-    ("yaml", "a: 1 # c\nb: &x true", [["call", "a"], ["number", "1"], ["comment", "# c"], ["call", "b"], ["keyword", "&x"],
-     ["constant", "true"]]),
+    ("yaml", "a: 1 # c\nb: &x true", [["call", "a"], ["number", "1"], ["comment", "# c"], ["call", "b"],
+                                      ["keyword", "&x"], ["constant", "true"]]),
     ("constructor", "def", []), ("", "def", []), ("fortran", "def", []),
 ])
 def test_highlighting(page, language, code, tokens):
     got = page.evaluate("""async ([code, language]) => {
         const { highlight } = await import('/static/highlight.js');
         const fragment = highlight(code, language);
-        return [fragment.textContent, [...fragment.querySelectorAll('span')].map((s) => [s.className.slice(2), s.textContent])];
+        const spans = [...fragment.querySelectorAll('span')];
+        return [fragment.textContent, spans.map((s) => [s.className.slice(2), s.textContent])];
     }""", [code, language])
     assert got == [code, tokens]
 
 
 def test_events_are_the_same_wherever_the_network_cuts_them(page):
     events = [{"type": "text", "text": "a\nb: c"}, {"type": "text", "text": "ü€𝄞"}, {"type": "done"}]
-    stream = ": ping\n\n" + "".join(f"data: {json.dumps(e, ensure_ascii=False)}\r\n\r\n" for e in events) + "data: [DONE]\n\n"
+    lines = "".join(f"data: {json.dumps(event, ensure_ascii=False)}\r\n\r\n" for event in events)
+    stream = f": ping\n\n{lines}data: [DONE]\n\n"
     wrong = page.evaluate("""async (stream) => {
         const { EventParser } = await import('/static/api.js');
         const bytes = new TextEncoder().encode(stream);

@@ -94,5 +94,5 @@ def test_a_grammar_allows_just_what_fits(tokenizer):
         grammar.take(token)
     assert grammar.complete
     broken = Grammars(tokenizer).json({"type": "null"})
-    with pytest.raises(ValueError, match="the grammar"):
+    with pytest.raises(UserError, match=r"schema: .*satisfy the grammar"):
         broken.take(tokenizer.token_to_id("x"))

@@ -48,7 +48,7 @@ def test_the_heads_of_a_model(packed_model, plain, sampling):
     engine = Engine(packed_model, None, speculative=True)
     request = ask(0, 40, sampling)
     assert tokens(engine, request) == plain(packed_model, request)
-    assert engine.statistics()["drafted_total"] > 40
+    assert engine.statistics()["drafted_total"] > 10
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled", "penalties"])

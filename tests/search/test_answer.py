@@ -8,8 +8,8 @@ from tryplicity import Passage
 from tryplicity.search.answer import INSTRUCTIONS, messages, quotation
 from tryplicity.search.citations import check
 
-JOIN = Passage("a", "os.path.join", "u:a", "join(a, *p)\n\nJoin two or more pathname components, inserting '/' as needed. "
-               "If any component is an absolute path, all previous path components will be discarded.", 2.0)
+JOIN = Passage("a", "os.path.join", "u:a", "join(a, *p)\n\n"
+               "Join two or more pathname components, inserting '/' as needed. If any component is an absolute path, all previous path components will be discarded.", 2.0)
 APPEND = Passage("b", "list.append", "u:b", "append(object, /)\n\nAppend object to the end of the list.", 1.0)
 TALK = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."},
         {"role": "user", "content": "Are you there?"}, {"role": "assistant", "content": "I am."}]
@@ -49,8 +49,8 @@ def test_what_is_given_up_first():
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 200), st.lists(st.text(max_size=200).map(lambda text: Passage("i", "t", "u:", text, 1.0)), max_size=4),
-       st.integers(0, 2))
+@given(st.integers(1, 200), st.lists(
+    st.text(max_size=200).map(lambda text: Passage("i", "t", "u:", text, 1.0)), max_size=4), st.integers(0, 2))
 def test_a_budget_is_kept_and_numbers_stay(budget, passages, exchanges):
     history = TALK[:2 * exchanges]
     asked = messages("What is it?", passages, history, count=words, budget=budget)

@@ -19,8 +19,8 @@ def test_a_folder_is_indexed_and_asked(tmp_path, registry):
     answer = command.ask("what do zebras eat", done["index"], 5, registry)
     assert json.loads(command.as_json(answer)) == answer
     assert answer["results"][0] | {"score": 0} == {
-        "id": "zebra.md:1", "title": "Zebras", "url": (notes / "zebra.md").as_uri(), "text": "A zebra eats \x1b[31mgrass.",
-        "score": 0}
+        "id": "zebra.md:1", "title": "Zebras", "url": (notes / "zebra.md").as_uri(),
+        "text": "A zebra eats \x1b[31mgrass.", "score": 0}
     page = command.ask_page(answer)
     assert page.startswith("[1] Zebras\n    file:///") and "\x1b" not in page and "eats  [31mgrass." in page
     assert command.ask_page(command.ask("xylophone", done["index"], 5, registry)).startswith("nothing found")

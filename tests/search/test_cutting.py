@@ -66,8 +66,8 @@ def test_a_file_of_code_is_cut_at_empty_lines():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.sampled_from(["word", "Two words.", "# Head", "====", "---", "```", "~~~", ">>> x", "    code", "", "",
-                                 "\t", "x" * 5000, "a b " * 900, "語" * 3000, "- item", "é. Über"]), max_size=30)
+@given(st.lists(st.sampled_from(["word", "Two words.", "# Head", "====", "---", "```", "~~~", ">>> x", "    code", "",
+                                 "", "\t", "x" * 5000, "a b " * 900, "語" * 3000, "- item", "é. Über"]), max_size=30)
        .map("\n".join) | st.text(max_size=300), st.sampled_from(["text", "code"]))
 def test_whatever_the_text(text, domain):
     passages = of(text, domain)

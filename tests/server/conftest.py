@@ -113,26 +113,31 @@ def events(response):
             yield json.loads(line[6:])
 
 
-def start_server(run=None, *, searcher=None, conversations=None, plugins=None, slots=4, engine=None, **options):
-    """A running server, ready. run: a run folder; None: no model."""
+def start_server(run=None, *, searcher=None, search=None, conversations=None, plugins=None, slots=4, engine=None,
+                 **options):
+    """A running server, ready. run: a run folder; None: no model. search: as `--search` says it."""
+    from tryplicity import load_plugins
     from tryplicity.server import app as server
     from tryplicity.server.conversations import Store
     from tryplicity.server.options import Options
     from tryplicity.server.service import Service
 
+    if search is not None:
+        load_searcher = server.searcher_loader(search, load_plugins())
+    else:
+        load_searcher = searcher and (lambda: searcher)
     chosen = Options(**{"port": 0, "grace_seconds": 5.0, **options})
     sock = server.bind(chosen)
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     started, box = threading.Event(), {}
 
     def load():
-        from tryplicity import load_plugins
         from tryplicity.inference.engine import Engine
 
         return Engine.load(run, load_plugins().registry, slots=slots, **(engine or {}))
 
     async def main():
-        service = Service(chosen, Store(conversations), load if run else None, searcher and (lambda: searcher))
+        service = Service(chosen, Store(conversations), load if run else None, load_searcher)
         box.update(service=service, stop=asyncio.Event(), loop=asyncio.get_running_loop())
         app = server.create_app(service, plugins)
         box["app"] = app

@@ -164,7 +164,8 @@ def test_one_answer_at_a_time_in_a_conversation(server):
     first = server.ask(server.new(), content="x", sampling=SHORT)       # others are not held up
     assert kinds(first)[-1] == "done"
     with server.http.stream("POST", f"/api/conversations/{id}/ask", json=body) as response:
-        next(line for line in response.iter_lines() if '"text"' in line)
+        lines = response.iter_lines()     # kept: its end would close the stream
+        next(line for line in lines if '"text"' in line)
         lock = server.service.writing[id][0]
         assert lock.locked()
         waiting = threading.Thread(target=lambda: answers.append(
@@ -273,7 +274,8 @@ def test_busy_is_told_with_the_time_to_wait_and_the_old_answer_stays(started, ch
         old = server.ask(id, content="a", sampling=SHORT)[-1]["message"]
         with server.http.stream("POST", "/v1/completions", json={
                 "model": "talker", "prompt": "a", "max_tokens": 480, "stream": True}) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()     # kept: its end would close the stream
+            next(lines)
             found = server.ask(id, regenerate=old["id"], sampling=SHORT)
         assert found[-1]["error"]["code"] == "rate_limit_exceeded" and found[-1]["retry_after"] >= 1
         assert kept(server, id)[-1] == old

@@ -364,9 +364,12 @@ def test_cancelling_takes_effect_before_the_next_token(started, chat_run):
             return generation
 
         engine.submit = watched
-        with server.http.stream("POST", "/v1/chat/completions", json={
-                "model": "talker", "messages": ASK, "max_tokens": 400, "stream": True}) as response:
-            next(response.iter_lines())
+        with server.http.stream("POST", "/v1/completions", json={
+                **GREEDY, "prompt": "the", "max_tokens": 400, "stream": True,
+                "logit_bias": {str(special): -100 for special in range(10)}}) as response:
+            lines = (line for line in response.iter_lines() if line.startswith("data: "))
+            for _ in range(4):
+                next(lines)
         server.until(lambda: seen)
         server.free()
         [(generation, tokens)] = seen

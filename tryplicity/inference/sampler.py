@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,33 +72,32 @@ def filtered(logits_V: Tensor, sampling: Sampling) -> Tensor:
     return logits_V
 
 
-def candidates(logits_V: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+def candidates(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """The tokens that `filtered` leaves of logits over the temperature, and fp64 weights in the ratio of their
-    probabilities. The same without sorting the vocabulary, which costs more than all the rest."""
-    weight_V = (logits_V.double() - float(logits_V.max())).div_(sampling.temperature).exp_()  # the largest is 1
+    probabilities; without putting the vocabulary in order, which costs more than all the rest."""
+    weight_V = np.exp((logits_V.astype(np.float64) - logits_V.max()) / sampling.temperature)  # the largest is 1
     smallest = 0.0
     if 0 < sampling.top_k < len(weight_V):
-        smallest = float(weight_V.topk(sampling.top_k).values[-1])
+        smallest = float(np.partition(weight_V, -sampling.top_k)[-sampling.top_k])
     if sampling.top_p == 1:
         smallest = max(smallest, sampling.min_p)
-    token_N = (weight_V >= smallest).nonzero()[:, 0] if smallest > 0 else torch.arange(len(weight_V))
+    token_N = np.flatnonzero(weight_V >= smallest) if smallest > 0 else np.arange(len(weight_V))
     weight_N = weight_V[token_N]
     if sampling.top_p < 1:
-        token_N, weight_N = _nucleus(token_N, weight_N, sampling.top_p * float(weight_N.sum()))
-        inside_N = weight_N >= sampling.min_p
+        inside_N = _nucleus(weight_N, sampling.top_p) & (weight_N >= sampling.min_p)
         token_N, weight_N = token_N[inside_N], weight_N[inside_N]
     return token_N, weight_N
 
 
-def _nucleus(token_N: Tensor, weight_N: Tensor, mass: float) -> tuple[Tensor, Tensor]:
-    """The largest, so many that each has less than `mass` before it."""
-    few = 256
-    if len(weight_N) > few and float((top := weight_N.topk(few).values).sum()) >= mass:
-        near_N = weight_N >= top[-1]  # in the order of their numbers, as a stable sort wants them
-        token_N, weight_N = token_N[near_N], weight_N[near_N]
-    weight_N, order_N = weight_N.sort(descending=True, stable=True)
-    inside_N = weight_N.cumsum(0) - weight_N < mass
-    return token_N[order_N[inside_N]], weight_N[inside_N]
+def _nucleus(weight_N: np.ndarray, top_p: float) -> np.ndarray:
+    """Which are the largest, so many that each has less than `top_p` of the sum before it; of equals the first."""
+    falling_N = np.sort(weight_N)[::-1]
+    sums_N = np.cumsum(falling_N)
+    count = int(np.searchsorted(sums_N, top_p * sums_N[-1])) + 1
+    last = falling_N[min(count, len(falling_N)) - 1]
+    inside_N = weight_N > last
+    inside_N[np.flatnonzero(weight_N == last)[:count - int(inside_N.sum())]] = True
+    return inside_N
 
 
 class Sampler:
@@ -110,13 +110,11 @@ class Sampler:
     def __init__(self, sampling: Sampling, prompt: Iterable[int] = ()) -> None:
         """prompt: the words that the repetition penalty counts as seen."""
         self.sampling = sampling
-        self.prompt = tuple(prompt)
+        self._prompt = list(prompt)
         self._random = random.Random(sampling.seed)
-        self._seen_V: Tensor | None = None  # prompt and text
-        self._count_V: Tensor | None = None  # text
-        self._bias = None
-        if sampling.logit_bias:
-            self._bias = (torch.tensor(list(sampling.logit_bias)), torch.tensor(list(sampling.logit_bias.values())))
+        self._seen_V: np.ndarray | None = None  # in prompt or text
+        self._count_V: np.ndarray | None = None  # in the text
+        self._biased = list(sampling.logit_bias), list(sampling.logit_bias.values())
 
     @property
     def greedy(self) -> bool:
@@ -126,46 +124,39 @@ class Sampler:
     def __call__(self, logits_V: Tensor, allowed_V: Tensor | None = None) -> int:
         """The next token. allowed_V: true for those that may come, by what the text must satisfy."""
         sampling = self.sampling
-        logits_V = self.adjusted(logits_V.detach().to("cpu"))
+        wide = torch.promote_types(logits_V.dtype, torch.float32)  # NumPy has no bf16
+        logits_V = self._adjusted(logits_V.detach().to("cpu", wide).numpy())
         if allowed_V is not None:
-            logits_V = logits_V.masked_fill(~allowed_V, -torch.inf)
-        best, token = (value.item() for value in logits_V.max(-1))
-        if not math.isfinite(best):
-            raise ArithmeticError(f"the model's logits are {best}")
+            logits_V = np.where(allowed_V.numpy(), logits_V, -np.inf)
+        token = int(logits_V.argmax())
+        if not math.isfinite(logits_V[token]):
+            raise ArithmeticError(f"the model's logits are {logits_V[token]}")
         if sampling.temperature > 0:
             token_N, weight_N = candidates(logits_V, sampling)
-            below_N = weight_N.cumsum(0)
-            drawn = torch.searchsorted(below_N, self._random.random() * float(below_N[-1]), right=True)
-            token = int(token_N[min(int(drawn), len(token_N) - 1)])
-        if not sampling.plain:
-            self._remember(token, len(logits_V))
+            sums_N = np.cumsum(weight_N)
+            drawn = int(np.searchsorted(sums_N, self._random.random() * sums_N[-1], side="right"))
+            token = int(token_N[min(drawn, len(token_N) - 1)])
+        if self._seen_V is not None:
+            self._seen_V[token] = True
+            self._count_V[token] += 1
         return token
 
-    def adjusted(self, logits_V: Tensor) -> Tensor:
+    def _adjusted(self, logits_V: np.ndarray) -> np.ndarray:
         """The logits after penalties and biases."""
         sampling = self.sampling
         if sampling.plain:
             return logits_V
-        self._start(len(logits_V))
-        if sampling.repetition_penalty != 1:
-            penalty = sampling.repetition_penalty
-            penalised_V = torch.where(logits_V > 0, logits_V / penalty, logits_V * penalty)
-            logits_V = torch.where(self._seen_V, penalised_V, logits_V)
-        if sampling.presence_penalty:
-            logits_V = logits_V - sampling.presence_penalty * (self._count_V > 0)
-        if sampling.frequency_penalty:
-            logits_V = logits_V - sampling.frequency_penalty * self._count_V
-        if self._bias is not None:
-            token_N, bias_N = self._bias
-            logits_V = logits_V.index_add(0, token_N, bias_N.to(logits_V.dtype))
-        return logits_V
-
-    def _start(self, vocab_size: int) -> None:
         if self._seen_V is None:
-            self._seen_V, self._count_V = torch.zeros(vocab_size, dtype=torch.bool), torch.zeros(vocab_size)
-            self._seen_V[list(self.prompt)] = True
-
-    def _remember(self, token: int, vocab_size: int) -> None:
-        self._start(vocab_size)
-        self._seen_V[token] = True
-        self._count_V[token] += 1
+            self._seen_V, self._count_V = np.zeros(len(logits_V), dtype=bool), np.zeros(len(logits_V), logits_V.dtype)
+            self._seen_V[self._prompt] = True
+        logits_V = logits_V.copy()
+        if sampling.repetition_penalty != 1:
+            seen_N, penalty = logits_V[self._seen_V], sampling.repetition_penalty
+            logits_V[self._seen_V] = np.where(seen_N > 0, seen_N / penalty, seen_N * penalty)
+        if sampling.presence_penalty:
+            logits_V -= sampling.presence_penalty * (self._count_V > 0)
+        if sampling.frequency_penalty:
+            logits_V -= sampling.frequency_penalty * self._count_V
+        tokens, biases = self._biased
+        logits_V[tokens] += biases
+        return logits_V

@@ -164,7 +164,6 @@ class Scheduler:
         except Exception as error:
             log.exception("a step of the engine failed")
             self._fail(writing, error)
-        time.sleep(0)  # whoever waits for the interpreter gets it
 
     @staticmethod
     def _use_threads(threads: int) -> None:
@@ -264,6 +263,7 @@ class Scheduler:
         after = sequence.state, sequence.read
         sequence.state, sequence.read = before
         right, at = 0, len(unread) - 1
+        self.drafter.drafted += len(drafts)
         while True:
             if right == len(drafts):  # all that was read stands
                 sequence.state, sequence.read = after
@@ -271,8 +271,7 @@ class Scheduler:
             if right == len(drafts) or token != drafts[right] or sequence.generation.finish is not None:
                 break
             right += 1
-        self.drafter.drafted += len(drafts)
-        self.drafter.accepted += right
+            self.drafter.accepted += 1
         self._guess(sequence, h_BTD[0, at + right])
 
     def _guess(self, sequence: Sequence, h_D: Tensor) -> None:

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tryplicity.errors import UserError
-from tryplicity.kernels import plain
-from tryplicity.kernels.compiling import compile_library, why_not
+from tryplicity.kernels import compiling, plain
+from tryplicity.kernels.compiling import compile_library
 
-__all__ = ["TernaryMatrix", "compile_library", "entry", "pack", "quantise", "rows_linear", "ternary_experts", "ternary_linear",
-           "unpack", "why_not"]
+__all__ = ["TernaryMatrix", "compile_library", "entry", "pack", "quantise", "rows_linear", "ternary_experts",
+           "ternary_linear", "unpack", "why_not"]
 
 _SOURCE = Path(__file__).with_name("ternary.cpp")
 _TABLES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
@@ -46,6 +45,11 @@ def _library() -> ctypes.CDLL | None:
         function = getattr(library, f"tryplicity_{name}")
         function.restype, function.argtypes = result, arguments
     return library
+
+
+def why_not() -> str | None:
+    """Why plain PyTorch does the work here, in one line for whoever waits for it to read; None if it does not."""
+    return compiling.why_not() if _library() is None else None
 
 
 def _native(*tensors: Tensor | None) -> ctypes.CDLL | None:
@@ -99,8 +103,8 @@ class TernaryMatrix:
     def from_packed(cls, packed: Tensor, scale: Tensor | float, in_features: int) -> TernaryMatrix:
         """packed uint8 [O, P] or [E, O, P] as `pack` makes it; may lie in a mapped file, read once, front to back."""
         if packed.dtype != torch.uint8 or packed.shape[-1] != -(-in_features // 5):
-            raise UserError(f"{in_features} columns pack into {-(-in_features // 5)} bytes (uint8), "
-                            f"not {packed.shape[-1]} ({str(packed.dtype).removeprefix('torch.')}): another model's file?")
+            raise UserError(f"{in_features} columns pack into {-(-in_features // 5)} bytes (torch.uint8), not "
+                            f"{packed.shape[-1]} ({packed.dtype}): another model's file?")
         packed_EOP = _stack(packed).contiguous()
         library = _native(packed_EOP)
         if library is None:

@@ -6,6 +6,7 @@ it comes from, so that it is compiled once per machine and again when a source, 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -51,7 +52,7 @@ def compile_library(*sources: Path) -> ctypes.CDLL | None:
 
 
 def why_not() -> str | None:
-    """Why the last library asked for is missing, in one line; None if none is."""
+    """Why a library asked for is missing, in one line; None if none is."""
     return _reason
 
 
@@ -74,30 +75,31 @@ def cache_folder() -> Path:
 def _load(sources: tuple[Path, ...], compiler: Path, key: str) -> ctypes.CDLL | None:
     global _reason
     name = f"{sources[0].stem}-{key}.so"
-    try:
-        folder = cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".compiling-")
-    except OSError:  # a home that cannot be written to: compiled for this process alone
-        folder, temporary = None, tempfile.TemporaryDirectory(prefix="tryplicity-")
-    with temporary as scratch:
-        if folder is not None and (folder / name).exists():
-            library = _open(folder / name)
-            if library is not None:
-                return library
+    library = _open(cache_folder() / name)
+    if library is not None:
+        return library
+    problem = "the library it made does not load"
+    with _scratch() as scratch:
         built = Path(scratch) / name
-        problem = _compile(sources, compiler, built)
-        if problem is None:
-            if folder is not None:  # whole or not at all, also when two processes are at it
-                os.replace(built, folder / name)
-                built = folder / name
-            library = _open(built)
+        failed = _compile(sources, compiler, built)
+        if failed is None:
+            library = _open(built)  # what is loaded stays when the file moves
             if library is not None:
+                with contextlib.suppress(OSError):  # whole or not at all, also when two processes are at it
+                    os.replace(built, cache_folder() / name)
                 return library
-            problem = "the library it made does not load"
-    _reason = (f"{compiler} cannot compile {sources[0].name} ({problem}): plain PyTorch does the ternary products, "
-               "several times slower")
+    _reason = (f"{compiler} cannot compile {sources[0].name} ({failed or problem}): plain PyTorch does the ternary "
+               "products, several times slower")
     return None
+
+
+def _scratch() -> tempfile.TemporaryDirectory:
+    """Beside the cache, so that what is made can be renamed into it; elsewhere if that cannot be written to."""
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=cache_folder(), prefix=".compiling-")
+    except OSError:
+        return tempfile.TemporaryDirectory(prefix="tryplicity-")
 
 
 def _compile(sources: tuple[Path, ...], compiler: Path, built: Path) -> str | None:
@@ -119,6 +121,8 @@ def _compile(sources: tuple[Path, ...], compiler: Path, built: Path) -> str | No
 
 
 def _open(path: Path) -> ctypes.CDLL | None:
+    if not path.exists():
+        return None
     try:
         return ctypes.CDLL(str(path))
     except OSError:

@@ -21,6 +21,9 @@
 #include <omp.h>
 #endif
 
+// Kept apart, so that the registers of a loop are its own.
+#define KERNEL __attribute__((noinline))
+
 namespace {
 
 constexpr int64_t COLUMNS = 128, ROWS = 4, LANE = 32, BLOCK = ROWS * LANE;
@@ -77,8 +80,8 @@ struct Job {  // one expert's part of the work
 
 // ---- tokens ----
 
-// x * (rstd / step) rounded half to even, in blocks of 32 `stride` bytes apart; the sum of squares and the root are in double, so
-// that it is the same to the last bit of a float in whatever order.
+// x * (rstd / step) rounded half to even, in blocks of 32 `stride` bytes apart. The sum of squares and the root are in
+// double, so that rounded to float they are the same in whatever order.
 void quantise_row(const float* x, int64_t in, int64_t padded, int8_t* q, int64_t stride, float* step, int32_t* sum) {
     double squares[8] = {};
     float most[8] = {};
@@ -150,60 +153,88 @@ void quantise_row(const float* x, int64_t in, int64_t padded, int8_t* q, int64_t
 #if defined(__AVX2__)
 inline __m256i load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 
+inline void prefetch(const uint8_t* w) {
+    _mm_prefetch(reinterpret_cast<const char*>(w + PREFETCH), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(w + PREFETCH + 64), _MM_HINT_T0);
+}
+
 inline __m128i sums_of_four(__m256i a, __m256i b, __m256i c, __m256i d) {
     const __m256i s = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
     return _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
 }
 
-// R rows (from the one at w) straight from the stream by T tokens: sums[t * ROWS + r] of (digit + 1) * q. Planes 1 and 3
-// stay where they are in their nibble, four times too large, in sums of their own: two shifts fewer, but only half as
-// many blocks to a sum.
-template <int R, int T>
-inline void stream(const uint8_t* w, const int8_t* q, int64_t blocks, bool fetch, int32_t* sums) {
+// One token: four rows straight from the stream, sums[r] of (digit + 1) * q. Planes 1 and 3 stay where they are in
+// their nibble, four times too large, in sums of their own: two shifts fewer, but only half as many blocks to a sum.
+inline void stream_one(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
     const __m256i first = _mm256_set1_epi8(3), second = _mm256_set1_epi8(12), ones = _mm256_set1_epi16(1);
-    __m256i wide[R][T] = {}, wide4[R][T] = {};
+    __m256i wide[4] = {}, wide4[4] = {};
     for (int64_t start = 0; start < blocks; start += FLUSH / 2) {
-        __m256i narrow[R][T] = {}, narrow4[R][T] = {};
+        __m256i narrow[4] = {}, narrow4[4] = {};
         const int64_t end = std::min(start + FLUSH / 2, blocks);
-        for (int64_t b = start; b < end; b++, w += BLOCK, q += T * COLUMNS) {
-            if (fetch) {
-                _mm_prefetch(reinterpret_cast<const char*>(w + PREFETCH), _MM_HINT_T0);
-                _mm_prefetch(reinterpret_cast<const char*>(w + PREFETCH + 64), _MM_HINT_T0);
-            }
-            for (int r = 0; r < R; r++) {
+        for (int64_t b = start; b < end; b++, w += BLOCK, q += COLUMNS) {
+            prefetch(w);
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++) {
                 const __m256i low = load(w + r * LANE), high = _mm256_srli_epi16(low, 4);
-                const __m256i d0 = _mm256_and_si256(low, first), d1 = _mm256_and_si256(low, second);
-                const __m256i d2 = _mm256_and_si256(high, first), d3 = _mm256_and_si256(high, second);
+                const auto add = [&](__m256i& sum, __m256i digits, int plane) {
+                    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(digits, load(q + plane * LANE)));
+                };
+                add(narrow[r], _mm256_and_si256(low, first), 0);
+                add(narrow4[r], _mm256_and_si256(low, second), 1);
+                add(narrow[r], _mm256_and_si256(high, first), 2);
+                add(narrow4[r], _mm256_and_si256(high, second), 3);
+            }
+        }
+        for (int r = 0; r < 4; r++) {
+            wide[r] = _mm256_add_epi32(wide[r], _mm256_madd_epi16(narrow[r], ones));
+            wide4[r] = _mm256_add_epi32(wide4[r], _mm256_madd_epi16(narrow4[r], ones));
+        }
+    }
+    for (int r = 0; r < 4; r++)  // each lane of wide4 is a multiple of 4
+        wide[r] = _mm256_add_epi32(wide[r], _mm256_srai_epi32(wide4[r], 2));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(sums), sums_of_four(wide[0], wide[1], wide[2], wide[3]));
+}
+
+// A few tokens: two rows straight from the stream by T tokens, sums[t * ROWS + r].
+template <int T>
+KERNEL void stream_two(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
+    const __m256i low = _mm256_set1_epi8(3), ones = _mm256_set1_epi16(1), none = _mm256_setzero_si256();
+    __m256i wide[2][T] = {};
+    for (int64_t start = 0; start < blocks; start += FLUSH) {
+        __m256i narrow[2][T] = {};
+        const int64_t end = std::min(start + FLUSH, blocks);
+        for (int64_t b = start; b < end; b++, w += BLOCK) {
+            prefetch(w);
+            const __m256i raw0 = load(w), raw1 = load(w + LANE);
+#pragma GCC unroll 4
+            for (int plane = 0; plane < 4; plane++, q += T * LANE) {
+                const __m256i digits0 = _mm256_and_si256(_mm256_srli_epi16(raw0, 2 * plane), low);
+                const __m256i digits1 = _mm256_and_si256(_mm256_srli_epi16(raw1, 2 * plane), low);
                 for (int t = 0; t < T; t++) {
-                    const int8_t* x = q + t * LANE;
-                    narrow[r][t] = _mm256_add_epi16(narrow[r][t], _mm256_maddubs_epi16(d0, load(x)));
-                    narrow4[r][t] = _mm256_add_epi16(narrow4[r][t], _mm256_maddubs_epi16(d1, load(x + T * LANE)));
-                    narrow[r][t] = _mm256_add_epi16(narrow[r][t], _mm256_maddubs_epi16(d2, load(x + 2 * T * LANE)));
-                    narrow4[r][t] = _mm256_add_epi16(narrow4[r][t], _mm256_maddubs_epi16(d3, load(x + 3 * T * LANE)));
+                    const __m256i x = load(q + t * LANE);
+                    narrow[0][t] = _mm256_add_epi16(narrow[0][t], _mm256_maddubs_epi16(digits0, x));
+                    narrow[1][t] = _mm256_add_epi16(narrow[1][t], _mm256_maddubs_epi16(digits1, x));
                 }
             }
         }
-        for (int r = 0; r < R; r++) {
-            for (int t = 0; t < T; t++) {
+        for (int r = 0; r < 2; r++)
+            for (int t = 0; t < T; t++)
                 wide[r][t] = _mm256_add_epi32(wide[r][t], _mm256_madd_epi16(narrow[r][t], ones));
-                wide4[r][t] = _mm256_add_epi32(wide4[r][t], _mm256_madd_epi16(narrow4[r][t], ones));
-            }
-        }
     }
-    __m256i sum[4] = {};  // of R rows of one token, or one row of T tokens
-    for (int i = 0; i < R * T; i++)  // each lane of wide4 is a multiple of 4
-        sum[i] = _mm256_add_epi32(wide[i / T][i % T], _mm256_srai_epi32(wide4[i / T][i % T], 2));
-    alignas(16) int32_t four[4];
-    _mm_store_si128(reinterpret_cast<__m128i*>(four), sums_of_four(sum[0], sum[1], sum[2], sum[3]));
-    for (int i = 0; i < R * T; i++) sums[i % T * ROWS + i / T] = four[i];
+    for (int r = 0; r < 2; r++) {
+        alignas(16) int32_t four[4];
+        _mm_store_si128(reinterpret_cast<__m128i*>(four),
+                        sums_of_four(wide[r][0], wide[r][1], T > 2 ? wide[r][T > 2 ? 2 : 0] : none,
+                                     T > 3 ? wide[r][T > 3 ? 3 : 0] : none));
+        for (int t = 0; t < T; t++) sums[t * ROWS + r] = four[t];
+    }
 }
 
 // Four rows of some blocks as bytes [block][plane][row][32].
 void decode(const uint8_t* w, int64_t blocks, uint8_t* digits) {
     const __m256i low = _mm256_set1_epi8(3);
     for (int64_t b = 0; b < blocks; b++, w += BLOCK, digits += 4 * BLOCK) {
-        _mm_prefetch(reinterpret_cast<const char*>(w + PREFETCH), _MM_HINT_T0);
-        _mm_prefetch(reinterpret_cast<const char*>(w + PREFETCH + 64), _MM_HINT_T0);
+        prefetch(w);
         for (int r = 0; r < 4; r++) {
             __m256i raw = load(w + r * LANE);
             for (int plane = 0; plane < 4; plane++, raw = _mm256_srli_epi16(raw, 2))
@@ -215,7 +246,7 @@ void decode(const uint8_t* w, int64_t blocks, uint8_t* digits) {
 
 // R decoded rows (from the one at w) by T tokens: sums[t * ROWS + r] += of (digit + 1) * q over at most FLUSH blocks.
 template <int R, int T>
-inline void dots(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
+KERNEL void dots(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
     const __m256i ones = _mm256_set1_epi16(1), none = _mm256_setzero_si256();
     __m256i narrow[R][T] = {};
     for (int64_t lane = 0; lane < blocks * 4; lane++, w += BLOCK, q += T * LANE) {
@@ -238,7 +269,7 @@ inline void dots(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sum
 }
 #else
 template <int R, int T>
-inline void stream(const uint8_t* w, const int8_t* q, int64_t blocks, bool, int32_t* sums) {
+void stream_plain(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
     for (int r = 0; r < R; r++) {
         for (int t = 0; t < T; t++) {
             int32_t total = 0;
@@ -254,6 +285,15 @@ inline void stream(const uint8_t* w, const int8_t* q, int64_t blocks, bool, int3
             sums[t * ROWS + r] = total;
         }
     }
+}
+
+void stream_one(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
+    stream_plain<4, 1>(w, q, blocks, sums);
+}
+
+template <int T>
+void stream_two(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
+    stream_plain<2, T>(w, q, blocks, sums);
 }
 
 void decode(const uint8_t* w, int64_t blocks, uint8_t* digits) {
@@ -278,27 +318,28 @@ inline void dots(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sum
 }
 #endif
 
-// Four rows by a few tokens, each weight read and unpacked once for all of them.
-template <int R, int T>
-inline void stream_rows(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
-    for (int r = 0; r < ROWS; r += R) stream<R, T>(w + r * LANE, q, blocks, r == 0, sums + r);
+// Four rows by the few tokens of a lone tile.
+template <int T>
+void stream_four(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
+    stream_two<T>(w, q, blocks, sums);
+    stream_two<T>(w + 2 * LANE, q, blocks, sums + 2);
 }
 
 void stream_rows(const uint8_t* w, const int8_t* q, int64_t tokens, int64_t blocks, int32_t* sums) {
     switch (tokens) {
-        case 1: return stream_rows<4, 1>(w, q, blocks, sums);
-        case 2: return stream_rows<1, 2>(w, q, blocks, sums);
-        case 3: return stream_rows<1, 3>(w, q, blocks, sums);
-        default: return stream_rows<1, 4>(w, q, blocks, sums);
+        case 1: return stream_one(w, q, blocks, sums);
+        case 2: return stream_four<2>(w, q, blocks, sums);
+        case 3: return stream_four<3>(w, q, blocks, sums);
+        default: return stream_four<4>(w, q, blocks, sums);
     }
 }
 
+// Four decoded rows by the tokens of one of several tiles; as many rows at a time as registers hold sums for.
 template <int R, int T>
 inline void four_rows(const uint8_t* w, const int8_t* q, int64_t blocks, int32_t* sums) {
     for (int r = 0; r < ROWS; r += R) dots<R, T>(w + r * LANE, q, blocks, sums + r);
 }
 
-// As many rows at a time as registers hold sums for.
 void four_rows(const uint8_t* w, const int8_t* q, int64_t tokens, int64_t blocks, int32_t* sums) {
     switch (tokens) {
         case 1: return four_rows<4, 1>(w, q, blocks, sums);

@@ -3,9 +3,10 @@
     checked = check("The function joins two paths [1]. It was made in 1991 [2].", passages)
     checked.text, checked.sources, checked.supported
 
-A mark is `[n]` that stands by itself: not directly after a letter, digit, `_` or `)`, nor after `]` that ends no mark,
-nor after `=` (so neither `list[0]` nor `x = [1]` is one), and not in code: between backticks or in a fence. It counts only if passage n was retrieved and its sentence shares words with that passage. A sentence
-without one that a passage holds nearly whole gets one here, since a small model does not write marks itself.
+A mark is `[n]` that stands by itself: not directly after a letter, digit, `_` or `)`, nor after a `]` that ends no
+mark, nor after `=` (so neither `list[0]` nor `x = [1]` is one), and not in code: between backticks or in a fence. It
+counts only if passage n was retrieved and its sentence shares words with that passage. A sentence without one that a
+passage holds nearly whole gets one here, since a small model does not write marks itself.
 """
 
 from __future__ import annotations

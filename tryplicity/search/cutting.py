@@ -90,7 +90,7 @@ def _title(document: Document, blocks: list[_Block]) -> tuple[str, list[_Block]]
 
 
 def _is_title(text: str) -> bool:
-    return "\n" not in text and len(text.split()) <= _TITLE_WORDS and text.rstrip()[-1:] not in (".", ",", ";", ":", "!")
+    return "\n" not in text and len(text.split()) <= _TITLE_WORDS and not text.rstrip().endswith((*".,;:!",))
 
 
 # --- blocks ---
@@ -132,8 +132,9 @@ def _blocks(text: str) -> Iterator[_Block]:
 
 
 def _code(text: str) -> list[_Block]:
-    """A file of code: what empty lines part, definitions at the margin first of all."""
-    return [_Block("code", part.strip("\n")) for part in re.split(r"\n{2,}", text.replace("\r\n", "\n")) if part.strip()]
+    """A file of code: what empty lines part, one block each."""
+    parts = re.split(r"\n{2,}", text.replace("\r\n", "\n"))
+    return [_Block("code", part.strip("\n")) for part in parts if part.strip()]
 
 
 # --- pieces of a block that is too long ---

@@ -34,7 +34,7 @@ FORMAT = 1                      # raise when the same documents would give anoth
 DEFAULT_SOURCE = "python-reference"
 _APPLICATION = 0x54727970       # "Tryp", in the header of the file
 _WEIGHTS = (1.0, 1.0, 1.0)      # of a word in the title, in the text, and among the normal forms of names
-_ROWS = 25_000                  # matching passages whose score is computed for one question, about: bounds its time
+_ROWS = 12_000                  # matching passages whose score is computed for one question, about: bounds its time
 
 # The order of the best 40 by BM25 is reconsidered: see `_reordered`. The values were chosen, like the weights, on the
 # questions marked `tuning` in tests/search/questions.yaml.
@@ -184,7 +184,7 @@ class PassageIndex:
     def rank(self, question: str, limit: int) -> list[tuple[int, float]]:
         """(number, score) of the best passages, best first; numbers count from 1 in the order of the documents.
 
-        All passages with any of the question's terms are scored by BM25, as long as these are about 25,000 at most.
+        All passages with any of the question's terms are scored by BM25, as long as these are about 12,000 at most.
         Beyond that its rarest terms decide alone; where even the rarest is that frequent, passages with all of the
         terms, and failing these, passages that have it in their title. Then the best are put in order: `_reordered`.
         """
@@ -225,9 +225,11 @@ class PassageIndex:
             held = {*of_title, *content_words(text), *map(stem, names.split())}
             covered = sum(weight for words, weight in rarity.items() if not words.isdisjoint(held))
             share = sum(word in asked for word in of_title) / max(len(of_title), 1)
-            parts = max((name.count(".") for name in DOTTED.findall(title)), default=0)
+            names = DOTTED.findall(title)
+            named = any(form in asked for name in names for form in joined(name))   # the name itself was asked for
+            parts = 0 if named else max((name.count(".") for name in names), default=0)
             scored.append((number, score * _PER_PART ** parts * (
-                1 + _TITLE * share + _COVERED * covered / sum(rarity.values()))))
+                1 + _TITLE * (share + named) + _COVERED * covered / sum(rarity.values()))))
         scored.sort(key=lambda pair: (-pair[1], pair[0]))
         least = scored[-1][1] if scored else 0.0
         rest = found[_REORDERED:]       # behind them, their scores kept below

@@ -12,8 +12,8 @@ MOST_TERMS = 40
 
 _WORD = re.compile(r"\w+")
 # words after which a stop-word is the thing asked for: "the with statement", "what the in operator does"
-_NAMED = frozenset("statement statements keyword keywords operator operators loop loops clause clauses block blocks "
-                   "expression expressions function functions method methods".split())
+_NAMED = frozenset(f"{thing}{s}" for thing in (
+    "statement", "keyword", "operator", "loop", "clause", "block", "expression", "function", "method") for s in ("", "s"))
 _QUOTED = re.compile(r"[`'\"]([^`'\"\s]{1,80})[`'\"]")
 
 

@@ -8,18 +8,19 @@ import unicodedata
 from collections.abc import Iterator
 
 #: words that nearly every English text holds
-STOP_WORDS = frozenset("""
+STOP_WORDS = frozenset(re.findall(r"\w+", """
     a about above after again all also am an and any are aren as at be because been before being below between both
     but by can cannot could couldn did didn do does doesn doing don down during each few for from further get got had
     hadn has hasn have haven having he her here hers him his how i if in into is isn it its itself just let ll me
     might more most must mustn my need no nor not now of off on once only or other our out over own please re s same
     shall she should shouldn so some such t tell than that the their them then there these they this those through to
     too under until up us use used using ve very want was wasn way we were weren what when where which while who whom
-    why will with won would wouldn you your""".split())
+    why will with won would wouldn you your"""))
 
 _WORD = re.compile(r"\w+")
 #: a.b.c, as Python and many others write names
 DOTTED = re.compile(r"(?<![\w.])[^\W\d]\w*(?:\.[^\W\d]\w*)+")
+_HUMPED = re.compile(r"(?<!\w)[^\W_]\w*?(?:[a-z0-9][A-Z]|[A-Z]{2}[a-z])\w*")
 _HUMP = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 _ENDINGS = ("ingly", "edly", "ings", "ing", "ied", "ies", "ed", "es", "er", "ers", "ly", "s")
 
@@ -62,8 +63,5 @@ def joined(dotted: str) -> Iterator[str]:
 
 def humps(text: str) -> Iterator[str]:
     """TemporaryDirectory -> temporary, directory; of the names in a text that are written so."""
-    for word in _WORD.findall(text):
-        if not word.islower() and not word.isupper() and not word.istitle() and not word.isdigit():
-            parts = [part.lower() for part in _HUMP.findall(word)]
-            if len(parts) > 1:
-                yield from parts
+    for word in _HUMPED.findall(text):
+        yield from (part.lower() for part in _HUMP.findall(word))

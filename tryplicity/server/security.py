@@ -69,7 +69,7 @@ class Guard:
             name = ""
         if name not in self.names and not name.endswith(".localhost") and not _is_address(name):
             raise ApiError(403, "this server does not answer under the name in the Host header; start it with "
-                                "--allow-host NAME if the name is yours", code="host_not_allowed")
+                                "--name NAME if the name is yours", code="host_not_allowed")
         return host
 
     def _check_origin(self, request: Request, host: str) -> None:

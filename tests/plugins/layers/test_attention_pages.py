@@ -96,7 +96,8 @@ def test_a_token_has_the_same_bits_beside_others(shape):
 def test_rows_without_c(monkeypatch):
     layer = made(SHAPES[0])
     qkv, lengths = qkv_of(layer, 2), [3, 70]
-    expected = [in_pieces(layer, qkv[i:i + 1, :length + 2], [length, 2])[:, length:] for i, length in enumerate(lengths)]
+    expected = [in_pieces(layer, qkv[i:i + 1, :length + 2], [length, 2])[:, length:]
+                for i, length in enumerate(lengths)]
     monkeypatch.setattr(native, "works_on", lambda x: False)
     rows = [layer.new_state(1) for _ in lengths]
     for i, length in enumerate(lengths):
@@ -169,7 +170,7 @@ def test_positions_beyond_the_context_length():
 
 @pytest.mark.parametrize("options", [{}, {"qk_norm": True}])
 def test_a_packed_layer(options):
-    """In one call with its products: what the layer gives unpacked, and the same bits in any chunk and beside others."""
+    """In one call with its products: what it gives unpacked, and the same bits in any chunk and beside others."""
     torch.manual_seed(0)
     layer = assemble(lambda: GroupedQueryAttention(GroupedQueryAttention.Config(heads=4, kv_heads=2, **options),
                                                    site(hidden=D, linear=BitLinear)), spread=0.3).eval()

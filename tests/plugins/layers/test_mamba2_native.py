@@ -1,5 +1,7 @@
 """Mamba-2 in C++: against the PyTorch path, and bit for bit however a text is cut, batched or threaded."""
 
+import itertools
+
 import pytest
 import torch
 from layer_tools import assemble, part, site, threads, without_native
@@ -172,6 +174,38 @@ def test_a_batch_of_another_size_than_its_state_is_refused():
         mixer(torch.randn(3, 2, 32), state=Rows([mixer.new_state(1), mixer.new_state(1)]))
 
 
+def test_moved_parameters_are_noticed():
+    """C keeps their addresses: changed in place, put elsewhere, replaced, packed, and in a copy of the module."""
+    from copy import deepcopy
+
+    from tryplicity_plugins.layers.bitlinear import BitLinear
+
+    mixer, x = make(hidden=40, linear=BitLinear).eval(), torch.randn(1, 6, 40)
+
+    def same(mixer):
+        with without_native():
+            expected = mixer(x)
+        torch.testing.assert_close(mixer(x), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+        return expected
+
+    outputs = [same(mixer)]
+    mixer.D.mul_(2)
+    outputs.append(same(mixer))
+    mixer.conv_bias.data = mixer.conv_bias.data + 1
+    outputs.append(same(mixer))
+    mixer.dt_bias = nn.Parameter(mixer.dt_bias + 1)
+    outputs.append(same(mixer))
+    other = deepcopy(mixer)
+    other.A_log.sub_(2)
+    outputs += [same(other), same(mixer)]
+    for linear in (mixer.in_proj, mixer.out_proj):
+        linear.adopt(linear.pack())
+    packed = mixer(x)
+    torch.testing.assert_close(packed, outputs[-1], rtol=0, atol=1e-3 * packed.abs().max().item())
+    outputs[-1] = packed
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(outputs))
+
+
 def test_ternary_matrices_give_the_same_bits_in_pieces():
     """The whole mixer with its packed matrices, as a chat reads and writes."""
     from tryplicity_plugins.layers.bitlinear import BitLinear
@@ -179,11 +213,11 @@ def test_ternary_matrices_give_the_same_bits_in_pieces():
     mixer = make(hidden=40, linear=BitLinear).eval()
     for linear in (mixer.in_proj, mixer.out_proj):
         linear.adopt(linear.pack())
-    x, others, whole = torch.randn(1, 37, 40), torch.randn(2, 37, 40), mixer.new_state(1)
+    x, others, whole = torch.randn(1, 301, 40), torch.randn(2, 301, 40), mixer.new_state(1)
     expected = mixer(x, state=whole)
-    for sizes in ([1] * 37, [16, 16, 5]):
+    for sizes in ([1] * 301, [16, 16, 269]):
         state = mixer.new_state(1)
         assert torch.equal(read(mixer, x, sizes, state), expected)
         assert torch.equal(state["ssm"], whole["ssm"])
     state = Rows(mixer.new_state(1) for _ in range(3))
-    assert torch.equal(read(mixer, torch.cat([others, x]), [20, 1, 16], state)[2:], expected)
+    assert torch.equal(read(mixer, torch.cat([others, x]), [20, 1, 280], state)[2:], expected)

@@ -122,7 +122,7 @@ def test_the_choice_is_that_of_forward(router):
     assert torch.equal(found[0], used.nonzero()[:, 0]) and torch.equal(found[1], routing.experts_NK[used])
     torch.testing.assert_close(found[2], routing.weights_NK[used], rtol=1e-5, atol=1e-6)
     if router == "dynamic_sparsity":  # some tokens leave slots unused
-        assert 1 < len(set(used.sum(-1).tolist()))
+        assert len(set(used.sum(-1).tolist())) > 1
 
 
 @every_router
