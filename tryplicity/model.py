@@ -212,7 +212,8 @@ class Model(nn.Module):
     def new_state(self, batch: int) -> list:
         """An empty decoding state for `batch` sequences."""
         weight = self.embedding.weight
-        return [block.new_state(batch, device=weight.device, dtype=weight.dtype) for block in self.layers]
+        return [block.new_state(batch, device=weight.device, dtype=self.embedding.dtype or weight.dtype)
+                for block in self.layers]
 
     def set_factors(self, factors: Mapping[str, float]) -> None:
         """The factor of each objective by name; one where none is given."""

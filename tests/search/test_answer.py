@@ -9,7 +9,8 @@ from tryplicity.search.answer import INSTRUCTIONS, messages, quotation
 from tryplicity.search.citations import check
 
 JOIN = Passage("a", "os.path.join", "u:a", "join(a, *p)\n\n"
-               "Join two or more pathname components, inserting '/' as needed. If any component is an absolute path, all previous path components will be discarded.", 2.0)
+               "Join two or more pathname components, inserting '/' as needed. If any component is an absolute path, "
+               "all previous path components will be discarded.", 2.0)
 APPEND = Passage("b", "list.append", "u:b", "append(object, /)\n\nAppend object to the end of the list.", 1.0)
 TALK = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Yes."},
         {"role": "user", "content": "Are you there?"}, {"role": "assistant", "content": "I am."}]

@@ -130,7 +130,8 @@ def test_hostile_questions(pages, question):
 
 @settings(max_examples=150, deadline=None)
 @given(st.text(max_size=60) | st.lists(st.sampled_from(['"', "*", "(", ")", "NEAR", "join", "OR", "AND", "NOT", ":",
-                                                        "^", "-", "+", "{", "}", "title", "with statement"])).map(" ".join))
+                                                        "^", "-", "+", "{", "}", "title",
+                                                        "with statement"])).map(" ".join))
 def test_no_question_is_query_language(question):
     """Each term is a string of FTS5; asked of an empty table of the same kind, none is a mistake."""
     for term in terms(question):

@@ -13,7 +13,8 @@ MOST_TERMS = 40
 _WORD = re.compile(r"\w+")
 # words after which a stop-word is the thing asked for: "the with statement", "what the in operator does"
 _NAMED = frozenset(f"{thing}{s}" for thing in (
-    "statement", "keyword", "operator", "loop", "clause", "block", "expression", "function", "method") for s in ("", "s"))
+    "statement", "keyword", "operator", "loop", "clause", "block", "expression", "function", "method")
+    for s in ("", "s"))
 _QUOTED = re.compile(r"[`'\"]([^`'\"\s]{1,80})[`'\"]")
 
 

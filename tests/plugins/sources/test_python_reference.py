@@ -50,7 +50,7 @@ def test_the_same_each_time_and_nothing_imported(tmp_path):
 import hashlib, json, sys
 from tryplicity_plugins.sources.python_reference import PythonReference
 def digest():
-    source = PythonReference(PythonReference.Config(("python", "networkx")))
+    source = PythonReference(PythonReference.Config(("networkx",)))
     return hashlib.sha256(json.dumps([*source.documents()]).encode()).hexdigest(), source.fingerprint()
 print(json.dumps([digest(), digest(), [m for m in ("networkx", "sympy", "antigravity") if m in sys.modules]]))
 """
