@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tryplicity import Passage, Retriever, UserError
-from tryplicity.server.ask import _checked
+from tryplicity.server.ask import _checked, _latest
 from tryplicity.server.conversations import Message, Store
 from tryplicity.server.service import Searcher
 
@@ -244,6 +244,30 @@ def test_a_long_conversation_loses_its_oldest_turns_and_goes_on(server):
         found = server.ask(id, content=f"question {turn} " + "of the model and its list " * 3, sampling=SHORT)
         assert kinds(found)[-1] == "done", found[-1]
     assert len(kept(server, id)) == 24
+
+
+def test_a_conversation_of_thousands_of_messages_goes_on_and_is_not_read_again_each_turn(server):
+    said = [{"id": f"m{n}", "role": ("user", "assistant")[n % 2], "content": f"turn {n} of the model", "finish": "stop"}
+            for n in range(3000)]
+    long = {"conversations": [{"id": "thousands", "title": "long", "messages": said}]}
+    assert server.http.post("/api/conversations/import", json=long).json() == {"imported": 1, "skipped": 0}
+    cached = []
+    for turn in range(8):
+        before = server.service.engine.statistics()["cached_tokens_total"]
+        found = server.ask("thousands", content=f"again {turn}", search=turn == 7, sampling=SHORT)
+        assert kinds(found)[-1] == "done", found[-1]
+        cached.append(server.service.engine.statistics()["cached_tokens_total"] - before)
+    assert len(kept(server, "thousands")) == 3016
+    assert sum(tokens > 100 for tokens in cached[1:7]) >= 3, cached      # as long as its beginning stays the same
+
+
+def test_what_is_left_out_of_a_long_conversation():
+    history = [{"role": ("user", "assistant")[n % 2], "content": str(n)} for n in range(21)]
+    for budget in range(0, 23):
+        left = _latest(history, lambda message: 1, budget)
+        assert len(left) <= budget and (not left or left[0]["role"] == "user")
+        assert left == history if budget >= 21 else len(left) in (0, 5, 13)
+    assert _latest([], lambda message: 1, 5) == []
 
 
 def test_without_a_model_the_sources_still_come(started):

@@ -1,8 +1,8 @@
 """Models for inference: from a run, or from one exported file with its spec and tokenizer inside.
 
-The file is a safetensors file. A linear that can pack itself (`Linear.pack`) is stored as what it packs to, tables of the
-vocabulary in the form asked for, everything else in bf16 or fp32; loading maps the file, and packed weights go from there
-straight into the layout of the products, never through floats.
+The file is a safetensors file. A linear that can pack itself (`Linear.pack`) is stored as what it packs to, tables of
+the vocabulary in the form asked for, everything else in bf16 or fp32; loading maps the file, and packed weights go from
+there straight into the layout of the products, never through floats.
 """
 
 from __future__ import annotations
@@ -316,15 +316,19 @@ def _initial(seed: int) -> Callable[[str, nn.Module, list[str]], dict[str, Tenso
 
         single = copy.copy(module)
         single._modules = {}
-        single._parameters = {n: p if p is None else nn.Parameter(torch.empty_like(p, device="cpu"), requires_grad=False)
-                              for n, p in module._parameters.items()}
-        single._buffers = {n: b if b is None else torch.empty_like(b, device="cpu") for n, b in module._buffers.items()}
+        single._parameters = {name: p if p is None else nn.Parameter(_room(p), requires_grad=False)
+                              for name, p in module._parameters.items()}
+        single._buffers = {name: b if b is None else _room(b) for name, b in module._buffers.items()}
         torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {path}".encode()).digest()[:8], "big") >> 1)
         single.reset_parameters()
         return {name: (single._parameters.get(name) if name in single._parameters else single._buffers[name]).detach()
                 for name in names}
 
     return get
+
+
+def _room(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="cpu")
 
 
 def _rest(name: str, tensor: Tensor, module: nn.Module, rest: str) -> Iterator[tuple[str, Tensor]]:

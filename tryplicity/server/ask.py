@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tryplicity.server.service import Service
 
 PASSAGES = 5            # that an answer may rest on
+STEP = 8                # messages of a long conversation that are left out at once
 SAVE_SECONDS = 1.0      # of an answer being written that a killed process may lose
 
 
@@ -131,8 +132,17 @@ class Turn:
         def encoded(messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
             return chat.prompt(engine, [*messages, *begun], go_on=bool(begun))
 
-        prompt = encoded(_fitting(history, self.question.content, passages, lambda messages: len(encoded(messages)),
-                                  context - room))
+        asking, budget = {"role": "user", "content": self.question.content}, context - room
+        # a message has the same tokens wherever it stands
+        history = _latest(history, lambda message: len(chat.prompt(engine, [message])),
+                          budget - len(encoded([asking])))
+        messages = [*history, asking]
+        if passages is not None:
+            from tryplicity.search import answer
+
+            messages = answer.messages(asking["content"], passages, history, budget=budget,
+                                       count=lambda messages: len(encoded(messages)))
+        prompt = encoded(messages)
         if len(prompt) >= context:
             raise wrong(f"this model's context is {context} tokens, and the question with what belongs to it has "
                         f"{len(prompt)}; ask a shorter one", "content", "context_length_exceeded")
@@ -141,19 +151,17 @@ class Turn:
                              end_tokens=chat.END_TOKENS)
 
 
-def _fitting(history: list[dict[str, str]], question: str, passages: Sequence[Passage] | None,
-             count: Callable[[list[dict[str, str]]], int], budget: int) -> list[dict[str, str]]:
-    """The messages for a prompt of at most `budget` tokens: old turns are left out first. The question stays."""
-    if passages is not None:
-        from tryplicity.search import answer
-
-        return answer.messages(question, passages, history, count=count, budget=budget)
-    messages = [*history, {"role": "user", "content": question}]
-    while len(messages) > 1 and count(messages) > budget:
-        messages = messages[max(1, len(messages) // 8):]     # some at once: each count reads them all
-        while messages[0]["role"] != "user":
-            messages = messages[1:]
-    return messages
+def _latest(history: list[dict[str, str]], cost: Callable[[dict[str, str]], int],
+            budget: int) -> list[dict[str, str]]:
+    """The last messages that fit, from a question on. What is left out grows by several messages at a time: until it
+    does, each turn begins as the one before, whose state can be gone on from."""
+    start = len(history)
+    while start > 0 and (budget := budget - cost(history[start - 1])) >= 0:
+        start -= 1
+    start = -(-start // STEP) * STEP
+    while start < len(history) and history[start]["role"] != "user":
+        start += 1
+    return history[start:]
 
 
 def _index(messages: Sequence[Message], id: str) -> int:
