@@ -69,7 +69,7 @@ export class Chat {
   /** Ask after message `at` - 1; later messages are replaced. */
   async ask(content, at = this.list.messages.length) {
     if (this.busy) return;
-    const after = at > 0 ? this.list.messages[at - 1].id : null;
+    const after = at > 0 ? this.list.messages[at - 1].id ?? undefined : null; // left out after an answer that failed: it comes last
     this.list.truncate(at);
     this.list.addQuestion({ id: null, role: "user", content });
     const view = this.list.addAnswer(content);
@@ -138,6 +138,10 @@ export class Chat {
           this.list.follow();
           announceAnswer(event.message);
         } else if (event.type === "error") {
+          if (event.message) { // what was found is kept, though nothing answers
+            this.list.renew(this.list.index(view), event.message);
+            view.show(event.message);
+          }
           throw new Problem(event.error.message, { status: 500, code: event.error.code, param: event.error.param, retryAfter: event.retry_after });
         }
       }

@@ -156,6 +156,7 @@ const SPECIAL = /[\\`*_~[!<\nh]/g;
 
 /** `text` with its marks, appended to `parent`, which is returned. */
 function inline(parent, text, context, depth = 0) {
+  let marked = -1; // where the last source's mark ended
   const missing = new Set(); // closers that are known not to come: each is looked for once
   let plain = "";
   const flush = () => {
@@ -191,7 +192,7 @@ function inline(parent, text, context, depth = 0) {
       put(h("br"));
       return i + 1;
     }
-    if (character === "\\" && /[\\`*_~[\]!<>#|()-]/.test(text[i + 1] ?? "")) {
+    if (character === "\\" && /[!-/:-@[-`{-~]/.test(text[i + 1] ?? "")) {
       plain += text[i + 1];
       return i + 2;
     }
@@ -263,12 +264,15 @@ function inline(parent, text, context, depth = 0) {
     return close + size;
   }
 
-  /** `[words](address)`, or `[3]`, the mark of a source. */
+  /** `[words](address)`, or `[3]`, the mark of a source. As the server reads them (tryplicity/search/citations.py), a
+   * mark stands by itself: not directly after a letter, digit, `_` or `)`, nor after a `]` that ends no mark, nor after
+   * `=`; neither `list[0]` nor `x = [1]` is one. A link behind a mark is taken with it. */
   function bracket(i) {
-    const cited = /^\[(\d{1,3})\](?!\()/.exec(text.slice(i, i + 6));
-    if (cited && !/[\w)=]/.test(text[i - 1] ?? " ")) { // list[0] is no mark
-      const chip = context.cite(Number(cited[1]));
-      if (chip === null) return i;
+    const cited = /^\[([0-9]{1,6})\](?:\([^()\s]*\))?/.exec(text.slice(i, i + 2000));
+    const alone = marked === i || !(/[\p{L}\p{N}_)\]]$/u.test(text.slice(Math.max(0, i - 2), i)) || /=[ \t]*$/.test(text.slice(Math.max(0, i - 40), i)));
+    const chip = cited && alone ? context.cite(Number(cited[1])) : null;
+    if (cited && alone) marked = i + cited[0].length;
+    if (chip) {
       if (plain.endsWith(" ")) plain = `${plain.slice(0, -1)}\u00a0`; // the chip stays with its sentence
       put(chip);
       return i + cited[0].length;

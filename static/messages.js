@@ -5,6 +5,7 @@ import { problemView } from "./problems.js";
 import { Sources } from "./sources.js";
 
 const STEP = 30; // messages made at once
+let serial = 0;
 
 /** A question, and the form that it turns into when it is edited. `ways`: {edit(text)} */
 export class QuestionView {
@@ -49,7 +50,7 @@ export class QuestionView {
   }
 }
 
-const FINISH = { length: "Stopped at the longest length", cancelled: "Stopped" };
+const FINISH = { length: "Stopped at the longest length", cancelled: "Stopped", none: "No model was there to answer" };
 
 /** An answer: its sources, its text as it comes, and what can be done with it. `ways`: {regenerate, continue} */
 export class AnswerView {
@@ -67,8 +68,9 @@ export class AnswerView {
     this.element = h("article", { class: "message answer", "aria-label": "Answer" });
     this.cards = h("div", { class: "cards-place" });
     this.body = h("div", { class: "prose" });
+    this.quoted = h("div", { class: "quoted-place" });
     this.foot = h("div", { class: "answer-foot" });
-    this.element.append(this.cards, this.body, this.foot);
+    this.element.append(this.cards, this.body, this.quoted, this.foot);
     if (message) this.show(message);
   }
 
@@ -91,16 +93,30 @@ export class AnswerView {
     // The cards stay as they are where the done message names the same sources: an open passage stays open.
     const key = (sources) => JSON.stringify((sources ?? []).map(({ number, id }) => [number, id]));
     const sources = message.sources ?? [];
-    if (message.supported === false && (sources.length || this.found.length)) {
-      this.sources(sources.length ? sources : this.found, { cited: false }); // what was found can still help the reader
-      this.#sources.cite = () => null;
-    } else if (key(this.found) !== key(sources)) this.sources(sources);
-    this.body.replaceChildren(render(message.content, this.#options));
+    const unsupported = message.supported === false || message.finish === "none";
+    if (unsupported) this.sources(sources, { found: message.finish === "none" ? "Found in the sources" : "Found, but the answer does not rest on them" });
+    else if (key(this.found) !== key(sources)) this.sources(sources);
+    this.body.replaceChildren(render(message.content, unsupported ? {} : this.#options));
+    this.quoted.replaceChildren(...this.#quotation(message));
     this.foot.replaceChildren(...this.#footer(message));
   }
 
+  /** What the sources say, where the answer rests on none: theirs, not the model's. */
+  *#quotation(message) {
+    if (!message.quotation) return;
+    const id = `quoted-${serial += 1}`;
+    yield h("section", { class: "quoted", "aria-labelledby": id },
+      h("p", { class: "quoted-head" }, icon("quote"), h("span", { id }, "From the sources"), h("span", { class: "meta" }, message.finish === "none" ? "Quoted" : "Quoted, not the model’s words")),
+      h("div", { class: "prose" }, render(message.quotation, this.#options)));
+  }
+
   *#footer(message) {
-    if (message.supported === false) yield h("p", { class: "unsupported" }, icon("warn"), h("span", {}, "No source supports this answer"));
+    if (message.supported === false) yield h("p", { class: "unsupported" }, icon("warn"), h("span", {}, message.settings?.passages === 0 && message.sources?.length
+      ? "No source supports this answer: they did not fit into what the model can read" : "No source supports this answer"));
+    if (message.finish === "none") {
+      yield h("div", { class: "actions" }, h("span", { class: "meta" }, FINISH.none), button("again", "Answer it", () => this.ways.regenerate(this), { kind: "quiet small", "data-last": true }));
+      return;
+    }
     const speed = message.tokens_per_second;
     yield h("div", { class: "actions" },
       button("copy", "Copy", (event) => copyFrom(event.currentTarget, this.message.content), { bare: true }),
@@ -113,6 +129,7 @@ export class AnswerView {
   begin(words, text = "") {
     this.element.setAttribute("aria-busy", "true");
     this.body.replaceChildren();
+    this.quoted.replaceChildren();
     this.#live = new LiveMarkdown(this.body, this.#options);
     this.#live.onrender = () => this.onrender();
     this.updates = this.#live.updates;

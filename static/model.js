@@ -85,6 +85,7 @@ export class Model {
       fact("Speed now", this.speed || "at rest"),
       running !== undefined && fact("Being answered", `${running}${slots === undefined ? "" : ` of ${slots}`}${waiting ? `, ${waiting} waiting` : ""}`),
       total !== undefined && fact("Tokens written", total.toLocaleString("en")),
+      this.kernels && fact("Slow because", this.kernels),
     ].filter(Boolean);
   }
 

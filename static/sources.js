@@ -30,7 +30,8 @@ export class Sources {
   #open = null;
   #opener = null;
 
-  constructor(sources, question, { cited = true } = {}) {
+  /** `found`: what is said above passages that the answer does not cite. */
+  constructor(sources, question, { found = null } = {}) {
     this.#sources = sources;
     this.#question = question;
     const id = `passage-${serial += 1}`;
@@ -43,8 +44,8 @@ export class Sources {
       this.#cards.set(source.number, card);
       return h("li", {}, card);
     });
-    this.element = sources.length === 0 ? null : h("section", { class: "sources", "aria-label": cited ? "Sources" : "Passages found" },
-      !cited && h("p", { class: "meta uncited" }, "Found, but the answer does not rest on them"), h("ol", { class: "cards" }, cards), this.#passage);
+    this.element = sources.length === 0 ? null : h("section", { class: "sources", "aria-label": found === null ? "Sources" : "Passages found" },
+      found !== null && h("p", { class: "meta uncited" }, found), h("ol", { class: "cards" }, cards), this.#passage);
   }
 
   get length() {

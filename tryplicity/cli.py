@@ -255,12 +255,15 @@ def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], cha
 
     polite_threads()
     tune_malloc()
+    from tryplicity import kernels
     from tryplicity.inference.engine import Engine
     from tryplicity.inference.sampler import Sampling
 
     chosen = Sampling(**sampling)
 
     engine = Engine.load(run, plugins.registry)
+    if reason := kernels.why_not():
+        click.echo(reason, err=True)
     if chat:
         from tryplicity.inference.chat import dialogue, reply
 

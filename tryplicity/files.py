@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +21,41 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def own_name(beginning: str) -> str:
+    """The name of something this process is writing, told from what other processes and machines write."""
+    return f"{beginning}{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def abandoned(folder: Path, beginning: str) -> list[Path]:
+    """What processes of this machine that no longer run left under such names."""
+    ours = re.compile(re.escape(f"{beginning}{_host()}-") + r"(\d+)-[0-9a-f]{8}")
+    named = [(folder / name, ours.fullmatch(name)) for name in os.listdir(folder)]
+    return [path for path, name in named if name and not _runs(int(name[1]))]
+
+
+def _host() -> str:
+    return socket.gethostname().replace("-", "_")
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Write to the path given; it becomes `path` at the end, or nothing does."""
+    """Write to the path given; it becomes `path` at the end, or nothing does. What a killed process left half written
+    of the same file is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    beginning = f".{path.name}.tmp-"
+    for left in abandoned(path.parent, beginning):
+        left.unlink(missing_ok=True)
+    temporary = path.with_name(own_name(beginning))
     try:
         yield temporary
         sync(temporary)

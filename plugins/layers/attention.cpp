@@ -180,7 +180,7 @@ struct Attention {
 
 // y [B, T, H * K] of qkv [B, T, (H + 2 G) * K]
 void attend_all(const Attention& layer, float* y, const float* qkv, const float* rotation, const int64_t* rows_B3,
-                int64_t B, int64_t T) {
+                int64_t B, int64_t T, int64_t threads) {
     const int64_t H = layer.heads, G = layer.kv_heads, K = layer.head_dim;
     const Shape shape{H, G, K, (K + LANES - 1) / LANES * LANES};
     std::vector<Row> rows(B);
@@ -193,17 +193,15 @@ void attend_all(const Attention& layer, float* y, const float* qkv, const float*
         first_item[b + 1] = first_item[b] + G * ((row[2] + T - 1) / block - row[2] / block + 1);
         work += (row[2] + T) * T * H * K;
     }
-    const int threads = threads_for(work);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        Scratch scratch;
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < B * G; ++i) {
+    parallel(threads, B * G, T * 2 * K, [&](int64_t i, int64_t end) {
+        for (; i < end; ++i) {
             const int64_t b = i / G;
             remember(qkv + b * T * shape.width(), rotation, rows[b], shape, T, i % G);
         }
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < first_item[B]; ++i) {
+    });
+    parallel(threads, first_item[B], work / std::max<int64_t>(1, first_item[B]), [&](int64_t i, int64_t last) {
+        static thread_local Scratch scratch;
+        for (; i < last; ++i) {
             int64_t b = 0;
             while (first_item[b + 1] <= i) ++b;
             const int64_t item = i - first_item[b], seen = rows[b].seen;
@@ -212,30 +210,30 @@ void attend_all(const Attention& layer, float* y, const float* qkv, const float*
             attend(y + b * T * H * K, qkv + b * T * shape.width(), rotation, rows[b], shape, begin, end, item % G,
                    scratch);
         }
-    }
+    });
 }
 
 }  // namespace
 
 // rotation [positions, K / 2, 2]: cos and sin; rows_B3: the address of a row's table of pages, the row's offset in a page
 // in floats, and how many tokens it has seen. The pages have room for the new tokens.
-extern "C" void attention_over_pages(const void* layer, float* y, const float* qkv, const float* rotation,
-                                     const int64_t* rows_B3, int64_t B, int64_t T) {
-    attend_all(*static_cast<const Attention*>(layer), y, qkv, rotation, rows_B3, B, T);
+extern "C" void attention_over_pages(int64_t threads, const void* layer, float* y, const float* qkv,
+                                     const float* rotation, const int64_t* rows_B3, int64_t B, int64_t T) {
+    attend_all(*static_cast<const Attention*>(layer), y, qkv, rotation, rows_B3, B, T, threads);
 }
 
 // The same with both products: out [B, T, D] of x [B, T, D]. `problem` is 0, or 1 where memory ran out.
-extern "C" void packed_attention(const void* of, float* out, const float* x, const float* rotation,
+extern "C" void packed_attention(int64_t threads, const void* of, float* out, const float* x, const float* rotation,
                                  const int64_t* rows_B3, int64_t B, int64_t T, int64_t* problem) {
     const Attention& layer = *static_cast<const Attention*>(of);
     static thread_local std::vector<float> qkv, y;  // kept from call to call
     try {
         qkv.resize(std::max<size_t>(qkv.size(), B * T * (layer.heads + 2 * layer.kv_heads) * layer.head_dim));
         y.resize(std::max<size_t>(y.size(), B * T * layer.heads * layer.head_dim));
-        *problem = layer.products.linear(layer.qkv, x, B * T, qkv.data());
+        *problem = layer.products.linear(layer.qkv, x, B * T, qkv.data(), threads);
         if (*problem) return;
-        attend_all(layer, y.data(), qkv.data(), rotation, rows_B3, B, T);
-        *problem = layer.products.linear(layer.out, y.data(), B * T, out);
+        attend_all(layer, y.data(), qkv.data(), rotation, rows_B3, B, T, threads);
+        *problem = layer.products.linear(layer.out, y.data(), B * T, out, threads);
     } catch (const std::bad_alloc&) {
         *problem = 1;
     }

@@ -8,14 +8,13 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static inline int omp_get_max_threads() { return 1; }
-#endif
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 #endif
+
+// The pool of threads of tryplicity.kernels (parallel.h), or one thread where nobody has told of it
+typedef void Loop(const void* f, int64_t from, int64_t to);
+extern void (*share_loop)(int32_t threads, int64_t n, int64_t grain, Loop* run, const void* f);
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -152,8 +151,16 @@ INLINE v8 tanh(v8 x) {
     return away > -1.25f ? p : (x > 0.0f ? big : -big);
 }
 
-// How many threads `work` (floats touched or multiplied, roughly) is worth: waking a second one takes as long as
-// about so many
-constexpr int64_t WORK_OF_A_THREAD = 1 << 17;
+// Floats touched or multiplied, roughly, that are worth handing to another thread
+constexpr int64_t WORTH = 1 << 15;
 
-INLINE int threads_for(int64_t work) { return work < 2 * WORK_OF_A_THREAD ? 1 : omp_get_max_threads(); }
+// f(from, to) for parts of [0, n), shared by at most so many threads; `each` is the work of one item
+template <class F>
+inline void parallel(int64_t threads, int64_t n, int64_t each, const F& f) {
+    if (threads > 1 && n > 1 && n * each >= 2 * WORTH) {
+        share_loop(static_cast<int32_t>(threads), n, each < WORTH ? WORTH / (each > 0 ? each : 1) : 1,
+                   [](const void* of, int64_t from, int64_t to) { (*static_cast<const F*>(of))(from, to); }, &f);
+    } else if (n > 0) {
+        f(int64_t(0), n);
+    }
+}

@@ -66,7 +66,8 @@ void convolve(const float* input, int64_t stride, float* tail, const float* weig
 
 // projected [R, T, I + C + H]: z, then x, B and C, then dt; conv and ssm: for each row the address of its tail
 // [W - 1, C] and of its state [H, P, N], both updated; y [R, T, I]
-void mix(const Mamba2& m, const float* projected, float* const* conv, float* const* ssm, float* y, int64_t R, int64_t T) {
+void mix(const Mamba2& m, const float* projected, float* const* conv, float* const* ssm, float* y, int64_t R, int64_t T,
+         int64_t threads) {
     const int64_t H = m.H, P = m.P, G = m.G, N = m.N, W = m.W;
     const int64_t I = m.inner(), C = m.channels(), stride = m.projected();
     const int64_t tile = std::min(T, TILE), rows = std::max<int64_t>(4, PIECE / N / 4 * 4);
@@ -77,84 +78,92 @@ void mix(const Mamba2& m, const float* projected, float* const* conv, float* con
     float* const dts = xBCs + R * tile * C;
     float* const decays = dts + R * tile * H;
 
-#pragma omp parallel num_threads(threads_for(R * T * I * N))
+    const auto convolution = [&](int64_t task, int64_t start, int64_t length) {
+        const int64_t r = task / blocks, from = task % blocks * CHANNELS;
+        convolve(projected + (r * T + start) * stride + I, stride, conv[r], m.conv_weight_WC, m.conv_bias_C,
+                 xBCs + r * tile * C, length, C, W, from, std::min(C, from + CHANNELS));
+    };
+    const auto steps = [&](int64_t r, int64_t start, int64_t t) {
+        const int64_t at = (r * tile + t) * H;
+        const float* raw = projected + (r * T + start + t) * stride + I + C;
+        by_eights(H, [&](int64_t h, int64_t count) __attribute__((always_inline)) {
+            v8 dt = softplus(load(raw + h, count) + load(m.dt_bias_H + h, count));
+            store(dts + at + h, dt, count);
+            store(decays + at + h, exp(-(dt * exp(load(m.A_log_H + h, count)))), count);
+        });
+    };
+
     for (int64_t start = 0; start < T; start += tile) {
         const int64_t length = std::min(tile, T - start);
 
-#pragma omp for schedule(static) nowait
-        for (int64_t task = 0; task < R * blocks; task++) {
-            int64_t r = task / blocks, from = task % blocks * CHANNELS;
-            convolve(projected + (r * T + start) * stride + I, stride, conv[r], m.conv_weight_WC, m.conv_bias_C,
-                     xBCs + r * tile * C, length, C, W, from, std::min(C, from + CHANNELS));
-        }
-#pragma omp for schedule(static)
-        for (int64_t task = 0; task < R * length; task++) {
-            int64_t r = task / length, t = task % length, at = (r * tile + t) * H;
-            const float* raw = projected + (r * T + start + t) * stride + I + C;
-            by_eights(H, [&](int64_t h, int64_t count) __attribute__((always_inline)) {
-                v8 dt = softplus(load(raw + h, count) + load(m.dt_bias_H + h, count));
-                store(dts + at + h, dt, count);
-                store(decays + at + h, exp(-(dt * exp(load(m.A_log_H + h, count)))), count);
-            });
-        }
+        parallel(threads, R * blocks, length * CHANNELS * (W + 4), [&](int64_t task, int64_t end) {
+            for (; task < end; task++) {
+                convolution(task, start, length);
+                if (task % blocks == 0)
+                    for (int64_t t = 0; t < length; t++) steps(task / blocks, start, t);
+            }
+        });
 
-#pragma omp for schedule(static)
-        for (int64_t task = 0; task < R * H; task++) {
-            const int64_t r = task / H, h = task % H, g = h / (H / G);
-            for (int64_t piece = 0; piece < P; piece += rows)
-                for (int64_t t = 0; t < length; t++) {
-                    const int64_t at = r * tile + t, end = std::min(P, piece + rows);
-                    const float* x = xBCs + at * C + h * P;
-                    const float *Bs = xBCs + at * C + I + g * N, *Cs = Bs + G * N;
-                    const float* z = projected + (r * T + start + t) * stride + h * P;
-                    const float dt = dts[at * H + h], decay = decays[at * H + h];
-                    float* out = y + (r * T + start + t) * I + h * P;
-                    float* S = ssm[r] + h * P * N;
-                    // the next token's lie too far off for the processor to foresee
-                    __builtin_prefetch(x + C + piece);
-                    __builtin_prefetch(z + stride + piece);
-                    __builtin_prefetch(out + I + piece, 1);
-                    for (int64_t p = piece; p < end; p += 4) {
-                        float u[4] = {}, ys[4];
-                        const int64_t count = std::min<int64_t>(4, end - p);
-                        for (int64_t k = 0; k < count; k++) u[k] = dt * x[p + k];
-                        if (count == 4) update<4>(S + p * N, Bs, Cs, decay, u, ys, N);
-                        else if (count == 3) update<3>(S + p * N, Bs, Cs, decay, u, ys, N);
-                        else if (count == 2) update<2>(S + p * N, Bs, Cs, decay, u, ys, N);
-                        else update<1>(S + p * N, Bs, Cs, decay, u, ys, N);
-                        memcpy(out + p, ys, count * sizeof(float));
+        parallel(threads, R * H, length * P * N, [&](int64_t task, int64_t last) {
+            for (; task < last; task++) {
+                const int64_t r = task / H, h = task % H, g = h / (H / G);
+                for (int64_t piece = 0; piece < P; piece += rows)
+                    for (int64_t t = 0; t < length; t++) {
+                        const int64_t at = r * tile + t, end = std::min(P, piece + rows);
+                        const float* x = xBCs + at * C + h * P;
+                        const float *Bs = xBCs + at * C + I + g * N, *Cs = Bs + G * N;
+                        const float* z = projected + (r * T + start + t) * stride + h * P;
+                        const float dt = dts[at * H + h], decay = decays[at * H + h];
+                        float* out = y + (r * T + start + t) * I + h * P;
+                        float* S = ssm[r] + h * P * N;
+                        // the next token's lie too far off for the processor to foresee
+                        __builtin_prefetch(x + C + piece);
+                        __builtin_prefetch(z + stride + piece);
+                        __builtin_prefetch(out + I + piece, 1);
+                        for (int64_t p = piece; p < end; p += 4) {
+                            float u[4] = {}, ys[4];
+                            const int64_t count = std::min<int64_t>(4, end - p);
+                            for (int64_t k = 0; k < count; k++) u[k] = dt * x[p + k];
+                            if (count == 4) update<4>(S + p * N, Bs, Cs, decay, u, ys, N);
+                            else if (count == 3) update<3>(S + p * N, Bs, Cs, decay, u, ys, N);
+                            else if (count == 2) update<2>(S + p * N, Bs, Cs, decay, u, ys, N);
+                            else update<1>(S + p * N, Bs, Cs, decay, u, ys, N);
+                            memcpy(out + p, ys, count * sizeof(float));
+                        }
+                        by_eights(end - piece, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+                            const int64_t p = piece + i;
+                            v8 skipped = fma(load(x + p, count), all(m.D_H[h]), load(out + p, count));
+                            store(out + p, skipped * silu(load(z + p, count)), count);
+                        });
                     }
-                    by_eights(end - piece, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-                        const int64_t p = piece + i;
-                        v8 skipped = fma(load(x + p, count), all(m.D_H[h]), load(out + p, count));
-                        store(out + p, skipped * silu(load(z + p, count)), count);
+            }
+        });
+
+        parallel(threads, R * length, 2 * I, [&](int64_t task, int64_t end) {
+            for (; task < end; task++) {
+                const int64_t r = task / length, t = task % length, X = I / G;
+                for (int64_t g = 0; g < G; g++) {
+                    float* part = y + (r * T + start + t) * I + g * X;
+                    const v8 scale = all(inverse_rms(part, X, float(m.eps)));
+                    by_eights(X, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+                        store(part + i, load(part + i, count) * scale * load(m.norm_weight_I + g * X + i, count), count);
                     });
                 }
-        }
-
-#pragma omp for schedule(static) nowait
-        for (int64_t task = 0; task < R * length; task++) {
-            const int64_t r = task / length, t = task % length, X = I / G;
-            for (int64_t g = 0; g < G; g++) {
-                float* part = y + (r * T + start + t) * I + g * X;
-                const v8 scale = all(inverse_rms(part, X, float(m.eps)));
-                by_eights(X, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-                    store(part + i, load(part + i, count) * scale * load(m.norm_weight_I + g * X + i, count), count);
-                });
             }
-        }
+        });
     }
 }
 
 // The layer from its input x [R, T, D] to out [R, T, D]; 0, or 1 where memory ran out
-int run(const Mamba2& m, const float* x, float* const* conv, float* const* ssm, float* out, int64_t R, int64_t T) {
+int run(const Mamba2& m, const float* x, float* const* conv, float* const* ssm, float* out, int64_t R, int64_t T,
+        int64_t threads) {
     const int64_t chunk = R == 1 ? std::min(T, CHUNK) : T;
     std::unique_ptr<float[]> projected(new float[R * chunk * m.projected()]), y(new float[R * chunk * m.inner()]);
     for (int64_t start = 0; start < T; start += chunk) {
         const int64_t length = std::min(chunk, T - start), tokens = R * length;
-        if (m.products.linear(m.in_proj, x + start * m.hidden, tokens, projected.get())) return 1;
-        mix(m, projected.get(), conv, ssm, y.get(), R, length);
-        if (m.products.linear(m.out_proj, y.get(), tokens, out + start * m.hidden)) return 1;
+        if (m.products.linear(m.in_proj, x + start * m.hidden, tokens, projected.get(), threads)) return 1;
+        mix(m, projected.get(), conv, ssm, y.get(), R, length, threads);
+        if (m.products.linear(m.out_proj, y.get(), tokens, out + start * m.hidden, threads)) return 1;
     }
     return 0;
 }
@@ -163,13 +172,13 @@ int run(const Mamba2& m, const float* x, float* const* conv, float* const* ssm, 
 
 // Packed: the layer, x and out [R, T, D]. Else what lies between the projections, x [R, T, I + C + H] and out [R, T, I].
 // `problem` is 0, or 1 where memory ran out.
-extern "C" void mamba2(const void* mixer, const float* x, float* const* conv, float* const* ssm, float* out, int64_t R,
-                       int64_t T, int64_t* problem) {
+extern "C" void mamba2(int64_t threads, const void* mixer, const float* x, float* const* conv, float* const* ssm,
+                       float* out, int64_t R, int64_t T, int64_t* problem) {
     const Mamba2& m = *static_cast<const Mamba2*>(mixer);
     try {
         *problem = 0;
-        if (m.in_proj) *problem = run(m, x, conv, ssm, out, R, T);
-        else mix(m, x, conv, ssm, out, R, T);
+        if (m.in_proj) *problem = run(m, x, conv, ssm, out, R, T, threads);
+        else mix(m, x, conv, ssm, out, R, T, threads);
     } catch (const std::bad_alloc&) {
         *problem = 1;
     }

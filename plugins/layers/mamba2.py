@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import operator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -190,9 +189,6 @@ class Mamba2(Mixer):
     def _native(self, x_BTD: Tensor, state: State | Rows | None) -> Tensor | None:
         """The same in one call of C, with the projections if packed, else between them; None where C cannot."""
         mix, told = native.function("mamba2", "pppppiip"), prepared(self, self._told)
-        if told is not None and not all(map(operator.is_, told.tensors, self._weights())):  # a parameter was replaced
-            self.__dict__.pop("_prepared")
-            told = prepared(self, self._told)
         batch, time, _ = x_BTD.shape
         states = state if isinstance(state, Rows) else (state or self.new_state(batch),)
         if (mix is None or told is None

@@ -59,22 +59,22 @@ struct Router {
 
 // Pairs of a token, an expert and its weight, in the order of the tokens and of their experts' standing: `most` for a
 // token, with `difficulty` as many as have a gate above zero. Room for most * N of each; gives their number.
-int64_t choose(const Router& router, const float* x, int64_t N, int64_t* row_S, int64_t* expert_S, float* weight_S) {
+int64_t choose(const Router& router, const float* x, int64_t N, int64_t* row_S, int64_t* expert_S, float* weight_S,
+               int64_t threads) {
     const int64_t D = router.hidden, E = router.experts, K = router.most;
     std::vector<int64_t> used(N);
-    const int threads = threads_for(N * E * D);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        std::vector<float> score(E), standing(E);
-#pragma omp for schedule(static)
-        for (int64_t n = 0; n < N; ++n) {
-            const float* token = x + n * D;
-            for (int64_t e = 0; e < E; ++e) score[e] = dot(token, router.weight_ED + e * D, D);
-            to_scores(score.data(), E, router.softmax);
+    std::vector<float> scores(N * E), standings(N * E);
+    parallel(threads, N * E, D, [&](int64_t i, int64_t end) {
+        for (; i < end; ++i) scores[i] = dot(x + i / E * D, router.weight_ED + i % E * D, D);
+    });
+    parallel(threads, N, E * (K + 8) + D, [&](int64_t n, int64_t last) {
+        for (; n < last; ++n) {
+            float *score = scores.data() + n * E, *standing = standings.data() + n * E;
+            to_scores(score, E, router.softmax);
             for (int64_t e = 0; e < E; ++e) standing[e] = score[e] + router.bias_E[e];
             float kappa = static_cast<float>(K), total = 0;
             if (router.difficulty_D) {
-                const float level = 0.5f + (dot(token, router.difficulty_D, D) + *router.offset) / 4;
+                const float level = 0.5f + (dot(x + n * D, router.difficulty_D, D) + *router.offset) / 4;
                 kappa = router.least + router.span * (level < 0 ? 0 : level > 1 ? 1 : level);
             }
             int64_t k = 0;
@@ -95,7 +95,7 @@ int64_t choose(const Router& router, const float* x, int64_t N, int64_t* row_S, 
                 for (int64_t i = 0; i < k; ++i) weight_S[n * K + i] /= total + 1e-20f;
             used[n] = k;
         }
-    }
+    });
     int64_t end = 0;  // close the gaps that unused slots left
     for (int64_t n = 0; n < N; ++n)
         for (int64_t k = 0; k < used[n]; ++k, ++end) {
@@ -116,29 +116,29 @@ struct Gate {
 
 // y [S, F] = activation(gate) * up of rows [S, 2 F], first gate, then up
 void gated_product(const Gate& activation, const float* gate_up, int64_t S, int64_t F, const int64_t* group_S,
-                   float* y) {
-    const int threads = threads_for(S * F * 8);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t s = 0; s < S; ++s) {
-        const float *gate = gate_up + s * 2 * F, *up = gate + F;
-        float* out = y + s * F;
-        const auto product = [&](auto of) __attribute__((always_inline)) {
-            by_eights(F, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-                store(out + i, of(load(gate + i, count), i, count) * load(up + i, count), count);
-            });
-        };
-        if (activation.kind == SILU) product([](v8 x, int64_t, int64_t) { return silu(x); });
-        if (activation.kind == GELU) product([](v8 x, int64_t, int64_t) { return gelu(x); });
-        if (activation.kind == RELU2) product([](v8 x, int64_t, int64_t) { return relu2(x); });
-        if (activation.kind == SPIKE) {
-            const int64_t first = activation.grouped ? group_S[s] * F : 0;
-            product([&](v8 x, int64_t i, int64_t count) __attribute__((always_inline)) {
-                const v8 least = load(activation.threshold + first + i, count)
-                               + load(activation.offset + first + i, count);
-                return x > least ? x : all(0);
-            });
+                   float* y, int64_t threads) {
+    parallel(threads, S, F * 8, [&](int64_t s, int64_t end) {
+        for (; s < end; ++s) {
+            const float *gate = gate_up + s * 2 * F, *up = gate + F;
+            float* out = y + s * F;
+            const auto product = [&](auto of) __attribute__((always_inline)) {
+                by_eights(F, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+                    store(out + i, of(load(gate + i, count), i, count) * load(up + i, count), count);
+                });
+            };
+            if (activation.kind == SILU) product([](v8 x, int64_t, int64_t) { return silu(x); });
+            if (activation.kind == GELU) product([](v8 x, int64_t, int64_t) { return gelu(x); });
+            if (activation.kind == RELU2) product([](v8 x, int64_t, int64_t) { return relu2(x); });
+            if (activation.kind == SPIKE) {
+                const int64_t first = activation.grouped ? group_S[s] * F : 0;
+                product([&](v8 x, int64_t i, int64_t count) __attribute__((always_inline)) {
+                    const v8 least = load(activation.threshold + first + i, count)
+                                   + load(activation.offset + first + i, count);
+                    return x > least ? x : all(0);
+                });
+            }
         }
-    }
+    });
 }
 
 struct GatedMLP {
@@ -162,15 +162,15 @@ float* room(int64_t which, int64_t count) {  // kept from call to call
     return rooms[which].data();
 }
 
-int run(const GatedMLP& mlp, const float* x, int64_t N, float* out) {
+int run(const GatedMLP& mlp, const float* x, int64_t N, float* out, int64_t threads) {
     const int64_t F = mlp.inner;
     float *gate_up = room(0, N * 2 * F), *h = room(1, N * F);
-    if (int problem = mlp.products.linear(mlp.gate_up, x, N, gate_up)) return problem;
-    gated_product(mlp.activation, gate_up, N, F, nullptr, h);
-    return mlp.products.linear(mlp.down, h, N, out);
+    if (int problem = mlp.products.linear(mlp.gate_up, x, N, gate_up, threads)) return problem;
+    gated_product(mlp.activation, gate_up, N, F, nullptr, h, threads);
+    return mlp.products.linear(mlp.down, h, N, out, threads);
 }
 
-int run(const Mixture& moe, const float* x, int64_t N, float* out) {
+int run(const Mixture& moe, const float* x, int64_t N, float* out, int64_t threads) {
     static thread_local std::vector<int64_t> rows, experts;
     const int64_t D = moe.router.hidden, F = moe.inner, most = N * moe.router.most;
     const Products& products = moe.shared.products;
@@ -179,44 +179,46 @@ int run(const Mixture& moe, const float* x, int64_t N, float* out) {
         experts.resize(most);
     }
     if (moe.shared.inner) {
-        if (int problem = run(moe.shared, x, N, out)) return problem;
+        if (int problem = run(moe.shared, x, N, out, threads)) return problem;
     } else {
         for (int64_t i = 0; i < N * D; ++i) out[i] = 0;
     }
     float* weights = room(2, most);
-    const int64_t S = choose(moe.router, x, N, rows.data(), experts.data(), weights);
+    const int64_t S = choose(moe.router, x, N, rows.data(), experts.data(), weights, threads);
     float *gate_up = room(0, S * 2 * F), *h = room(1, S * F);
-    if (int problem = products.experts(moe.gate_up, x, N, rows.data(), experts.data(), S, gate_up)) return problem;
-    gated_product(moe.activation, gate_up, S, F, experts.data(), h);
-    return products.add_experts(moe.down, h, experts.data(), S, room(3, S * D), weights, rows.data(), out, N);
+    if (int problem = products.experts(moe.gate_up, x, N, rows.data(), experts.data(), S, gate_up, threads))
+        return problem;
+    gated_product(moe.activation, gate_up, S, F, experts.data(), h, threads);
+    return products.add_experts(moe.down, h, experts.data(), S, room(3, S * D), weights, rows.data(), out, N, threads);
 }
 
 }  // namespace
 
 // What a router of this project chooses for x [N, D]; count: of the pairs.
-extern "C" void route(const void* router, const float* x, int64_t N, int64_t* row_S, int64_t* expert_S,
-                      float* weight_S, int64_t* count) {
-    *count = choose(*static_cast<const Router*>(router), x, N, row_S, expert_S, weight_S);
+extern "C" void route(int64_t threads, const void* router, const float* x, int64_t N, int64_t* row_S,
+                      int64_t* expert_S, float* weight_S, int64_t* count) {
+    *count = choose(*static_cast<const Router*>(router), x, N, row_S, expert_S, weight_S, threads);
 }
 
 // activation(gate) * up of rows [S, 2 F], each with its group's thresholds.
-extern "C" void gated(const void* activation, const float* gate_up, int64_t S, int64_t F, const int64_t* group_S,
-                      float* y) {
-    gated_product(*static_cast<const Gate*>(activation), gate_up, S, F, group_S, y);
+extern "C" void gated(int64_t threads, const void* activation, const float* gate_up, int64_t S, int64_t F,
+                      const int64_t* group_S, float* y) {
+    gated_product(*static_cast<const Gate*>(activation), gate_up, S, F, group_S, y, threads);
 }
 
 // A whole feed-forward with ternary weights: out [N, D] of x [N, D]. `problem` is 0, or 1 where memory ran out.
-extern "C" void gated_mlp(const void* mlp, const float* x, int64_t N, float* out, int64_t* problem) {
+extern "C" void gated_mlp(int64_t threads, const void* mlp, const float* x, int64_t N, float* out, int64_t* problem) {
     try {
-        *problem = run(*static_cast<const GatedMLP*>(mlp), x, N, out);
+        *problem = run(*static_cast<const GatedMLP*>(mlp), x, N, out, threads);
     } catch (const std::bad_alloc&) {
         *problem = 1;
     }
 }
 
-extern "C" void mixture_of_experts(const void* moe, const float* x, int64_t N, float* out, int64_t* problem) {
+extern "C" void mixture_of_experts(int64_t threads, const void* moe, const float* x, int64_t N, float* out,
+                                   int64_t* problem) {
     try {
-        *problem = run(*static_cast<const Mixture*>(moe), x, N, out);
+        *problem = run(*static_cast<const Mixture*>(moe), x, N, out, threads);
     } catch (const std::bad_alloc&) {
         *problem = 1;
     }

@@ -26,20 +26,29 @@ _functions: dict[str, Callable[..., None] | None] = {}
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled library; None where there is no compiler (`kernels.why_not` says why)."""
-    return kernels.compile_library(*sorted(Path(__file__).parent.glob("*.cpp")))
+    found = kernels.compile_library(*sorted(Path(__file__).parent.glob("*.cpp")))
+    if found is not None and (pool := kernels.entry("parallel")) is not None:
+        found.use_threads(ctypes.c_void_p(pool))
+    return found
 
 
 def function(name: str, signature: str) -> Callable[..., None] | None:
     """The C function `name`, or None without a library. signature: a letter for each argument: p an address (of a
-    tensor: its data_ptr(); None is NULL; or a ctypes array), i an int64, f a float. It returns nothing."""
+    tensor: its data_ptr(); None is NULL; or a ctypes array), i an int64, f a float. It returns nothing. In C the
+    number of threads that it may use stands before them, an int64."""
     try:
         return _functions[name]
     except KeyError:
-        found = library()
+        call, found = None, library()
         if found is not None:
-            found = getattr(found, name)
-            found.argtypes, found.restype = [_TYPES[letter] for letter in signature], None
-        return _functions.setdefault(name, found)
+            call = _with_threads(getattr(found, name), signature)
+        return _functions.setdefault(name, call)
+
+
+def _with_threads(in_c: Callable[..., None], signature: str) -> Callable[..., None]:
+    in_c.argtypes, in_c.restype = [ctypes.c_int64, *(_TYPES[letter] for letter in signature)], None
+    threads = torch.get_num_threads
+    return lambda *arguments: in_c(threads(), *arguments)
 
 
 def addresses(*tensors: Tensor) -> ctypes.Array:

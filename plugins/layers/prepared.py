@@ -23,16 +23,19 @@ class Products(ctypes.Structure):
 class Prepared:
     """A struct and where it lies; `problem`, for C to write to."""
 
-    def __init__(self, struct: ctypes.Structure, tensors: Sequence[Tensor], linears: Sequence[Linear]) -> None:
+    def __init__(self, module: nn.Module, struct: ctypes.Structure, tensors: Sequence[Tensor],
+                 linears: Sequence[Linear]) -> None:
         self.struct, self.address = struct, ctypes.addressof(struct)
         self.tensors, self.pointers = tensors, [tensor.data_ptr() for tensor in tensors]
         self.linears, self.matrices = linears, [getattr(linear, "matrix", None) for linear in linears]
+        self.places = _places(module, tensors)
         self.problem = ctypes.c_int64()
         self.problem_address = ctypes.addressof(self.problem)
 
     def holds(self) -> bool:
-        """Whether everything still lies where the struct says."""
+        """Whether all that the struct tells of is still the module's own, and lies where it did."""
         return ([tensor.data_ptr() for tensor in self.tensors] == self.pointers
+                and all(held.get(name) is thing for held, name, thing in self.places)
                 and all(getattr(linear, "matrix", None) is matrix
                         for linear, matrix in zip(self.linears, self.matrices, strict=True)))
 
@@ -44,13 +47,21 @@ class Prepared:
         return type(None), ()  # a copy of the module tells C of itself
 
 
+def _places(module: nn.Module, tensors: Sequence[Tensor]) -> list[tuple[dict, str, Tensor | nn.Module]]:
+    """Where the module and those inside it hold these tensors, and each other: another in its place is to be told."""
+    told = {id(tensor) for tensor in tensors}
+    return [(held, name, thing) for owner in module.modules()
+            for held in (owner._parameters, owner._buffers, owner._modules)
+            for name, thing in held.items() if id(thing) in told or held is owner._modules]
+
+
 def prepared(module: nn.Module, tell: Callable[[], Told | None]) -> Prepared | None:
-    """What `tell` told of the module, asked again when something has moved; None where C cannot do it."""
+    """What `tell` told of the module, asked again when something has moved or was replaced; None where C cannot do it."""
     kept = module.__dict__.get("_prepared")
     if kept is not None and kept.holds():
         return kept
     told = tell() if native.library() is not None else None
-    kept = None if told is None or not native.plain(*told[1]) else Prepared(*told)
+    kept = None if told is None or not native.plain(*told[1]) else Prepared(module, *told)
     module.__dict__["_prepared"] = kept
     return kept
 

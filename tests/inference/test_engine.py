@@ -12,9 +12,9 @@ import weakref
 import pytest
 import torch
 
-from tryplicity.components import State
+from tryplicity.components import Linear, State
 from tryplicity.errors import UserError
-from tryplicity.inference.engine import Busy, Engine, Piece, Request
+from tryplicity.inference.engine import Busy, Engine, Piece, Request, ready_for_decoding
 from tryplicity.inference.sampler import Sampling
 
 GREEDY = Sampling(temperature=0)
@@ -461,6 +461,29 @@ def test_a_slow_model_reads_smaller_chunks(packed_model, plain, monkeypatch):
     engine = Engine(packed_model, None, chunk=128)  # 128 + 64 + 32 + 16 = 240
     request = ask(0, 5, length=240)
     assert run(engine, [request]) == [plain(packed_model, request)] and engine.scheduler.chunk == 16
+    monkeypatch.setattr(scheduler, "SLOW_CHUNK", 1e9)  # the machine has time again
+    request = ask(1, 5, length=250)  # 16 + 32 + 64 + 128 = 240
+    assert run(engine, [request]) == [plain(packed_model, request)] and engine.scheduler.chunk == 128
+
+
+def test_a_model_without_a_tokenizer_says_that_it_reads_no_text(engine):
+    for use in (lambda: engine.encode("text"), lambda: list(engine.stream("text", GREEDY, 5))):
+        with pytest.raises(UserError, match="without a tokenizer"):
+            use()
+
+
+def test_only_the_floats_of_linears_are_stored_column_by_column(make_packed):
+    """A table that lies in a mapped file stays there, and what C reads stays as C reads it."""
+    for linear in ("bitlinear", "linear"):
+        model = make_packed("tied_embeddings=false", linear=linear)
+        places = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+        values = {name: parameter.clone() for name, parameter in model.named_parameters()}
+        moved = {name for name, parameter in ready_for_decoding(model).named_parameters()
+                 if parameter.data_ptr() != places[name]}
+        tall = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Linear)
+                and module.weight is not None and module.weight.shape[-2] > module.weight.shape[-1]}
+        assert moved == tall and bool(tall) == (linear == "linear")
+        assert all(torch.equal(parameter, values[name]) for name, parameter in model.named_parameters())
 
 
 def test_the_card_of_a_model(packed_model):

@@ -104,11 +104,25 @@ def test_pages_that_clones_share_count_once(packed_model):
 def test_written_texts_are_found_after_their_prompt_alone(text, prompt, found):
     written = Written()
     written.remember([1, 2], "abc", [7, 8])
-    assert written.find(prompt, text) == found
+    assert written.along()(prompt, text) == found
 
 
 def test_written_texts_are_bounded():
     written = Written(most=3)
     for number in range(5):
         written.remember([number], "a", [number])
-    assert [written.find([number], "a") for number in range(5)] == [None, None, [2], [3], [4]]
+    assert [written.along()([number], "a") for number in range(5)] == [None, None, [2], [3], [4]]
+
+
+def test_a_long_conversation_is_looked_at_once(monkeypatch):
+    """Each answer is looked for behind all that was said before it, of which only the new part is read."""
+    from tryplicity.inference import prefix
+
+    written, said, read = Written(), list(range(10)), []
+    for turn in range(200):
+        written.remember(said, f"answer {turn}", [turn])
+        said += range(10)
+    monkeypatch.setattr(prefix, "_bytes", lambda ids, real=prefix._bytes: read.append(len(ids)) or real(ids))
+    find = written.along()
+    assert [find(said[:10 * (turn + 1)], f"answer {turn}") for turn in range(200)] == [[turn] for turn in range(200)]
+    assert sum(read) == 2000

@@ -1,6 +1,7 @@
 """Each option of sampling against probabilities computed by hand."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -116,3 +117,9 @@ def test_logits_that_are_no_numbers_are_an_error(bad):
 def test_impossible_options_are_refused(options):
     with pytest.raises(UserError, match=next(iter(options))):
         Sampling(**options)
+
+
+def test_the_smallest_temperature_is_that_of_the_likeliest():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Sampler(Sampling(temperature=5e-324, seed=0))(torch.tensor([1.0, 3.0, -40.0])) == 1

@@ -67,6 +67,14 @@ def test_the_nearest_sentences_are_quoted_with_their_source():
     assert quotation("What is a zebra?", [JOIN, APPEND]) is None and quotation("Why?", []) is None
 
 
+def test_a_quotation_is_markdown_that_shows_its_letters():
+    text = "Call __init__ of the list, `list`, with *args and a <tag> of \\ and [more]."
+    assert quotation("list", [Passage("i", "t", "u:", text, 1.0)]) == (
+        r"> Call \_\_init\_\_ of the list, \`list\`, with \*args and a \<tag> of \\ and \[more\]. [1]")
+    for begin, escaped in (("1. list", r"> 1\. list"), ("# list", r"> \# list"), ("- list", r"> \- list")):
+        assert quotation("list", [Passage("i", "t", "u:", f"{begin} is the best word", 1.0)]).startswith(escaped)
+
+
 def test_a_quotation_is_borne_out_and_says_nothing_else():
     quoted = quotation("How do I append to a list and join paths?", [JOIN, APPEND], limit=3)
     checked = check(quoted, [JOIN, APPEND])

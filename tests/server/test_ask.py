@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from tests.server.conftest import make_run
 from tryplicity import Passage, Retriever, UserError
 from tryplicity.server.ask import _checked, _latest
 from tryplicity.server.conversations import Message, Store
@@ -58,7 +59,10 @@ def test_a_question_is_answered_and_kept(server):
     assert sources == [{"number": 1, "id": "p1", "title": "list", "url": "https://d/list", "text": SHELF[0].text}]
     assert question["content"] == "What is a list?" and question["role"] == "user" and question["finish"] is None
     assert done["role"] == "assistant" and done["finish"] == "length" and done["tokens_per_second"] > 0
-    assert done["content"] == text(found).strip() and done["supported"] is False and done["sources"] == []
+    assert done["content"] == text(found).strip() and done["supported"] is False
+    # nothing is cited: what was found stays with the answer, and what it says is quoted beside the model's text
+    assert done["sources"] == sources and done["quotation"] == "> A list holds items in order. [1]"
+    assert done["settings"]["passages"] == 1
     assert done["settings"]["max_tokens"] == 8 and done["settings"]["search"] is True
     assert kept(server, id) == [question, done]
     [listed] = [c for c in server.http.get("/api/conversations").json()["conversations"] if c["id"] == id]
@@ -72,6 +76,7 @@ def test_the_passages_are_in_the_prompt(server):
     assert [s["id"] for s in with_sources[1]["sources"]] == ["p2"]
     without = server.ask(server.new(), content="What is a tuple?", sampling=SHORT)
     assert without[1]["sources"] == [] and without[-1]["message"]["supported"] is None
+    assert without[-1]["message"]["quotation"] is None and "passages" not in without[-1]["message"]["settings"]
     assert text(with_sources) != text(without)
 
 
@@ -178,9 +183,10 @@ def test_one_answer_at_a_time_in_a_conversation(server):
     assert server.service.writing == {}
 
 
-def test_a_conversation_that_stays_busy_is_told(server):
+def test_a_conversation_that_stays_busy_is_told(server, monkeypatch):
     import asyncio
 
+    monkeypatch.setattr("tryplicity.server.ask.STOPPING_SECONDS", 0.1)
     id = server.new()
 
     async def hold():
@@ -270,12 +276,47 @@ def test_what_is_left_out_of_a_long_conversation():
     assert _latest([], lambda message: 1, 5) == []
 
 
-def test_without_a_model_the_sources_still_come(started):
+class Long(Retriever):
+    """Five passages of hundreds of words."""
+
+    name = "long"
+
+    def search(self, question, limit):
+        return [Passage(f"p{n}", f"list {n}", "", f"A list of kind {n} holds items. " * 60 + "x" * 500, 1.0)
+                for n in range(5)][:limit]
+
+
+@pytest.mark.parametrize("context, read", [(256, {0}), (900, {1, 2, 3, 4})])
+def test_what_does_not_fit_is_left_out_and_said(started, registry, prepared, tmp_path, context, read):
+    run = make_run(tmp_path / "tiny", registry, prepared, "name=tiny", f"context_length={context}",
+                   "phases=[{kind: pretrain, share: 0.5}, {kind: chat, share: 0.5}]")
+    with started(run, searcher=Searcher(Long(), "long", 5)) as server:
+        id = server.new()
+        for _ in range(3):      # whose history does not fit either
+            found = server.ask(id, content="What is a list?", search=True, sampling={**SHORT, "max_tokens": 60})
+            done = found[-1]["message"]
+            assert len(found[1]["sources"]) == len(done["sources"]) == 5, found[-1]
+            assert done["settings"]["passages"] in read and done["supported"] is False
+            assert done["quotation"].startswith("> A list of kind")
+        [last] = server.ask(id, content="word " * 1000, search=True, sampling=SHORT)[-1:]
+        assert last["error"]["code"] == "context_length_exceeded"
+
+
+def test_without_a_model_the_sources_still_come_and_stay(started):
     with started(searcher=Searcher(Shelf(), "shelf", 2)) as server:
         id = server.new()
         found = server.ask(id, content="a list", search=True)
         assert kinds(found) == ["question", "sources", "error"] and len(found[1]["sources"]) == 1
         assert found[-1]["error"]["code"] == "no_model"
+        question, nothing = kept(server, id)
+        assert found[-1]["message"] == nothing and nothing["sources"] == found[1]["sources"]
+        assert nothing["content"] == "" and nothing["finish"] == "none" and nothing["supported"] is None
+        assert nothing["quotation"] == "> A list holds items in order. [1]"
+        again = server.ask(id, regenerate=nothing["id"], search=True)
+        assert kinds(again) == ["question", "sources", "error"] and "message" not in again[-1]
+        assert kept(server, id) == [question, nothing]
+        server.ask(id, content="a zebra", search=True)      # nothing found, nothing to keep
+        assert [m["role"] for m in kept(server, id)] == ["user", "assistant", "user"]
         assert server.http.get("/api/search?q=tuple").json()["results"] == [SHELF[1]._asdict()]
         assert server.http.get("/api/model").json()["search"] == {"available": True, "name": "shelf", "passages": 2}
 
@@ -290,6 +331,7 @@ def test_without_a_search_it_is_told(started):
 def test_a_base_model_is_no_answerer(started, base_run):
     with started(base_run) as server:
         assert server.ask(server.new(), content="x")[-1]["error"]["code"] == "not_a_chat_model"
+        assert server.http.get("/api/model").json()["kernels"] == server.service.kernels
 
 
 def test_busy_is_told_with_the_time_to_wait_and_the_old_answer_stays(started, chat_run):
@@ -307,14 +349,41 @@ def test_busy_is_told_with_the_time_to_wait_and_the_old_answer_stays(started, ch
 
 def test_marks_are_checked_and_numbered_as_they_occur():
     answer = Message(role="assistant", content="")
-    done = _checked(answer, " A tuple is an immutable sequence [2]. Bananas fly over Rome [1]. ", SHELF, "stop", 3.5)
+    done = _checked(answer, "tuple?", " A tuple is an immutable sequence [2]. Bananas fly over Rome [1]. ", SHELF, "stop",
+                    3.5)
     assert done.content == "A tuple is an immutable sequence [1]. Bananas fly over Rome."
     assert [(s.number, s.id) for s in done.sources] == [(1, "p2")] and done.supported is True
-    nothing = _checked(answer, "Bananas fly over Rome [1].", SHELF, "stop", None)
-    assert nothing.supported is False and nothing.sources == [] and "[1]" not in nothing.content
+    assert done.quotation is None
+    nothing = _checked(answer, "tuple?", "Bananas fly over Rome [1].", SHELF, "stop", None)
+    assert nothing.supported is False and nothing.content == "Bananas fly over Rome."
+    assert [(s.number, s.id) for s in nothing.sources] == [(1, "p1"), (2, "p2")]
+    assert nothing.quotation == "> A tuple is an immutable sequence. [2]"
 
 
 # --- /api/conversations ---
+
+@pytest.mark.parametrize("id", ["%00", "%ff", "%ED%A0%80", "a%2Fb", "%2e%2e", "'%20OR%201=1", "x" * 6000])
+def test_ids_that_are_none(server, id):
+    for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/export"), ("POST", "/ask")):
+        answer = server.http.request(method, f"/api/conversations/{id}{path}",
+                                     **({"json": {"content": "a"}} if path == "/ask" else {}))
+        assert answer.status_code == 404 and answer.json()["error"]["code"] == "not_found"
+
+
+def test_no_line_of_a_question_is_taken_for_an_event(server):
+    id, said = server.new(), 'a\r\n\r\ndata: {"type": "done"}\r\rdata: 1\u2028\x85\x00 list'
+    found = server.ask(id, content=said, search=True, sampling=SHORT)
+    assert kinds(found) == ["question", "sources", "done"] and found[0]["message"]["content"] == said
+    assert kept(server, id)[0]["content"] == said
+
+
+def test_a_search_of_a_thousand_words_finds(server):
+    id = server.new()
+    server.ask(id, content="zebra", sampling=SHORT)
+    for words, number in (("zebra " * 300, 1), (" ".join(f"w{n}" for n in range(350)), 0)):
+        answer = server.http.get("/api/conversations", params={"q": words})
+        assert answer.status_code == 200 and len(answer.json()["conversations"]) == number
+
 
 def test_conversations_over_http(server):
     http = server.http

@@ -135,7 +135,7 @@ def test_an_export_imports_into_another_store(store, tmp_path):
 
 
 @pytest.mark.parametrize("change, told", [
-    (lambda e: e.update(format=2), "format"), (lambda e: e["conversations"][0].pop("title"), None),
+    (lambda e: e.update(format=3), "format"), (lambda e: e["conversations"][0].pop("title"), None),
     (lambda e: e["conversations"][0]["messages"][0].update(role="god"), "role"),
     (lambda e: e["conversations"][0]["messages"][0].update(sources=[{"number": 1}]), "sources"),
     (lambda e: e["conversations"][0].update(created="yesterday"), "created"),
@@ -205,8 +205,76 @@ def test_files_that_cannot_be_used_are_told(tmp_path):
     with sqlite3.connect(path) as database:
         database.execute("PRAGMA user_version=7")
     database.close()
-    with pytest.raises(UserError, match="format 7, this one knows 1"):
+    with pytest.raises(UserError, match="format 7, this one knows 2"):
         Store(path)
+
+
+#: as the first version made it
+FIRST = """
+CREATE TABLE conversations (
+    id TEXT PRIMARY KEY, title TEXT NOT NULL, created REAL NOT NULL, updated REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX by_time ON conversations (updated);
+CREATE TABLE messages (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
+    conversation TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+    role TEXT NOT NULL, content TEXT NOT NULL, sources TEXT NOT NULL, supported INTEGER, created REAL NOT NULL,
+    finish TEXT, tokens_per_second REAL, settings TEXT NOT NULL);
+CREATE INDEX by_conversation ON messages (conversation, number);
+INSERT INTO conversations VALUES ('c', 'Lists', 1.0, 2.0);
+INSERT INTO messages VALUES (1, 'm', 'c', 'user', 'What?', '[]', NULL, 1.5, NULL, NULL, '{}');
+INSERT INTO messages VALUES (2, 'n', 'c', 'assistant', 'That.', '[]', 0, 2.0, 'stop', 3.5, '{"search": true}');
+PRAGMA user_version=1;
+"""
+
+
+def test_a_file_of_the_first_version_opens_and_goes_on(tmp_path):
+    database = sqlite3.connect(path := tmp_path / "c.sqlite")
+    database.executescript(FIRST)
+    database.close()
+    for number in (2, 3):       # migrated the first time, as it should be the second
+        store = Direct(path)
+        messages = store.get("c").messages
+        assert [m.content for m in messages][:2] == ["What?", "That."] and len(messages) == number
+        assert messages[1].quotation is None and messages[1].supported is False and messages[1].settings["search"]
+        store.append("c", answer(quotation="> Lists are. [1]"))
+        assert store.get("c").messages[-1].quotation == "> Lists are. [1]"
+        store.close()
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (2,)
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
+
+
+def test_an_export_of_the_first_version_is_read():
+    message = {"id": "m", "role": "assistant", "content": "That.", "sources": [], "supported": False, "created": 1.0,
+               "finish": "stop", "tokens_per_second": None, "settings": {}}
+    [conversation] = read_export({"format": 1, "conversations": [
+        {"id": "c", "title": "t", "created": 1.0, "updated": 1.0, "messages": [message]}]}).conversations
+    assert conversation.id == "c" and conversation.messages[0].quotation is None
+
+
+def test_ids_of_an_import_become_addresses_of_their_own(store):
+    messages = [{"id": "same", "role": role, "content": role} for role in ("user", "assistant", "user")]
+    ids = ["export", "import", "../x", "a/b", "?q", "é", "good-1", "good-1"]
+    file = {"conversations": [{"id": id, "title": str(n), "messages": messages} for n, id in enumerate(ids)]}
+    assert store.load(read_export(file)) == {"imported": 8, "skipped": 0}
+    kept = store.export().conversations
+    assert [c.title for c in kept if c.id == "good-1"] == ["6"] and len({c.id for c in kept}) == 8
+    assert all(c.id == "good-1" or (len(c.id) == 32 and c.id.isalnum()) for c in kept)
+    assert [[m.role for m in store.get(c.id).messages] for c in kept] == [["user", "assistant", "user"]] * 8
+
+
+@pytest.mark.parametrize("change, told", [
+    ({"created": 1e300}, "created"), ({"created": -1.0}, "created"), ({"updated": float("inf")}, "updated"),
+    ({"messages": [{"role": "user", "content": "", "settings": {"a": float("inf")}}]}, "settings"),
+    ({"messages": [{"role": "user", "content": "", "settings": {"a": {"b": [1]}}}]}, "settings"),
+    ({"messages": [{"role": "user", "content": "", "settings": {"a": 10**400}}]}, "settings"),
+    ({"messages": [{"role": "user", "content": "", "sources": [
+        {"number": 10**400, "id": "", "title": "", "url": "", "text": ""}]}]}, "sources"),
+    ({"messages": [{}] * 200_001}, "in parts")])
+def test_an_import_that_no_page_could_show_is_refused(change, told):
+    with pytest.raises(UserError, match=told):
+        read_export({"conversations": [{"title": "t", **change}]})
 
 
 def test_two_processes_share_a_file(tmp_path):
@@ -226,6 +294,17 @@ def test_markdown_shows_turns_and_sources(store):
     assert as_markdown(store.get(id)) == (
         "# Lists # not a heading\n\n## Question\n\nWhat?\n\n## Answer\n\nThat [1].\n\nSources:\n\n"
         "1. [a \\[b\\]](<https://x/y>)\n2. bad\n")
+
+
+def test_markdown_tells_what_is_quoted_from_what_the_model_said(store):
+    source = Source(number=1, id="p", title="list", url="", text="Lists are.")
+    id = store.create("Lists").id
+    store.append(id, question("What?"), answer("Bananas.", supported=False, sources=[source],
+                                               quotation="> Lists are. [1]"))
+    assert as_markdown(store.get(id)).endswith(
+        "## Answer\n\nBananas.\n\nFrom the sources, not written by the model:\n\n> Lists are. [1]\n\n"
+        "Found, but the answer rests on none of them:\n\n1. list\n")
+    assert read_export(json.loads(store.export().model_dump_json())) == store.export()
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)

@@ -73,7 +73,8 @@ def test_a_body_that_does_not_come(small, raw):
 
 @pytest.mark.parametrize("body", [
     b"", b"{", b"[]", b"null", b"1", b'"x"', b"\xff\xfe", b'{"a": NaN}', b'{"a": Infinity}', b"[" * 4900,
-    b'{"a":' * 700 + b"1" + b"}" * 700, b'{"model": "\\ud800"}', b'{"a": ' + b"9" * 4900 + b"}", b"{'a': 1}", b"{} {}"])
+    b'{"a":' * 700 + b"1" + b"}" * 700, b'{"model": "\\ud800"}', b'{"\\udfff": 1}',
+    b"\xef\xbb\xbf{}", '{"model": "a"}'.encode("utf-16"), b'{"a": ' + b"9" * 4900 + b"}", b"{'a': 1}", b"{} {}"])
 def test_what_is_no_json_object(small, body):
     answer = small.http.post("/v1/chat/completions", content=body)
     assert answer.status_code == 400
@@ -83,6 +84,13 @@ def test_what_is_no_json_object(small, body):
 @pytest.mark.parametrize("request_, status", [
     (b"nonsense\r\n\r\n", 400), (b"GET / HTTP/9\r\nHost: localhost\r\n\r\n", 400),
     (b"GET /\xc3\xbc HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+    (b"GET /health\x00 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+    (b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: a\r\n b\r\n\r\n", 400),
+    (b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"X: a\r\n" * 5000 + b"\r\n", 413),
+    (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"
+     b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+    (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", 405), (b"TRACE / HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
+    (b"OPTIONS /api/model HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
     (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 20000 + b"\r\n\r\n", 413),
     (b"GET /" + b"a" * 20000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 413),
     (post(-5), 400), (b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n"

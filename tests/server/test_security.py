@@ -70,7 +70,9 @@ def test_the_right_error_for_the_clients(guarded):
 @pytest.mark.parametrize("host, status", [
     ("localhost", 200), ("LOCALHOST:5000", 200), ("127.0.0.1:1", 200), ("[::1]:5000", 200), ("192.168.1.7", 200),
     ("me.localhost", 200), ("evil.example", 403), ("127.0.0.1.evil.example", 403), ("localhost.evil.example", 403),
-    ("localhost@evil.example", 403), ("", 403), ("[", 403), ("evil.example:127.0.0.1", 403), ("0x7f.1.evil", 403)])
+    ("localhost@evil.example", 403), ("", 403), ("[", 403), ("evil.example:127.0.0.1", 403), ("evil.example@localhost", 403),
+    ("localhost/evil.example", 403), ("localhost#.evil.example", 403), ("2130706433", 403), ("localhost\u200b", 403),
+    ("localhost\r\nHost: evil.example", 403), ("evil.example\r\nX-Forwarded-Host: localhost", 403), ("0x7f.1.evil", 403)])
 def test_a_name_that_is_not_ours_gets_no_answer(server, raw, host, status):
     """DNS rebinding: the page of evil.example has its name point here."""
     for path in ("/api/conversations", "/"):
@@ -97,6 +99,13 @@ def test_pages_from_elsewhere_get_no_answer(server, headers, status):
     headers = {name: value.replace("{url}", server.url) for name, value in headers.items()}
     assert server.http.get("/api/conversations", headers=headers).status_code == status
     assert server.http.post("/api/conversations", json={}, headers=headers).status_code == {200: 201}.get(status, 403)
+
+
+def test_two_origins_are_both_looked_at(server, raw):
+    for first, second in (("https://evil.example", server.url), (server.url, "https://evil.example")):
+        answer = raw(server, f"GET /api/conversations HTTP/1.1\r\nHost: {server.url[7:]}\r\nOrigin: {first}\r\n"
+                             f"Origin: {second}\r\n\r\n".encode())
+        assert answer.status == 403 and b"origin_not_allowed" in answer.body
 
 
 def test_a_link_from_elsewhere_opens_the_page(server):
@@ -191,7 +200,9 @@ def test_nor_through_the_server(server, raw, path):
 
 @pytest.mark.parametrize("options, told", [
     ({"host": "0.0.0.0"}, "--allow-public"), ({"host": "::"}, "--allow-public"), ({"host": "192.168.1.7"}, "--api-key"),
-    ({"host": "example.org"}, "--api-key"), ({"api_key": "  "}, "empty"), ({"cors": ("*",)}, "--cors"),
+    ({"host": "example.org"}, "--api-key"), ({"api_key": "  "}, "empty"),
+    ({"api_key": "\u200b"}, "cannot be seen"), ({"api_key": "key\n"}, "cannot be seen"),
+    ({"api_key": " key"}, "cannot be seen"), ({"cors": ("*",)}, "--cors"),
     ({"cors": ("example.org",)}, "--cors"), ({"cors": ("https://example.org/path",)}, "--cors")])
 def test_careless_options_are_refused(options, told):
     with pytest.raises(UserError, match=told):

@@ -6,13 +6,11 @@ import contextlib
 import errno
 import os
 import shutil
-import socket
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from tryplicity.errors import UserError
-from tryplicity.files import sync
+from tryplicity.files import abandoned, own_name, sync
 
 _BUILDING = ".building-"
 
@@ -33,11 +31,11 @@ def building(target: Path) -> Iterator[Path]:
     Several processes may build the same target at once: the first to end is kept. Raises UserError when the
     disk is full or the cache cannot be written.
     """
-    host = socket.gethostname().replace("-", "_")
-    temporary = target.parent / f"{_BUILDING}{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary = target.parent / own_name(_BUILDING)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target.parent, host)
+        for left in abandoned(target.parent, _BUILDING):
+            shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir()
     except OSError as error:
         raise UserError(f"{target.parent}: cannot write here ({error.strerror}); set TRYPLICITY_CACHE to a "
@@ -59,15 +57,3 @@ def building(target: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)    # gone already where it was renamed
-
-
-def _remove_abandoned(folder: Path, host: str) -> None:
-    """What processes of this machine that no longer run were building."""
-    for path in folder.glob(f"{_BUILDING}{host}-*"):
-        process = int(path.name.removeprefix(f"{_BUILDING}{host}-").split("-")[0])
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)
-        except OSError:
-            continue

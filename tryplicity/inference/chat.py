@@ -30,7 +30,7 @@ def prompt(engine: Engine, messages: Messages, go_on: bool = False) -> tuple[int
     if go_on and messages[-1]["role"] != "assistant":
         raise UserError("chat: only a message of the assistant can be gone on with, and the last is of the "
                         f"{messages[-1]['role']}")
-    return tuple(_format(engine).prompt(messages, written=engine.scheduler.written.find, go_on=go_on))
+    return tuple(_format(engine).prompt(messages, written=engine.scheduler.written.along(), go_on=go_on))
 
 
 def _format(engine: Engine) -> ChatFormat:

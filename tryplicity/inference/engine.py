@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tryplicity.components import Linear
 from tryplicity.data.tokenizer import BOS, EOS, IM_END, SPECIAL_TOKENS
 from tryplicity.errors import UserError
 from tryplicity.inference import scheduler
@@ -66,19 +67,18 @@ def decode(model: Model, prompt: Sequence[int], sampler: Sampler) -> Iterator[in
 def ready_for_decoding(model: Model) -> Model:
     """Put a loaded model in evaluation mode, and on a CPU make decoding fast; shapes and values stay.
 
-    Every matrix of floats that has more rows than columns is stored column by column: its product with one token then
-    runs up to twice as fast. What Python holds by now is taken out of the garbage collector's rounds, which otherwise
-    walk through all of torch again and again.
+    A linear's matrix of floats that has more rows than columns is stored column by column: its product with one token
+    then runs up to twice as fast. What Python holds by now is taken out of the garbage collector's rounds, which
+    otherwise walk through all of torch again and again.
     """
     model.eval()
     gc.freeze()
     if model.embedding.weight.device.type == "cpu":
-        table = model.table.weight  # has a product of its own, row by row
+        linears = [module for module in model.modules() if isinstance(module, Linear)]
         with torch.no_grad():
-            for parameter in model.parameters():
-                if (parameter is not table and parameter.ndim >= 2 and parameter.is_floating_point()
-                        and parameter.shape[-2] > parameter.shape[-1]):
-                    parameter.data = parameter.data.mT.contiguous().mT
+            for weight in [linear.weight for linear in linears if linear.weight is not None]:  # None: packed
+                if weight.is_floating_point() and weight.shape[-2] > weight.shape[-1]:
+                    weight.data = weight.data.mT.contiguous().mT
     return model
 
 
@@ -131,7 +131,10 @@ class Engine:
         return self.model.spec.context_length
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text that is to be gone on with."""
+        """The tokens of a text that is to be gone on with. Raises UserError without a tokenizer."""
+        if self.tokenizer is None:
+            raise UserError(f"{self.card.name}: this model came without a tokenizer, and cannot read text; export it "
+                            "again with --tokenizer FILE")
         return [BOS, *self.tokenizer.encode(text, add_special_tokens=False).ids]
 
     def submit(self, request: Request, listener: Callable[[Piece], None]) -> Generation:

@@ -32,8 +32,8 @@ from tryplicity.training import checkpoint
 FORMAT = "tryplicity-1"  # of the exported file; another number for another meaning of its tensors
 RESTS = ("bf16", "int8", "fp32")
 #: safetensors' names, the widest first: tensors in this order are aligned to their own width
-_NAMES = {torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "I8", torch.uint8: "U8",
-          torch.bool: "BOOL"}
+_NAMES = {torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16", torch.int16: "I16",
+          torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 
 Progress = Callable[[int, int], None]  # parameters done, of all
 
@@ -267,7 +267,10 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
                 own.pop("weight")
             if own:
                 for name, tensor in weights_of(path, module, list(own)).items():
-                    loose += _rest(f"{path}.{name}" if path else name, tensor, module, rest)
+                    full = f"{path}.{name}" if path else name
+                    loose += _rest(full, tensor, module, rest)
+                    if loose[-1][1].dtype not in _NAMES:
+                        raise Refused(f"{spec.name}: {full} is {tensor.dtype}, which an exported file cannot hold")
                     done += tensor.numel()
         for dtype in _NAMES:
             for name, tensor in loose:

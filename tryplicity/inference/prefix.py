@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -134,17 +134,30 @@ class Written:
         self._ids: OrderedDict[tuple[bytes, str], np.ndarray] = OrderedDict()
 
     def remember(self, prompt: Sequence[int], text: str, ids: Sequence[int]) -> None:
-        key = _digest(prompt), text
+        key = _digest(prompt).digest(), text
         self._ids[key] = np.asarray(ids, dtype=np.int32)
         self._ids.move_to_end(key)
         while len(self._ids) > self.most:
             self._ids.popitem(last=False)
 
-    def find(self, prompt: Sequence[int], text: str) -> list[int] | None:
-        """The tokens of `text` if it was written after `prompt`."""
-        found = self._ids.get((_digest(prompt), text))
-        return None if found is None else found.tolist()
+    def along(self) -> Callable[[Sequence[int], str], list[int] | None]:
+        """What gives the tokens of a text if it was written after a prompt: for prompts of which each begins with the
+        one before, and only what is new is looked at."""
+        digest, done = _digest([]), 0
+
+        def find(prompt: Sequence[int], text: str) -> list[int] | None:
+            nonlocal done
+            digest.update(_bytes(prompt[done:]))
+            done = len(prompt)
+            found = self._ids.get((digest.digest(), text))
+            return None if found is None else found.tolist()
+
+        return find
 
 
-def _digest(ids: Sequence[int]) -> bytes:
-    return hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes(), digest_size=16).digest()
+def _bytes(ids: Sequence[int]) -> bytes:
+    return np.asarray(ids, dtype=np.int64).tobytes()
+
+
+def _digest(ids: Sequence[int]) -> hashlib.blake2b:
+    return hashlib.blake2b(_bytes(ids), digest_size=16)

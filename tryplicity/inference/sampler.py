@@ -75,7 +75,8 @@ def filtered(logits_V: Tensor, sampling: Sampling) -> Tensor:
 def candidates(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """The tokens that `filtered` leaves of logits over the temperature, and fp64 weights in the ratio of their
     probabilities; without putting the vocabulary in order, which costs more than all the rest."""
-    weight_V = np.exp((logits_V.astype(np.float64) - logits_V.max()) / sampling.temperature)  # the largest is 1
+    with np.errstate(over="ignore"):  # the coldest divide by so little that all but the largest are -inf
+        weight_V = np.exp((logits_V.astype(np.float64) - logits_V.max()) / sampling.temperature)  # the largest is 1
     smallest = 0.0
     if 0 < sampling.top_k < len(weight_V):
         smallest = float(np.partition(weight_V, -sampling.top_k)[-sampling.top_k])

@@ -29,7 +29,7 @@ from tryplicity.model import Model
 Listener = Callable[[Piece], None]
 
 SHARED = 64  # tokens that prompts must begin with in common, beyond what is kept, to keep a state there too
-SLOW_CHUNK, SMALLEST_CHUNK = 0.5, 16  # seconds that all others wait, and tokens: chunks that take longer are halved
+SLOW_CHUNK, SMALLEST_CHUNK = 0.5, 16  # seconds that all others wait, and tokens: see `_paced`
 WINDOW = 5.0  # seconds of the present in "tokens per second"
 
 log = logging.getLogger("tryplicity.inference")
@@ -62,7 +62,8 @@ class Scheduler:
 
     def __init__(self, model: Model, *, slots: int, max_waiting: int, chunk: int, prefix_bytes: int,
                  drafter: Drafter | None, decode_threads: int) -> None:
-        self.model, self.slots, self.max_waiting, self.chunk = model, slots, max_waiting, chunk
+        self.model, self.slots, self.max_waiting = model, slots, max_waiting
+        self.chunk = self.most_chunk = chunk
         self.drafter = drafter
         self.prefixes, self.written = Prefixes(prefix_bytes), Written()
         self.read_threads, self.decode_threads = torch.get_num_threads(), decode_threads
@@ -202,8 +203,7 @@ class Scheduler:
                 end = sequence.pause_at
             begun = time.perf_counter()
             h_BTD, _ = self._pass([ids[before:end]], [sequence])
-            if end - before == self.chunk > SMALLEST_CHUNK and time.perf_counter() - begun > SLOW_CHUNK:
-                self.chunk //= 2
+            self._paced(end - before, time.perf_counter() - begun)
             self.prompt_tokens_total += end - before
             if end == len(ids):
                 last = self.model.logits(h_BTD[:, -1:])[0, 0], h_BTD[0, -1].clone()
@@ -215,6 +215,13 @@ class Scheduler:
             self._choose(sequence, logits_V)
             self._guess(sequence, h_D)
         return sequence.read - before
+
+    def _paced(self, tokens: int, seconds: float) -> None:
+        """Chunks that take long are halved; they grow again when they would not: a machine may be busy for a while."""
+        if tokens == self.chunk > SMALLEST_CHUNK and seconds > SLOW_CHUNK:
+            self.chunk //= 2
+        elif tokens == self.chunk < self.most_chunk and seconds < SLOW_CHUNK / 4:
+            self.chunk = min(2 * self.chunk, self.most_chunk)
 
     def _begin(self, sequence: Sequence) -> tuple[Tensor, Tensor] | None:
         """Give a sequence its state: a kept one, or an empty one. Returns what came last where nothing is unread."""

@@ -23,13 +23,13 @@ from tryplicity.kernels.compiling import compile_library
 __all__ = ["TernaryMatrix", "compile_library", "entry", "pack", "quantise", "rows_linear", "ternary_experts",
            "ternary_linear", "unpack", "why_not"]
 
-_SOURCE = Path(__file__).with_name("ternary.cpp")
+_SOURCES = [Path(__file__).with_name(name) for name in ("ternary.cpp", "parallel.cpp")]
 _TABLES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    library = compile_library(_SOURCE)
+    library = compile_library(*_SOURCES)
     if library is None:
         return None
     p, n, i = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
@@ -58,7 +58,7 @@ def _native(*tensors: Tensor | None) -> ctypes.CDLL | None:
 
 
 def entry(name: str) -> int | None:
-    """The address of `tryplicity_<name>` in ternary.cpp, for C++ elsewhere to call; None without a library."""
+    """The address of `tryplicity_<name>` in the C++ here, for C++ elsewhere to call; None without a library."""
     library = _library()
     return None if library is None else ctypes.cast(getattr(library, f"tryplicity_{name}"), ctypes.c_void_p).value
 

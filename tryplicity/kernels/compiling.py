@@ -14,13 +14,12 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
 
-COMPILERS = ("g++", "clang++", "c++")  # g++ first: its OpenMP is the runtime that torch brings
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=off")
+COMPILERS = ("g++", "clang++", "c++")
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-ffp-contract=off")
 NATIVE = ("-march=native",) if platform.machine().lower() in ("x86_64", "amd64") else ("-mcpu=native",)
 TIMEOUT = 300  # seconds; a library takes 2 to 10
 
@@ -103,10 +102,9 @@ def _scratch() -> tempfile.TemporaryDirectory:
 
 
 def _compile(sources: tuple[Path, ...], compiler: Path, built: Path) -> str | None:
-    """None, or the first error in a line. What a compiler does not know is left out: OpenMP, then the processor."""
+    """None, or the first error in a line. A compiler that does not know the processor does without."""
     problem = None
-    openmp = ("-fopenmp", *_openmp_runtime())
-    for more in ((*NATIVE, *openmp), (*NATIVE, "-fopenmp"), NATIVE, ()):
+    for more in (NATIVE, ()):
         try:
             done = subprocess.run([compiler, *FLAGS, *map(str, sources), *more, "-o", str(built)],
                                   capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
@@ -129,37 +127,16 @@ def _open(path: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _openmp_runtime() -> tuple[str, ...]:
-    """Link to the libgomp that torch has loaded, whatever its name: a second one would be a second pool of threads,
-    each pool spinning on the cores while the other works."""
-    path = _loaded_gomp()
-    return ("-Wl,--as-needed", path) if path else ()
-
-
-@functools.cache
-def _loaded_gomp() -> str | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    import torch  # noqa: F401  loads it
-
-    try:
-        with open("/proc/self/maps", encoding="utf-8") as maps:
-            paths = [line.split(maxsplit=5)[-1].strip() for line in maps if "libgomp" in line]
-    except OSError:
-        return None
-    return next((path for path in paths if Path(path).exists()), None)
-
-
 def _key(sources: tuple[Path, ...], compiler: Path) -> str:
-    """Two machines may share a home: the processor and the runtime linked to count as well."""
+    """Two machines may share a home: the processor counts as well."""
     digest = hashlib.sha256()
     headers = sorted({header for source in sources for header in source.parent.glob("*.h")})
     for path in (*sources, *headers):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     real = compiler.resolve()
     stat = real.stat()
-    digest.update(repr((str(real), stat.st_size, stat.st_mtime_ns, FLAGS, NATIVE, _processor(),
-                        _loaded_gomp())).encode())
+    digest.update(repr((str(real), stat.st_size, stat.st_mtime_ns, FLAGS, NATIVE,
+                        _processor())).encode())
     return digest.hexdigest()[:24]
 
 

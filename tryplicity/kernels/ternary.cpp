@@ -7,7 +7,10 @@
 //
 // Tokens are taken up to eight at a time ("tile"), interleaved by blocks of 32 columns, [in/32][tokens][32].
 
+#include "parallel.h"
+
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -16,9 +19,6 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
-#endif
-#if defined(_OPENMP)
-#include <omp.h>
 #endif
 
 // Kept apart, so that the registers of a loop are its own.
@@ -35,7 +35,8 @@ constexpr int64_t PIECE = 16;
 constexpr int64_t TILES = 32;    // that one decoding serves: 256 tokens
 constexpr int64_t PREFETCH = 2048;                 // bytes ahead
 constexpr int64_t CHUNK_BYTES = 64 << 10;          // of a matrix, given to a thread at a time
-constexpr int64_t SMALL = 1 << 19;                 // multiplications below which waking threads costs more
+constexpr int64_t CHUNK_FLOATS = 16 << 10;         // of tokens
+constexpr int64_t SMALL = 1 << 19;                 // multiplications below which sharing them costs more
 constexpr float NORM_EPS = 1e-6f, INPUT_FLOOR = 1e-5f;
 
 struct Matrix {
@@ -420,18 +421,16 @@ void groups_of(const Work& work, const Job& job, int64_t from, int64_t to) {
     }
 }
 
-int64_t groups_at_a_time(const Matrix& m) {
-    return std::max<int64_t>(1, CHUNK_BYTES / (m.blocks * BLOCK));
-}
-
-// Inside a parallel region (or outside of any): the threads share the chunks of all jobs.
-void share(const Work& work) {
-    const int64_t at_once = groups_at_a_time(*work.matrix), chunks = (work.matrix->groups + at_once - 1) / at_once;
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < work.count * chunks; task++) {
-        const int64_t from = task % chunks * at_once;
-        groups_of(work, work.jobs[task / chunks], from, std::min(from + at_once, work.matrix->groups));
-    }
+// All jobs, cut into chunks for the threads to take: fewer rows the more tokens (on average) each has.
+void products(const Work& work, int64_t tokens, int32_t threads) {
+    const int64_t groups = work.matrix->groups, bytes = work.matrix->blocks * BLOCK * (1 + tokens / TILE);
+    const int64_t at_once = std::max(GROUPS, as_many(CHUNK_BYTES, bytes)), chunks = (groups + at_once - 1) / at_once;
+    parallel(threads, work.count * chunks, 1, [&](int64_t task, int64_t end) {
+        for (; task < end; task++) {
+            const int64_t from = task % chunks * at_once;
+            groups_of(work, work.jobs[task / chunks], from, std::min(from + at_once, groups));
+        }
+    });
 }
 
 void interleave(const int8_t* row, int64_t padded, int8_t* into, int64_t stride) {
@@ -455,9 +454,9 @@ extern "C" {
 // q int8 [tokens, padded], step [tokens], sum int32 [tokens] of x [tokens, in].
 void tryplicity_quantise(const float* x, int64_t tokens, int64_t in, int64_t padded, int8_t* q, float* step,
                          int32_t* sum, int32_t threads) {
-#pragma omp parallel for if (threads > 1 && tokens * in > SMALL / 8) num_threads(threads)
-    for (int64_t n = 0; n < tokens; n++)
-        quantise_row(x + n * in, in, padded, q + n * padded, LANE, step + n, sum + n);
+    parallel(threads, tokens, as_many(CHUNK_FLOATS, in), [&](int64_t n, int64_t end) {
+        for (; n < end; n++) quantise_row(x + n * in, in, padded, q + n * padded, LANE, step + n, sum + n);
+    });
 }
 
 // y [tokens, out] = quantised x [tokens, in] times the (only) matrix, and the bias if there is one.
@@ -477,30 +476,18 @@ int tryplicity_linear(const Matrix* m, const float* x, int64_t tokens, const flo
             }
             continue;
         }
-        const auto quantise = [&](int64_t i) {
-            const int64_t first = tile_start(i, tokens), count = tile_start(i + 1, tokens) - first;
-            tile[i] = {q + first * padded, count, first};
-            for (int64_t t = 0, n = first; t < count; t++, n++)
-                quantise_row(x + n * m->in, m->in, padded, q + first * padded + t * LANE, count * LANE, step + n,
-                             sum + n);
-        };
-        const Job job{0, 0, tiles};
-        const Work work{m, &job, 1, tile, nullptr, nullptr, step, sum, bias, y};
-        if (tokens * m->out * m->in < SMALL || threads <= 1) {
-            for (int64_t i = 0; i < tiles; i++) quantise(i);
-            groups_of(work, job, 0, m->groups);
-        } else if (tiles == 1) {
-            quantise(0);
-#pragma omp parallel num_threads(threads)
-            share(work);
-        } else {
-#pragma omp parallel num_threads(threads)
-            {
-#pragma omp for schedule(static)
-                for (int64_t i = 0; i < tiles; i++) quantise(i);
-                share(work);
+        if (tokens * m->out * m->in < SMALL) threads = 1;
+        parallel(threads, tiles, as_many(CHUNK_FLOATS, TILE * m->in), [&](int64_t i, int64_t end) {
+            for (; i < end; i++) {
+                const int64_t first = tile_start(i, tokens), count = tile_start(i + 1, tokens) - first;
+                tile[i] = {q + first * padded, count, first};
+                for (int64_t t = 0, n = first; t < count; t++, n++)
+                    quantise_row(x + n * m->in, m->in, padded, q + first * padded + t * LANE, count * LANE, step + n,
+                                 sum + n);
             }
-        }
+        });
+        const Job job{0, 0, tiles};
+        products({m, &job, 1, tile, nullptr, nullptr, step, sum, bias, y}, tokens, threads);
         return 0;
     }
 }
@@ -549,48 +536,36 @@ int tryplicity_experts(const Matrix* m, const float* x, int64_t tokens, const in
             }
         }
         for (int64_t s = 0; s < pairs; s++) sorted[start[expert[s]]++] = s;
-        const auto mix = [&](int64_t i) {
-            Tile& to = tile[i];
-            const auto token_of = [&](int64_t t) { return row ? row[sorted[to.first + t]] : sorted[to.first + t]; };
-            if (to.count == 1) {
-                to.q = q + token_of(0) * padded;
-                return;
+        if (pairs * m->out * m->in < SMALL) threads = 1;
+        parallel(threads, tokens, as_many(CHUNK_FLOATS, m->in), [&](int64_t n, int64_t end) {
+            for (; n < end; n++)
+                quantise_row(x + n * m->in, m->in, padded, q + n * padded, LANE, step + n, sum + n);
+        });
+        parallel(threads, tiles, as_many(CHUNK_BYTES, padded), [&](int64_t i, int64_t end) {
+            for (; i < end; i++) {
+                Tile& to = tile[i];
+                const auto q_of = [&](int64_t t) {
+                    const int64_t pair = sorted[to.first + t];
+                    return q + (row ? row[pair] : pair) * padded;
+                };
+                if (to.count == 1) {
+                    to.q = q_of(0);
+                    continue;
+                }
+                for (int64_t t = 0; t < to.count; t++)
+                    interleave(q_of(t), padded, const_cast<int8_t*>(to.q) + t * LANE, to.count * LANE);
             }
-            for (int64_t t = 0; t < to.count; t++)
-                interleave(q + token_of(t) * padded, padded, const_cast<int8_t*>(to.q) + t * LANE, to.count * LANE);
-        };
-        const auto quantise = [&](int64_t n) {
-            quantise_row(x + n * m->in, m->in, padded, q + n * padded, LANE, step + n, sum + n);
-        };
-        const auto add = [&](int64_t from, int64_t to) {  // columns of the total
+        });
+        products({m, job, jobs, tile, sorted, row, step, sum, nullptr, y}, pairs / std::max<int64_t>(1, jobs), threads);
+        if (!weight) return 0;
+        parallel(threads, m->out, std::max<int64_t>(64, as_many(CHUNK_FLOATS, pairs)),
+                 [&](int64_t from, int64_t to) {  // columns of the total
             for (int64_t s = 0; s < pairs; s++) {
                 float* sums = total + (into ? into[s] : row ? row[s] : s) * m->out;
                 const float* product = y + s * m->out;
                 for (int64_t o = from; o < to; o++) sums[o] += weight[s] * product[o];
             }
-        };
-        const Work work{m, job, jobs, tile, sorted, row, step, sum, nullptr, y};
-        if (pairs * m->out * m->in < SMALL || threads <= 1) {
-            for (int64_t n = 0; n < tokens; n++) quantise(n);
-            for (int64_t i = 0; i < tiles; i++) mix(i);
-            for (int64_t i = 0; i < jobs; i++) groups_of(work, job[i], 0, m->groups);
-            if (weight) add(0, m->out);
-            return 0;
-        }
-        const int64_t columns = (m->out + threads - 1) / threads;
-#pragma omp parallel num_threads(threads)
-        {
-#pragma omp for schedule(static)
-            for (int64_t n = 0; n < tokens; n++) quantise(n);
-#pragma omp for schedule(static)
-            for (int64_t i = 0; i < tiles; i++) mix(i);
-            share(work);
-            if (weight) {
-#pragma omp for schedule(static)
-                for (int64_t part = 0; part < threads; part++)
-                    add(std::min(part * columns, m->out), std::min((part + 1) * columns, m->out));
-            }
-        }
+        });
         return 0;
     }
 }
@@ -631,16 +606,13 @@ extern "C" {
 int tryplicity_planes(const int8_t* digits, const uint8_t* packed, int64_t experts, int64_t out, int64_t in,
                       int64_t groups, int64_t blocks, uint8_t* planes, int32_t threads) {
     const int64_t bytes = (in + 4) / 5, padded = blocks * COLUMNS;
-    int problem = 0;
-#pragma omp parallel num_threads(threads) if (threads > 1 && experts * out * in > SMALL)
-    {
+    std::atomic<int> problem{0};
+    parallel(threads, experts * groups * ROWS, as_many(SMALL, padded), [&](int64_t line, int64_t end) {
         uint8_t* row = static_cast<uint8_t*>(std::calloc(padded + 64, 1));
-        int mine = row ? 0 : 1;
-#pragma omp for schedule(static)
-        for (int64_t line = 0; line < experts * groups * ROWS; line++) {
+        if (!row) problem = 1;
+        for (; row && line < end; line++) {
             const int64_t expert = line / (groups * ROWS), o = line % (groups * ROWS);
             uint8_t* into = planes + (expert * groups + o / ROWS) * blocks * BLOCK + o % ROWS * LANE;
-            if (mine == 1) continue;
             if (o >= out) {
                 std::memset(row, 0, padded);
             } else if (digits) {
@@ -653,43 +625,45 @@ int tryplicity_planes(const int8_t* digits, const uint8_t* packed, int64_t exper
                     std::memcpy(row + 5 * i, &DIGITS.of[from[i]], 8);
                     most = std::max(most, from[i]);
                 }
-                if (most > 242) mine = 2;
+                if (most > 242) problem = 2;
                 std::memset(row + in, 0, padded + 64 - in);
             }
             planes_of_row(row, blocks, into);
         }
         std::free(row);
-#pragma omp critical
-        problem = std::max(problem, mine);
-    }
+    });
     return problem;
 }
 
 // packed [rows, (in + 4) / 5] of digits int8 [rows, in]: the first of five columns is the byte's lowest digit.
 void tryplicity_pack(const int8_t* digits, int64_t rows, int64_t in, uint8_t* packed, int32_t threads) {
     const int64_t bytes = (in + 4) / 5;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows * in > SMALL)
-    for (int64_t row = 0; row < rows; row++) {
-        const int8_t* d = digits + row * in;
-        uint8_t* into = packed + row * bytes;
-        const int64_t whole = in / 5;
-        for (int64_t i = 0; i < whole; i++, d += 5)
-            into[i] = static_cast<uint8_t>(121 + d[0] + 3 * d[1] + 9 * d[2] + 27 * d[3] + 81 * d[4]);
-        if (whole < bytes) {
-            int byte = 121;
-            for (int64_t i = whole * 5, power = 1; i < in; i++, power *= 3) byte += static_cast<int>(power) * *d++;
-            into[whole] = static_cast<uint8_t>(byte);
+    parallel(threads, rows, as_many(SMALL, in), [&](int64_t row, int64_t end) {
+        for (; row < end; row++) {
+            const int8_t* d = digits + row * in;
+            uint8_t* into = packed + row * bytes;
+            const int64_t whole = in / 5;
+            for (int64_t i = 0; i < whole; i++, d += 5)
+                into[i] = static_cast<uint8_t>(121 + d[0] + 3 * d[1] + 9 * d[2] + 27 * d[3] + 81 * d[4]);
+            if (whole < bytes) {
+                int byte = 121;
+                for (int64_t i = whole * 5, power = 1; i < in; i++, power *= 3) byte += static_cast<int>(power) * *d++;
+                into[whole] = static_cast<uint8_t>(byte);
+            }
         }
-    }
+    });
 }
 
 // digits int8 [rows, in] of packed [rows, (in + 4) / 5]
 void tryplicity_unpack(const uint8_t* packed, int64_t rows, int64_t in, int8_t* digits, int32_t threads) {
     const int64_t bytes = (in + 4) / 5;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && rows * in > SMALL)
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = 0; i < in; i++)
-            digits[row * in + i] = static_cast<int8_t>((DIGITS.of[packed[row * bytes + i / 5]] >> (8 * (i % 5))) & 3) - 1;
+    parallel(threads, rows, as_many(SMALL, in), [&](int64_t row, int64_t end) {
+        for (; row < end; row++) {
+            const uint8_t* from = packed + row * bytes;
+            for (int64_t i = 0; i < in; i++)
+                digits[row * in + i] = static_cast<int8_t>((DIGITS.of[from[i / 5]] >> (8 * (i % 5))) & 3) - 1;
+        }
+    });
 }
 
 }  // extern "C"
@@ -785,10 +759,11 @@ void some_rows(const V* table, const float* scale, const float* x, int64_t token
 template <class V>
 void all_rows(const V* table, const float* scale, const float* x, int64_t tokens, int64_t in, int64_t rows, float* y,
               int32_t threads) {
-    const int64_t at_once = std::max<int64_t>(4, CHUNK_BYTES * 2 / (in * static_cast<int64_t>(sizeof(V))) / 4 * 4);
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1 && tokens * rows * in > SMALL / 4)
-    for (int64_t from = 0; from < rows; from += at_once)
-        some_rows(table, scale, x, tokens, in, rows, from, std::min(from + at_once, rows), y);
+    const int64_t bytes = in * static_cast<int64_t>(sizeof(V)) * (1 + tokens / TILE);
+    const int64_t at_once = std::max<int64_t>(4, as_many(CHUNK_BYTES * 2, bytes) / 4 * 4);
+    parallel(threads, rows, at_once, [&](int64_t from, int64_t to) {
+        some_rows(table, scale, x, tokens, in, rows, from, to, y);
+    });
 }
 
 }  // namespace

@@ -40,6 +40,14 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS", "PUT"}
 _number, _asking = itertools.count(1), threading.Lock()
 
 
+class AnyRequest(Request):
+    """Sanic puts the address of a request that it could not read into the request whose answer says so, where a broken
+    one would break that too."""
+
+    def __init__(self, url_bytes: bytes, headers: Any, version: str, method: str, *more: Any, **named: Any) -> None:
+        super().__init__(b"*" if method == "NONE" else url_bytes, headers, version, method, *more, **named)
+
+
 class App(Sanic):
     """Sanic, with every request counted, timed and logged by its path, never by what it says."""
 
@@ -90,7 +98,8 @@ def create_app(service: Service, plugins: Plugins | None = None, *, page_folder:
         "RESPONSE_TIMEOUT": 24 * 3600,   # a place in the queue may take long: the limits here are this server's own
         "REQUEST_MAX_SIZE": options.body_bytes, "FALLBACK_ERROR_FORMAT": "json",
         "TOUCHUP": number == 1})     # Sanic rewrites its own classes to be faster, which works once in a process
-    app = App(f"tryplicity-{number}", config=config, error_handler=Errors(), configure_logging=False)
+    app = App(f"tryplicity-{number}", config=config, error_handler=Errors(), request_class=AnyRequest,
+              configure_logging=False)
     app.ctx.service = service
     guard = security.Guard(options)
 

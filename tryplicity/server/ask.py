@@ -12,13 +12,17 @@ and "search": bool, "sampling": {temperature, top_k, top_p, min_p, repetition_pe
 a stream of events: {"type": "question", "message"}, {"type": "sources", "sources"}, {"type": "text", "text"} as often
 as there is text, {"type": "done", "message"}; or at any point {"type": "error", "error", "retry_after"}, which is the
 last. Who closes the stream stops the answer; what was written is kept, its finish "cancelled".
+
+Where the answer rests on no passage, its message has those found, supported false, and a quotation of what they say;
+its settings' `passages` is how many of them the model could read. Where passages were found and no model is there to
+answer, they are kept in a message without content, its finish "none", which the error event has as `message`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
 
 PASSAGES = 5            # that an answer may rest on
 STEP = 8                # messages of a long conversation that are left out at once
+STOPPING_SECONDS = 3.0  # for an answer that was just stopped to end
 SAVE_SECONDS = 1.0      # of an answer being written that a killed process may lose
 
 
@@ -69,6 +74,7 @@ class Turn:
     def __init__(self, conversation: Conversation, body: AskBody, appended: bool) -> None:
         """Raises ApiError."""
         self.conversation, self.body = conversation.id, body
+        self.kept: Message | None = None        # of an answer that no model could write
         given = [name for name in ("content", "regenerate", "continue_") if getattr(body, name) is not None]
         if len(given) != 1:
             raise wrong("give one of content, regenerate and continue", "content")
@@ -138,10 +144,11 @@ class Turn:
                           budget - len(encoded([asking])))
         messages = [*history, asking]
         if passages is not None:
-            from tryplicity.search import answer
+            from tryplicity.search.answer import fitted
 
-            messages = answer.messages(asking["content"], passages, history, budget=budget,
-                                       count=lambda messages: len(encoded(messages)))
+            messages, read = fitted(asking["content"], passages, history, budget=budget,
+                                    count=lambda messages: len(encoded(messages)))
+            self.answer.settings["passages"] = read
         prompt = encoded(messages)
         if len(prompt) >= context:
             raise wrong(f"this model's context is {context} tokens, and the question with what belongs to it has "
@@ -184,8 +191,9 @@ def add_routes(app: Sanic, service: Service, read: ReadBody) -> None:
                 except Exception as exception:
                     error = stream.told(exception)
                     after = error.headers.get("Retry-After")
+                    kept = {"message": turn.kept.model_dump()} if turn.kept is not None else {}
                     await stream.send({"type": "error", **error.as_dict(),
-                                       "retry_after": int(after) if after else None})
+                                       "retry_after": int(after) if after else None, **kept})
                 await stream.close()
 
     routing.add(app, "POST", "/api/conversations/<id:str>/ask", ask)
@@ -198,7 +206,7 @@ async def _alone(service: Service, id: str) -> AsyncIterator[None]:
     service.writing[id] = lock, users + 1
     try:
         try:
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(STOPPING_SECONDS):
                 await lock.acquire()
         except TimeoutError:
             raise ApiError(409, "an answer is being written in this conversation; stop it first, or wait for it",
@@ -222,13 +230,14 @@ async def _answer(service: Service, turn: Turn, stream: EventStream) -> None:
         known = turn.known()
         found, _ = await service.search(turn.question.content, PASSAGES)
         passages = [*known, *(p for p in found if p.id not in {k.id for k in known})]
-    sources = [Source(number=n, id=p.id, title=p.title, url=p.url, text=p.text).model_dump()
-               for n, p in enumerate(passages or (), 1)]
-    await stream.send({"type": "sources", "sources": sources})
-    engine = service.ready_engine()
-    if not engine.card.chat:
-        raise wrong(f"{engine.card.id} is a base model: it has not learnt to answer; let it continue a text instead",
-                    None, "not_a_chat_model")
+    await stream.send({"type": "sources", "sources": [s.model_dump() for s in _sources(enumerate(passages or (), 1))]})
+    try:
+        engine = _answerer(service)
+    except ApiError as error:
+        if error.code != "model_loading" and turn.is_new and passages:
+            turn.kept = turn.answer.model_copy(update={"finish": "none", **_found(turn.question.content, passages)})
+            await service.stored(store.append, turn.conversation, turn.kept)
+        raise
     answer, parts, saved = turn.answer, [turn.answer.content], time.monotonic()
     with Answers(service) as answers:
         await answers.start(engine, lambda: [turn.request(engine, passages, service.options.max_tokens)])
@@ -250,22 +259,42 @@ async def _answer(service: Service, turn: Turn, stream: EventStream) -> None:
         finally:
             # without waiting: this may be the end of a cancelled request, and the store keeps the order
             [generation] = answers.generations
-            done = _checked(answer, "".join(parts), passages, finish, generation.tokens_per_second)
+            done = _checked(answer, turn.question.content, "".join(parts), passages, finish,
+                            generation.tokens_per_second)
             saving = store.call(store.save, turn.conversation, done)
     await asyncio.wrap_future(saving)
     await stream.send({"type": "done", "message": done.model_dump()})
 
 
-def _checked(answer: Message, text: str, passages: Sequence[Passage] | None, finish: str,
+def _answerer(service: Service) -> Engine:
+    engine = service.ready_engine()
+    if not engine.card.chat:
+        raise wrong(f"{engine.card.id} is a base model: it has not learnt to answer; let it continue a text instead",
+                    None, "not_a_chat_model")
+    return engine
+
+
+def _found(question: str, passages: Sequence[Passage]) -> dict[str, Any]:
+    """What a message has of passages that no answer rests on."""
+    from tryplicity.search.answer import quotation
+
+    return {"sources": _sources(enumerate(passages, 1)), "quotation": quotation(question, passages)}
+
+
+def _sources(numbered: Iterable[tuple[int, Passage]]) -> list[Source]:
+    return [Source(number=n, id=p.id, title=p.title, url=p.url, text=p.text) for n, p in numbered]
+
+
+def _checked(answer: Message, question: str, text: str, passages: Sequence[Passage] | None, finish: str,
              tokens_per_second: float | None) -> Message:
-    """The answer as it is kept: only marks whose passage bears them out, numbered as they occur."""
+    """The answer as it is kept: only marks whose passage bears them out, numbered as they occur. Where there are none,
+    it stays as the model wrote it, and what the passages say is quoted beside it."""
     change: dict[str, Any] = {"content": text.strip() if finish != "cancelled" else text.lstrip(), "finish": finish,
                               "tokens_per_second": tokens_per_second}
     if passages is not None:
         from tryplicity.search import citations
 
         checked = citations.check(change["content"], passages)
-        change |= {"content": checked.text, "supported": checked.supported,
-                   "sources": [Source(number=n, id=p.id, title=p.title, url=p.url, text=p.text)
-                               for n, p in checked.sources]}
+        change |= {"content": checked.text, "supported": checked.supported, "quotation": None}
+        change |= {"sources": _sources(checked.sources)} if checked.supported else _found(question, passages)
     return answer.model_copy(update=change)

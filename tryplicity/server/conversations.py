@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tryplicity.errors import UserError
 
-FORMAT = 1              # of the file and of what `export` gives; raise when either changes
+FORMAT = 2              # of the file and of what `export` gives; raise when either changes
 TITLE_CHARACTERS = 200
+MOST_WORDS = 50         # of a search; SQLite takes no expression of a thousand
 NEW = "New conversation"    # the title until the first question gives one
 
 _SCHEMA = """
@@ -33,21 +35,28 @@ CREATE TABLE messages (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
     conversation TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
     role TEXT NOT NULL, content TEXT NOT NULL, sources TEXT NOT NULL, supported INTEGER, created REAL NOT NULL,
-    finish TEXT, tokens_per_second REAL, settings TEXT NOT NULL);
+    finish TEXT, tokens_per_second REAL, settings TEXT NOT NULL, quotation TEXT);
 CREATE INDEX by_conversation ON messages (conversation, number);
 """
+_STEPS = {1: "ALTER TABLE messages ADD COLUMN quotation TEXT"}     # from a format to the next one
 _COLUMNS = ("id", "conversation", "role", "content", "sources", "supported", "created", "finish",
-            "tokens_per_second", "settings")
+            "tokens_per_second", "settings", "quotation")
+_RESERVED = frozenset({"export", "import"})     # are addresses beside those of conversations
+MOST_MESSAGES = 200_000     # of one import; each takes far more memory than its bytes
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Source(_Record):
-    """A passage that an answer cites as [number]."""
+Time = Annotated[float, Field(ge=0, le=253_402_300_800)]     # to the year 9999: what a browser can show
+Setting = str | bool | Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | float | None
 
-    number: int
+
+class Source(_Record):
+    """A passage that an answer cites as [number], or that was found."""
+
+    number: Annotated[int, Field(ge=1, lt=1 << 31)]
     id: str
     title: str
     url: str
@@ -55,29 +64,32 @@ class Source(_Record):
 
 
 class Message(_Record):
-    """One message. finish is None for a question, and for an answer that is being written."""
+    """One message. finish is None for a question, and for an answer that is being written; "none" where no model was
+    there to write one. supported False: the sources are the passages found, and the answer rests on none of them;
+    quotation: what they say nearest to the question, as Markdown with marks, then."""
 
     id: str = Field(default_factory=lambda: uuid.uuid4().hex, min_length=1, max_length=100)
     role: Literal["user", "assistant"]
     content: str
     sources: list[Source] = []
     supported: bool | None = None
-    created: float = Field(default_factory=time.time)
-    finish: Literal["stop", "length", "cancelled"] | None = None
+    created: Time = Field(default_factory=time.time)
+    finish: Literal["stop", "length", "cancelled", "none"] | None = None
     tokens_per_second: float | None = None
-    settings: dict[str, Any] = {}
+    settings: dict[str, Setting] = {}
+    quotation: str | None = None
 
 
 class Conversation(_Record):
     id: str = Field(default_factory=lambda: uuid.uuid4().hex, min_length=1, max_length=100)
     title: str = Field(NEW, min_length=1, max_length=TITLE_CHARACTERS)
-    created: float = Field(default_factory=time.time)
-    updated: float = Field(default_factory=time.time)
+    created: Time = Field(default_factory=time.time)
+    updated: Time = Field(default_factory=time.time)
     messages: list[Message] = []
 
 
 class Export(_Record):
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = FORMAT      # 1: without quotations
     conversations: list[Conversation]
 
 
@@ -120,9 +132,13 @@ class Store:
                     for statement in _SCHEMA.split(";"):
                         database.execute(statement)
                     database.execute(f"PRAGMA user_version={FORMAT}")
-                elif version != FORMAT:
+                elif not 1 <= version <= FORMAT:
                     raise UserError(f"{name}: written by another version of Tryplicity (format {version}, this one "
                                     f"knows {FORMAT}); name another file with --conversations")
+                else:
+                    for older in range(version, FORMAT):
+                        database.execute(_STEPS[older])
+                        database.execute(f"PRAGMA user_version={older + 1}")
                 # an answer without an end was being written when the process was killed
                 database.execute("UPDATE messages SET finish='cancelled' WHERE role='assistant' AND finish IS NULL")
         except (sqlite3.Error, OSError) as error:
@@ -134,7 +150,7 @@ class Store:
 
     def summaries(self, query: str = "") -> list[dict[str, Any]]:
         """Every conversation in whose title or messages each word of `query` occurs, the latest first."""
-        words = query.casefold().split()
+        words = list(dict.fromkeys(query.casefold().split()))[:MOST_WORDS]
         occurs = ("(instr(folded(c.title), ?) OR EXISTS (SELECT 1 FROM messages m WHERE m.conversation = c.id AND "
                   "instr(folded(m.content), ?)))")
         rows = self._database.execute(
@@ -218,8 +234,13 @@ class Store:
                     if here.messages == conversation.messages:
                         continue
                     conversation = conversation.model_copy(update={"id": uuid.uuid4().hex})
-                new = [m if self._is_free(m.id) else m.model_copy(update={"id": uuid.uuid4().hex})
-                       for m in conversation.messages]
+                seen: set[str] = set()
+                new = []
+                for message in conversation.messages:
+                    if message.id in seen or not self._is_free(message.id):
+                        message = message.model_copy(update={"id": uuid.uuid4().hex})
+                    seen.add(message.id)
+                    new.append(message)
                 self._insert(conversation.model_copy(update={"messages": new}))
                 imported += 1
         return {"imported": imported, "skipped": len(export.conversations) - imported}
@@ -264,7 +285,7 @@ def _row(id: str, message: Message) -> tuple[Any, ...]:
     return (message.id, id, message.role, message.content,
             json.dumps([source.model_dump() for source in message.sources], ensure_ascii=False), message.supported,
             message.created, message.finish, message.tokens_per_second,
-            json.dumps(message.settings, ensure_ascii=False))
+            json.dumps(message.settings, ensure_ascii=False), message.quotation)
 
 
 def _message(row: tuple[Any, ...]) -> Message:
@@ -288,6 +309,11 @@ def read_export(value: Any) -> Export:
     """What `export` gave, of all conversations or of one. Raises UserError."""
     if isinstance(value, dict) and "conversations" not in value:
         value = {"conversations": [value]}
+    listed = value.get("conversations") if isinstance(value, dict) else None
+    number = sum(1 + len(messages) if isinstance(messages := each.get("messages"), list) else 1
+                 for each in listed if isinstance(each, dict)) if isinstance(listed, list) else 0
+    if number > MOST_MESSAGES:
+        raise UserError(f"import: more than {MOST_MESSAGES:,} messages; import an export in parts")
     try:
         export = Export.model_validate(value)
     except ValidationError as error:
@@ -295,6 +321,8 @@ def read_export(value: Any) -> Export:
         where = ".".join(str(part) for part in problem["loc"])
         raise UserError(f"{where or 'import'}: {problem['msg']}; import what an export gave") from None
     for conversation in export.conversations:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", conversation.id) or conversation.id in _RESERVED:
+            conversation.id = uuid.uuid4().hex      # it is a part of addresses
         for message in conversation.messages:
             if message.role == "assistant" and message.finish is None:
                 message.finish = "cancelled"
@@ -306,8 +334,12 @@ def as_markdown(conversation: Conversation) -> str:
     parts = [f"# {' '.join(conversation.title.split())}"]
     for message in conversation.messages:
         parts.append(f"## {'Question' if message.role == 'user' else 'Answer'}\n\n{message.content.strip()}")
+        if message.quotation:
+            parts.append(f"From the sources, not written by the model:\n\n{message.quotation}")
         if message.sources:
-            parts.append("Sources:\n\n" + "\n".join(f"{s.number}. {_link(s)}" for s in message.sources))
+            found = "Found, but the answer rests on none of them" if message.supported is False else \
+                "Found" if message.finish == "none" else "Sources"
+            parts.append(f"{found}:\n\n" + "\n".join(f"{s.number}. {_link(s)}" for s in message.sources))
     return "\n\n".join(parts) + "\n"
 
 

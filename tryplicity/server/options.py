@@ -40,6 +40,9 @@ class Options:
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():
             raise UserError("the API key is empty; leave it out, or give one")
+        if self.api_key is not None and (not self.api_key.isprintable() or self.api_key != self.api_key.strip()):
+            raise UserError("the API key has characters that cannot be seen (a space or a line's end around it, a "
+                            "zero-width one); give one without them")
         if not self.loopback and self.api_key is None and not self.allow_public:
             raise UserError(f"--host {self.host}: anyone who reaches this machine could use the model and read the "
                             "conversations; set --api-key, or say --allow-public")

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import socket
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from tryplicity.server.errors import ApiError
 
@@ -32,6 +32,10 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+
+
+#: a name or an address, and a port; nothing that another reader of the header could take for one
+_HOST = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(?::[0-9]*)?", re.ASCII)
 
 
 class Guard:
@@ -62,25 +66,24 @@ class Guard:
         return origin if origin in self.cors else None
 
     def _host(self, request: Request) -> str:
-        host = request.headers.get("host", "").lower()
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            name = ""
+        hosts = request.headers.getall("host", ())
+        host = hosts[0].lower() if len(hosts) == 1 else ""
+        match = _HOST.fullmatch(host)
+        name = match[1].strip("[]") if match else ""
         if name not in self.names and not name.endswith(".localhost") and not _is_address(name):
             raise ApiError(403, "this server does not answer under the name in the Host header; start it with "
                                 "--name NAME if the name is yours", code="host_not_allowed")
         return host
 
     def _check_origin(self, request: Request, host: str) -> None:
-        origin = request.headers.get("origin")
-        if origin is None:
+        origins = request.headers.getall("origin", ())
+        if not origins:
             # no Origin comes with a plain GET from a foreign page (an image, a script, a link): browsers say so here
             foreign = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
             if foreign and not is_open(request.path):
                 raise ApiError(403, "a page of another site may not ask this server", code="origin_not_allowed")
             return
-        if origin.lower() in self.cors or origin.lower() in (f"http://{host}", f"https://{host}"):
+        if all(origin.lower() in {*self.cors, f"http://{host}", f"https://{host}"} for origin in origins):
             return
         raise ApiError(403, "a page of another origin may not ask this server; name it with --cors if it is yours",
                        code="origin_not_allowed")

@@ -42,6 +42,12 @@ class SearchUnavailable(UserError):
     """The retriever is known and cannot be made ready; the server goes on without it."""
 
 
+def why_no_kernels() -> str | None:
+    from tryplicity import kernels  # loads torch
+
+    return kernels.why_not()
+
+
 class Service:
     """The server's state. `load_engine` and `load_searcher` run in a background thread, after the socket is open."""
 
@@ -52,6 +58,7 @@ class Service:
         self.gate = Gate(options.active)
         self.search_gate = Gate(options.searches + options.waiting_searches)
         self.engine: Engine | None = None
+        self.kernels: str | None = None         # why the model has no compiled kernels
         self.searcher: Searcher | None = None
         self.state: State = "loading" if load_engine else "none"
         self.draining = False
@@ -75,7 +82,10 @@ class Service:
         def load_engine() -> None:
             start = time.monotonic()
             self.engine = self._load_engine()
+            self.kernels = why_no_kernels()
             self.state = "ready"
+            if self.kernels is not None:
+                log.warning("%s", self.kernels)
             log.info("model %s is ready after %.1f s", self.engine.card.id, time.monotonic() - start)
 
         def load_searcher() -> None:
@@ -119,7 +129,7 @@ class Service:
         """GET /api/model."""
         engine, searcher = self.engine, self.searcher
         return {"state": self.state, "card": asdict(engine.card) if engine else None,
-                "statistics": engine.statistics() if engine else {},
+                "statistics": engine.statistics() if engine else {}, "kernels": self.kernels,
                 "search": {"available": searcher is not None, "name": searcher.name if searcher else None,
                            "passages": searcher.passages if searcher else None},
                 "limits": {"max_tokens": self.options.max_tokens, "body_bytes": self.options.body_bytes}}

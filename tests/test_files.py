@@ -1,0 +1,60 @@
+"""Files appear whole or not at all, and what a killed process left of them goes."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tryplicity.files import whole_file, write_text
+
+HALF = """
+import sys
+from pathlib import Path
+from tryplicity.files import whole_file
+with whole_file(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    print("written", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def writing(tmp_path):
+    """A process in the middle of writing `out`."""
+    process = subprocess.Popen([sys.executable, "-c", HALF, str(tmp_path / "out")], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "written\n"
+    yield process
+    process.communicate()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def test_a_file_that_fails_leaves_what_was_there(tmp_path):
+    write_text(tmp_path / "out", "old")
+    with pytest.raises(OSError, match="no"), whole_file(tmp_path / "out") as temporary:
+        temporary.write_text("new")
+        raise OSError("no")
+    assert names(tmp_path) == ["out"] and (tmp_path / "out").read_text() == "old"
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_to_write_that_file(writing, tmp_path):
+    writing.send_signal(signal.SIGKILL)
+    writing.wait()
+    write_text(tmp_path / "other", "")
+    [left] = {*names(tmp_path)} - {"other"}
+    (tmp_path / f"{left}.notes").write_text("somebody's")
+    write_text(tmp_path / "out", "whole")
+    assert names(tmp_path) == sorted([f"{left}.notes", "other", "out"])
+
+
+def test_what_another_process_still_writes_is_left_alone(writing, tmp_path):
+    write_text(tmp_path / "out", "first")
+    assert len(names(tmp_path)) == 2
+    writing.communicate("")
+    assert names(tmp_path) == ["out"] and (tmp_path / "out").read_text() == "half"

@@ -1,0 +1,25 @@
+// Loops shared with the pool of threads. See parallel.cpp.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+// run(f, from, to) for parts of [0, n) of `grain` (the last may be less), each once, at the same time on at most
+// `threads` threads, the calling one among them. What a part computes must not depend on where it begins. No exceptions.
+extern "C" void tryplicity_parallel(int32_t threads, int64_t n, int64_t grain,
+                                    void (*run)(const void* f, int64_t from, int64_t to), const void* f);
+
+// of items that cost `each`, as many as `budget` pays for
+inline int64_t as_many(int64_t budget, int64_t each) { return std::max<int64_t>(1, budget / std::max<int64_t>(1, each)); }
+
+// f(from, to)
+template <class F>
+inline void parallel(int32_t threads, int64_t n, int64_t grain, const F& f) {
+    if (threads <= 1 || n <= grain) {
+        if (n > 0) f(int64_t(0), n);
+        return;
+    }
+    tryplicity_parallel(threads, n, grain, [](const void* of, int64_t from, int64_t to) {
+        (*static_cast<const F*>(of))(from, to);
+    }, &f);
+}
