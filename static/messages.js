@@ -68,7 +68,7 @@ export class AnswerView {
     this.element = h("article", { class: "message answer", "aria-label": "Answer" });
     this.cards = h("div", { class: "cards-place" });
     this.body = h("div", { class: "prose" });
-    this.quoted = h("div", { class: "quoted-place" });
+    this.quoted = h("div", { class: "quoted-place" }); // what is said of its support, and a quotation
     this.foot = h("div", { class: "answer-foot" });
     this.element.append(this.cards, this.body, this.quoted, this.foot);
     if (message) this.show(message);
@@ -103,6 +103,8 @@ export class AnswerView {
 
   /** What the sources say, where the answer rests on none: theirs, not the model's. */
   *#quotation(message) {
+    if (message.supported === false) yield h("p", { class: "unsupported" }, icon("warn"), h("span", {}, message.settings?.passages === 0 && message.sources?.length
+      ? "No source supports this answer: they did not fit into what the model can read" : "No source supports this answer"));
     if (!message.quotation) return;
     const id = `quoted-${serial += 1}`;
     yield h("section", { class: "quoted", "aria-labelledby": id },
@@ -111,8 +113,6 @@ export class AnswerView {
   }
 
   *#footer(message) {
-    if (message.supported === false) yield h("p", { class: "unsupported" }, icon("warn"), h("span", {}, message.settings?.passages === 0 && message.sources?.length
-      ? "No source supports this answer: they did not fit into what the model can read" : "No source supports this answer"));
     if (message.finish === "none") {
       yield h("div", { class: "actions" }, h("span", { class: "meta" }, FINISH.none), button("again", "Answer it", () => this.ways.regenerate(this), { kind: "quiet small", "data-last": true }));
       return;

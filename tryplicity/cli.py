@@ -274,8 +274,9 @@ def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], cha
 
 def _write(engine: Any, prompt: str, sampling: Any, max_tokens: int, stop: tuple[str, ...] = ()) -> None:
     """The prompt, and the model's text as it comes."""
+    pieces = engine.stream(prompt, sampling, max_tokens, stop)
     click.secho(prompt, bold=True, nl=False)
-    _print(engine.stream(prompt, sampling, max_tokens, stop))
+    _print(pieces)
 
 
 def _print(pieces: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tryplicity import Linear, grouped_linear, kernels
+from tryplicity import Linear, UserError, grouped_linear, kernels
 
 WEIGHT_FLOOR = 1e-5  # least weight scale, so that an all-zero matrix divides by something
 INPUT_FLOOR = 1e-5  # least absmax of a normalised token, likewise
@@ -105,6 +105,10 @@ class BitLinear(Linear):
         return {"weight_ternary": kernels.pack(digits.to(torch.int8)), "weight_scale": scale.float()}
 
     def adopt(self, packed: Mapping[str, Tensor]) -> None:
+        stack = () if self.experts is None else (self.experts,)
+        if (found := packed["weight_ternary"].shape[:-1]) != (*stack, self.out_features):
+            raise UserError(f"packed weights of {list(found)} rows where the spec has {[*stack, self.out_features]}: "
+                            "another model's file?")
         self.weight, self._kept = None, None
         self.matrix = kernels.TernaryMatrix.from_packed(packed["weight_ternary"], packed["weight_scale"],
                                                         self.in_features)

@@ -56,7 +56,8 @@ def _places(module: nn.Module, tensors: Sequence[Tensor]) -> list[tuple[dict, st
 
 
 def prepared(module: nn.Module, tell: Callable[[], Told | None]) -> Prepared | None:
-    """What `tell` told of the module, asked again when something has moved or was replaced; None where C cannot do it."""
+    """What `tell` told of the module, asked again when something has moved or another is in its place; None where C
+    cannot do it."""
     kept = module.__dict__.get("_prepared")
     if kept is not None and kept.holds():
         return kept

@@ -67,8 +67,31 @@ def test_sources_come_before_the_answer_which_comes_in_pieces(open_page, server)
     assert [each["role"] for each in kept] == ["user", "assistant"]
     assert page.inner_text(".question h2") == kept[0]["content"]
     assert page.title() == "What does os.path.join do with path segments? · Tryplicity"
-    if kept[1]["supported"] is False:
-        page.wait_for_selector("text=No source supports this answer")
+    assert kept[1]["supported"] is False and len(kept[1]["sources"]) > 0      # it was trained on other words
+    page.wait_for_selector("text=No source supports this answer")
+    shown = page.inner_text("#log")
+    page.reload()
+    page.wait_for_selector(".quoted")
+    assert page.inner_text("#log") == shown      # what was found and quoted is still there
+
+
+def test_what_the_sources_say_is_quoted_below_an_answer_that_rests_on_none(open_page, server):
+    sources = [{"number": n, "id": str(n), "title": f"Title {n}", "url": f"https://example.org/{n}",
+                "text": f"Text {n}."} for n in (1, 2)]
+    id = server.conversation([
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "The model's own words [1].", "sources": sources, "supported": False,
+         "finish": "stop", "quotation": f"> Call \\_\\_init\\_\\_ and {PWN} [2]\n>\n> Text 1 is this. [1]"}])
+    page = open_page(server, f"/#c/{id}")
+    box = page.get_by_role("region", name="From the sources")
+    assert "not the model" in box.inner_text() and "Call __init__ and <img src=x" in box.inner_text()
+    assert page.locator(".answer > .prose").inner_text() == "The model's own words [1]."      # no chip in it
+    assert box.locator(".cite").all_inner_texts() == ["2", "1"]
+    box.locator(".cite").first.click()
+    assert "Text 2." in page.inner_text(".passage")
+    page.click(".passage [aria-label='Close the passage']")
+    assert page.evaluate("document.activeElement.className + document.activeElement.textContent") == "cite2"
+    assert not page.evaluate("window.pwned")
 
 
 def test_a_card_opens_its_passage_in_place_and_closes_again(open_page, server):
@@ -319,8 +342,16 @@ def test_without_a_model_the_page_says_so_and_search_still_works(open_page, bare
     page.wait_for_selector(".problem >> text=No model is loaded, so nothing writes an answer")
     page.locator(".card").first.click()
     assert "cleanup handler" in page.inner_text(".passage")
-    assert page.inner_text(".answer .prose") == ""
-    assert [m["role"] for m in messages(bare, page)] == ["user"]
+    assert page.inner_text(".answer > .prose") == ""
+    assert [m["finish"] for m in messages(bare, page)] == [None, "none"]
+    assert "executed on the way out" in page.inner_text(".quoted")
+    ask(page, "How to join path segments?", wait=False)      # a second question follows the first
+    page.wait_for_selector(".answer:last-child .problem")
+    assert [m["role"] for m in messages(bare, page)] == ["user", "assistant"] * 2
+    page.reload()
+    page.wait_for_selector(".answer:last-child >> text=No model was there to answer")
+    page.locator(".answer").first.locator(".quoted .cite").first.click()
+    assert "cleanup handler" in page.locator(".answer").first.locator(".passage").inner_text()
 
 
 def test_raw_completion_writes_on_stops_and_takes_back(open_page, server):

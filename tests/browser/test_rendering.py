@@ -135,6 +135,31 @@ def test_code_that_grows_keeps_its_element(page):
     assert same == [True, False, "x = 1\ny = 2", 2]
 
 
+MARKS = ["One [1]. Two [2][1] and [3].", "Take list[0] or x[1][2], and f(x)[1].", "é[1] 語[2] _[1] 9[2] ²[1] -[2]",
+         "x = [1], y =[2] z==\t[1] a. [2]", "[x][1] [9][1] [1](http://x)[2] [7](http://x)[1]",
+         "`a [1]` and ``b ` [2]`` [3]",
+         "(see)[1] (see) [1] [[2]] [1]]", "*[1]* **bold** [2] [1].[2],[3]", "[1000000] [999999] [0] [१] [ 1 ] [1 ]",
+         "a\n[1]\nb =\n[2]", "```\n[1]\n```\n[2]", "~~~\n[1]"]
+
+
+@pytest.mark.parametrize("text", MARKS)
+def test_a_mark_is_one_where_the_server_says_so(page, text):
+    from tryplicity.search.citations import _marks, _pieces
+
+    expected = [str(int(mark[1])) for kind, piece in _pieces(text) if kind == "sentence" for mark in _marks(piece)]
+    assert page.evaluate("""async (text) => {
+        const { render } = await import('/static/markdown.js');
+        const place = document.createElement('div');
+        place.append(render(text, { cite: (n) => {
+            const chip = document.createElement('b');
+            chip.className = 'chip';
+            chip.textContent = n;
+            return chip;
+        } }));
+        return [...place.querySelectorAll('.chip')].map((each) => each.textContent);
+    }""", text) == expected
+
+
 @pytest.mark.parametrize("text", [
     "*" * 20000, "[" * 20000, "> " * 5000, "`" * 20001, "- " * 8000, "_a " * 8000, "<" * 20000, "**a " * 6000,
     "|" * 9000 + "\n" + "|-" * 9000, "[a](" * 6000, "http" * 6000, "\n\n" * 9000])

@@ -273,7 +273,7 @@ def test_text_comes_in_whole_characters_with_its_tokens(packed_model, tokenizer,
     pieces = list(engine.generate(request))
     ids = [token.id for piece in pieces for token in piece.tokens]
     assert ids == plain(packed_model, request)
-    text = engine.scheduler.written.find(request.prompt, "".join(piece.text for piece in pieces))
+    text = engine.scheduler.written.along()(request.prompt, "".join(piece.text for piece in pieces))
     assert text == ids  # what was shown is what the tokens say
     assert all(piece.text for piece in pieces[:-1]) and pieces[-1].finish == "length"
 
@@ -290,7 +290,7 @@ def test_a_stop_string_and_its_tokens_are_never_given_out(packed_model, tokenize
     told = [token.id for piece in generation_pieces for token in piece.tokens]
     everything = [token.id for piece in whole for token in piece.tokens]
     assert told == everything[:len(told)] and len(told) < len(everything)
-    said = engine.scheduler.written.find(request.prompt, shown)
+    said = engine.scheduler.written.along()(request.prompt, shown)
     assert said is None or said == told
 
 
@@ -467,9 +467,15 @@ def test_a_slow_model_reads_smaller_chunks(packed_model, plain, monkeypatch):
 
 
 def test_a_model_without_a_tokenizer_says_that_it_reads_no_text(engine):
-    for use in (lambda: engine.encode("text"), lambda: list(engine.stream("text", GREEDY, 5))):
+    for use in (lambda: engine.encode("text"), lambda: engine.stream("text", GREEDY, 5)):
         with pytest.raises(UserError, match="without a tokenizer"):
             use()
+
+
+def test_what_cannot_be_streamed_is_said_before_anything_is_shown(packed_model, tokenizer):
+    engine = Engine(packed_model, tokenizer)
+    with pytest.raises(UserError, match="shorten it"):
+        engine.stream("word " * 1000, GREEDY, 5)
 
 
 def test_only_the_floats_of_linears_are_stored_column_by_column(make_packed):

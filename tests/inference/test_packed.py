@@ -1,5 +1,6 @@
 """A model packed into one file is the model it was made of."""
 
+import errno
 import json
 import shutil
 
@@ -8,8 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tryplicity.components import Activation
 from tryplicity.errors import Refused, UserError
 from tryplicity.inference.packed import export, load_model
+from tryplicity.inference.prefix import tensors
 from tryplicity.model import assemble
 from tryplicity.run import Run
 from tryplicity.spec import load_spec
@@ -140,6 +143,72 @@ def test_initial_weights_are_packed_the_same_every_time(registry, tmp_path, ids)
     with torch.no_grad():
         logits = model(ids)
     assert logits.isfinite().all() and logits.std() > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rest", ["bf16", "int8"])
+def test_a_state_is_fp32_whatever_the_tables_are(run, registry, ids, tmp_path, rest):
+    """Thousands of steps are summed in it."""
+    export(run.folder, registry, tmp_path / "m.safetensors", rest)
+    model = load_model(tmp_path / "m.safetensors", registry)[0]
+    assert model.embedding.weight.dtype == {"bf16": torch.bfloat16, "int8": torch.int8}[rest]
+    state = model.new_state(1)
+    model(ids[:1], state=state)
+    kept = [tensor for tensor in tensors(state) if tensor.is_floating_point()]
+    assert kept and {tensor.dtype for tensor in kept} == {torch.float32}
+
+
+class Counting(Activation):
+    """One with a buffer of a dtype of its own."""
+
+    name = "test_counting"
+    dtype = torch.int32
+
+    def __init__(self, config, features, groups=None):
+        super().__init__()
+        self.register_buffer("counts", torch.empty(3, dtype=self.dtype))
+
+    def reset_parameters(self):
+        self.counts.copy_(torch.tensor([1, 2, 3]))
+
+    def forward(self, x, group=None):
+        return x.relu()
+
+
+def test_a_buffer_of_any_dtype_is_in_the_file_or_refused(make_run, registry, tmp_path, monkeypatch):
+    registry.add(Counting)
+    settings = ("linear=bitlinear", "blocks.attention.feed_forward.activation=test_counting")
+    run = make_run(*settings)
+    export(run.folder, registry, tmp_path / "m.safetensors")
+    model = load_model(tmp_path / "m.safetensors", registry)[0]
+    counts = [module.counts for module in model.modules() if isinstance(module, Counting)]
+    assert counts and all(own.tolist() == [1, 2, 3] and own.dtype == torch.int32 for own in counts)
+    monkeypatch.setattr(Counting, "dtype", torch.complex64)
+    with pytest.raises(Refused, match=r"counts is torch.complex64"):
+        export(make_run(*settings).folder, registry, tmp_path / "c.safetensors")
+    assert not (tmp_path / "c.safetensors").exists()
+
+
+def test_packed_rows_that_are_not_the_specs_are_refused(make_packed):
+    """C would read past the end of what another part of the model made."""
+    model = make_packed()
+    for module in [module for module in model.modules() if type(module).__name__ == "BitLinear"]:
+        rows = torch.zeros(*((module.experts,) if module.experts else ()), module.out_features - 1,
+                           -(-module.in_features // 5), dtype=torch.uint8)
+        with pytest.raises(UserError, match="another model's file"):
+            module.adopt({"weight_ternary": rows, "weight_scale": torch.ones(module.experts or 1)})
+
+
+def test_a_disk_that_is_full_is_told_with_the_files_name(run, registry, tmp_path, monkeypatch):
+    from tryplicity.inference import packed
+
+    def full(self, name, tensor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(packed._Writer, "add", full)
+    with pytest.raises(UserError, match=r"m.safetensors: cannot be written \(No space left"):
+        export(run.folder, registry, tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_export_that_ends_early_leaves_nothing(run, registry, tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tryplicity import Passage
 from tryplicity.search.answer import INSTRUCTIONS, messages, quotation
-from tryplicity.search.citations import check
+from tryplicity.search.citations import _marks, _pieces, check
 
 JOIN = Passage("a", "os.path.join", "u:a", "join(a, *p)\n\n"
                "Join two or more pathname components, inserting '/' as needed. If any component is an absolute path, "
@@ -88,4 +88,6 @@ def test_a_quotation_is_borne_out_and_says_nothing_else():
 @pytest.mark.parametrize("text", ["See [1] for joining the paths of it.", "Join the paths [9] now, all of them."])
 def test_marks_of_a_passage_are_not_ours(text):
     quoted = quotation("join paths", [Passage("i", "t", "u:", text, 1.0)])
-    assert quoted.count("[") == 1 and quoted.endswith(" [1]")
+    assert quoted == f"> {text.replace('[', chr(92) + '[').replace(']', chr(92) + ']')} [1]"
+    marks = [mark[0] for _, piece in _pieces(quoted) for mark in _marks(piece)]
+    assert marks == ["[1]"]     # the one at the end

@@ -292,7 +292,7 @@ def test_what_does_not_fit_is_left_out_and_said(started, registry, prepared, tmp
                    "phases=[{kind: pretrain, share: 0.5}, {kind: chat, share: 0.5}]")
     with started(run, searcher=Searcher(Long(), "long", 5)) as server:
         id = server.new()
-        for _ in range(3):      # whose history does not fit either
+        for _ in range(2):      # whose history does not fit either
             found = server.ask(id, content="What is a list?", search=True, sampling={**SHORT, "max_tokens": 60})
             done = found[-1]["message"]
             assert len(found[1]["sources"]) == len(done["sources"]) == 5, found[-1]
@@ -349,8 +349,8 @@ def test_busy_is_told_with_the_time_to_wait_and_the_old_answer_stays(started, ch
 
 def test_marks_are_checked_and_numbered_as_they_occur():
     answer = Message(role="assistant", content="")
-    done = _checked(answer, "tuple?", " A tuple is an immutable sequence [2]. Bananas fly over Rome [1]. ", SHELF, "stop",
-                    3.5)
+    text = " A tuple is an immutable sequence [2]. Bananas fly over Rome [1]. "
+    done = _checked(answer, "tuple?", text, SHELF, "stop", 3.5)
     assert done.content == "A tuple is an immutable sequence [1]. Bananas fly over Rome."
     assert [(s.number, s.id) for s in done.sources] == [(1, "p2")] and done.supported is True
     assert done.quotation is None

@@ -370,7 +370,7 @@ def test_cancelling_takes_effect_before_the_next_token(started, chat_run):
             lines = (line for line in response.iter_lines() if line.startswith("data: "))
             for _ in range(4):
                 next(lines)
-        server.until(lambda: seen)
+        server.until(lambda: seen and seen[0][0].finish)
         server.free()
         [(generation, tokens)] = seen
         assert isinstance(generation, Generation) and generation.finish == "cancelled"

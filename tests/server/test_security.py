@@ -70,9 +70,10 @@ def test_the_right_error_for_the_clients(guarded):
 @pytest.mark.parametrize("host, status", [
     ("localhost", 200), ("LOCALHOST:5000", 200), ("127.0.0.1:1", 200), ("[::1]:5000", 200), ("192.168.1.7", 200),
     ("me.localhost", 200), ("evil.example", 403), ("127.0.0.1.evil.example", 403), ("localhost.evil.example", 403),
-    ("localhost@evil.example", 403), ("", 403), ("[", 403), ("evil.example:127.0.0.1", 403), ("evil.example@localhost", 403),
+    ("localhost@evil.example", 403), ("", 403), ("[", 403), ("evil.example:127.0.0.1", 403), ("0x7f.1.evil", 403),
+    ("evil.example@localhost", 403),
     ("localhost/evil.example", 403), ("localhost#.evil.example", 403), ("2130706433", 403), ("localhost\u200b", 403),
-    ("localhost\r\nHost: evil.example", 403), ("evil.example\r\nX-Forwarded-Host: localhost", 403), ("0x7f.1.evil", 403)])
+    ("localhost\r\nHost: evil.example", 403), ("evil.example\r\nX-Forwarded-Host: localhost", 403)])
 def test_a_name_that_is_not_ours_gets_no_answer(server, raw, host, status):
     """DNS rebinding: the page of evil.example has its name point here."""
     for path in ("/api/conversations", "/"):

@@ -17,8 +17,8 @@ LONG = {"model": "talker", "prompt": "the model", "max_tokens": 200, "stream": T
         "logit_bias": {str(special): -100 for special in range(10)}}
 
 
-def test_it_opens_first_and_loads_then(process, chat_run):
-    server = process(what=chat_run)
+def test_it_opens_first_loads_then_and_sigterm_lets_what_runs_end(process, chat_run):
+    server = process(what=chat_run, grace_seconds=30)
     assert server.url.startswith("http://127.0.0.1:")
     answer = server.http.get("/health")
     assert answer.status_code == 503 and answer.json() == {"status": "loading"}     # torch is not imported in a blink
@@ -31,15 +31,6 @@ def test_it_opens_first_and_loads_then(process, chat_run):
     assert server.http.get("/api/model").json()["state"] == "ready"
     assert server.http.post("/v1/completions", json={**LONG, "stream": False, "max_tokens": 2}).status_code == 200
     server.http.get("/api/search?q=secret-question")
-    server.signal()
-    code, said = server.end()
-    assert code == 0 and "POST /v1/completions 200" in said and "GET /api/search 503" in said
-    assert "secret-question" not in said and "the model" not in said.replace("there is no model", "")
-    assert "Traceback" not in said
-
-
-def test_sigterm_lets_what_runs_end_and_refuses_what_is_new(process, chat_run):
-    server = process(what=chat_run, grace_seconds=30).ready()
     with server.http.stream("POST", "/v1/completions", json=LONG) as response:
         lines = (line for line in response.iter_lines() if line.startswith("data: "))
         first = [next(lines) for _ in range(3)]
@@ -54,7 +45,9 @@ def test_sigterm_lets_what_runs_end_and_refuses_what_is_new(process, chat_run):
     chunks = [json.loads(line[6:]) for line in [*first, *rest[:-1]]]
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     code, said = server.end()
-    assert code == 0 and "Traceback" not in said
+    assert code == 0 and "POST /v1/completions 200" in said and "GET /api/search 503" in said
+    assert "secret-question" not in said and "the model" not in said.replace("there is no model", "")
+    assert "Traceback" not in said
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{server.url}/health")
 
@@ -87,7 +80,8 @@ def _only(path):
     return conversation
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_at_once(process, chat_run, number):
     server = process(what=chat_run, grace_seconds=60).ready()
     body = {**LONG, "max_tokens": 500}
@@ -109,7 +103,8 @@ def test_a_signal_while_it_loads(process, chat_run):
     assert code == 0 and "Traceback" not in said
 
 
-def test_kill_9_keeps_the_question_and_the_beginning_of_the_answer(process, chat_run, tmp_path):
+@pytest.mark.slow     # that of a store alone runs always
+def test_kill_9_keeps_the_question_and_the_beginning_of_the_answer(process, started, chat_run, tmp_path):
     path = tmp_path / "c.sqlite"
     server = process(what=chat_run, conversations=path).ready()
     id = server.http.post("/api/conversations", json={}).json()["id"]
@@ -123,19 +118,27 @@ def test_kill_9_keeps_the_question_and_the_beginning_of_the_answer(process, chat
     server.end()
     question, answer = _only(path).messages
     assert question.content == "What is a list?" and answer.role == "assistant"
-    server = process(conversations=path)
-    shown = server.http.get(f"/api/conversations/{id}").json()
+    with started(conversations=path) as server:
+        shown = server.http.get(f"/api/conversations/{id}").json()
     assert [m["finish"] for m in shown["messages"]] == [None, "cancelled"] and shown["title"] == "What is a list?"
 
 
+def test_a_users_mistake_is_one_line(process):
+    code, said = process(host="0.0.0.0").end()
+    assert "--allow-public" in said and "UserError" in said and "Traceback" not in said
+    assert code == 1     # 2 by the command line
+
+
 @pytest.mark.parametrize("options, told", [
-    ({"what": "/nowhere/run"}, "there is no such run folder"), ({"host": "0.0.0.0"}, "--allow-public"),
-    ({"search": "pasages"}, "did you mean passages"), ({"search": "{"}, "--search"),
-    ({"conversations": "/proc/none/c.sqlite"}, "cannot be used for conversations")])
-def test_a_users_mistake_is_one_line(process, options, told):
-    server = process(**options)
-    code, said = server.end()
-    assert code == 1 and told in said and "UserError" in said and "Traceback" not in said     # 2 by the command line
+    ({"what": "/nowhere/run"}, "there is no such run folder"), ({"search": "pasages"}, "did you mean passages"),
+    ({"search": "{"}, "--search"), ({"conversations": "/proc/none/c.sqlite"}, "cannot be used for conversations")])
+def test_a_users_mistake_ends_it(monkeypatch, options, told):
+    from tryplicity import load_plugins
+    from tryplicity.server import app
+
+    monkeypatch.setattr(app, "_log_to_stderr", lambda: None)
+    with pytest.raises(UserError, match=told):
+        app.serve(plugins=load_plugins(), **{"port": 0, "search": "none", "conversations": "none", **options})
 
 
 def test_a_search_that_cannot_be_made_ready_does_not_keep_the_model_away(started, chat_run, tmp_path):

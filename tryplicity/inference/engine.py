@@ -140,6 +140,21 @@ class Engine:
     def submit(self, request: Request, listener: Callable[[Piece], None]) -> Generation:
         """Begin; from any thread. The listener is called from the engine's thread and must not wait; its last piece
         has a `finish`. Raises Busy, and UserError for what cannot be done."""
+        self._check(request)
+        grammar, end_tokens = None, request.end_tokens
+        if request.schema is not None:
+            with self._making_grammars:
+                self._grammars = self._grammars or Grammars(self.tokenizer)
+            grammar, end_tokens = self._grammars.json(request.schema), end_tokens | {EOS, IM_END}
+        words = [token for token in request.prompt if token >= len(SPECIAL_TOKENS)]  # <|im_end|> must not be penalised
+        generation = Generation(request, len(request.prompt))
+        self.scheduler.submit(scheduler.Sequence(
+            generation, listener, Sampler(request.sampling, words),
+            None if self._token_bytes is None else TextStream(self._token_bytes, request.stop), grammar,
+            end_tokens, min(request.max_tokens, self.context_length - len(request.prompt))))
+        return generation
+
+    def _check(self, request: Request) -> None:
         size, vocab_size = len(request.prompt), self.model.spec.vocab_size
         if size >= self.context_length:
             raise UserError(f"the prompt has {size} tokens, and the context of this model holds {self.context_length}, "
@@ -150,18 +165,6 @@ class Engine:
                 raise UserError(f"{what} has token {wrong[0]}; the tokens of this model are 0 to {vocab_size - 1}")
         if self.tokenizer is None and (request.stop or request.schema is not None):
             raise UserError("this model came without a tokenizer: no stop strings and no schema")
-        grammar, end_tokens = None, request.end_tokens
-        if request.schema is not None:
-            with self._making_grammars:
-                self._grammars = self._grammars or Grammars(self.tokenizer)
-            grammar, end_tokens = self._grammars.json(request.schema), end_tokens | {EOS, IM_END}
-        words = [token for token in request.prompt if token >= len(SPECIAL_TOKENS)]  # <|im_end|> must not be penalised
-        generation = Generation(request, size)
-        self.scheduler.submit(scheduler.Sequence(
-            generation, listener, Sampler(request.sampling, words),
-            None if self._token_bytes is None else TextStream(self._token_bytes, request.stop), grammar,
-            end_tokens, min(request.max_tokens, self.context_length - size)))
-        return generation
 
     def generate(self, request: Request) -> Iterator[Piece]:
         """The pieces of one answer as they come; closing the iterator cancels it."""
@@ -184,10 +187,11 @@ class Engine:
             yield from (token.id for token in piece.tokens)
 
     def stream(self, prompt: str, sampling: Sampling, max_tokens: int, stop: Sequence[str] = ()) -> Iterator[str]:
-        """Text after `prompt`, in whole characters, until the text ends, a stop string or `max_tokens`."""
-        for piece in self.generate(Request(tuple(self.encode(prompt)), sampling, max_tokens, tuple(stop))):
-            if piece.text:
-                yield piece.text
+        """Text after `prompt`, in whole characters, until the text ends, a stop string or `max_tokens`. Raises
+        UserError, before anything is iterated over, for what cannot be done."""
+        request = Request(tuple(self.encode(prompt)), sampling, max_tokens, tuple(stop))
+        self._check(request)
+        return (piece.text for piece in self.generate(request) if piece.text)
 
     def statistics(self) -> dict[str, Any]:
         """Numbers of now: running, waiting, slots, tokens_per_second (of the last seconds), cached_states, ..."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -234,7 +235,8 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
 
     rest: the form of what is not packed: bf16; int8 (tables of the vocabulary, a scale for each row; the rest in bf16);
     fp32. Vectors stay fp32. initialised: `what` is a spec, whose initial weights are packed module by module, never
-    all in memory at once.
+    all in memory at once. Raises UserError where `what` is not that or `out` cannot be written, Refused where nothing
+    of it can be packed.
     """
     if initialised:
         spec = load_spec(str(what), registry)
@@ -255,7 +257,7 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
     weights_of = _initial(seed) if initialised else _of_run(_Weights(_newest_weights(run)))
     total = sum(p.numel() for p in model.parameters())
     done, sizes = 0, Sizes(out)
-    with whole_file(out) as temporary, open(temporary, "wb") as file:
+    with _told_as(out), whole_file(out) as temporary, open(temporary, "wb") as file:
         writer = _Writer(file, {"format": FORMAT, "spec": spec.as_yaml(), "tokenizer": words or ""},
                          3 * len(model.state_dict()))
         loose: list[tuple[str, Tensor]] = []
@@ -298,6 +300,15 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
         writer.finish()
         sizes.file_bytes = file.seek(0, 2)
     return sizes
+
+
+@contextmanager
+def _told_as(out: Path) -> Iterator[None]:
+    """An error of the system names the file that the user knows."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
 
 
 def _of_run(weights: _Weights) -> Callable[[str, nn.Module, list[str]], dict[str, Tensor]]:

@@ -73,11 +73,16 @@ struct Pool {
     }
 
     void work(int worker) {
+#if defined(SCHED_BATCH)
+        sched_param none{};  // do not take the core from anyone who runs, least of all from the caller who wakes us
+        pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
+#endif
         for (;;) {
             const auto ends = Clock::now() + SPIN;
             bool found = false;
             do {
                 for (int i = 0; i < PAUSES && !(found = wants(worker)); i++) pause();
+                if (!found) sched_yield();  // the caller may be waiting for this very core
             } while (!found && Clock::now() < ends);
             if (found) {
                 while (take_part()) {}

@@ -154,6 +154,8 @@ class EventStream:
 
     async def send(self, event: dict[str, Any] | str) -> None:
         text = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+        for character in "\x85\u2028\u2029":   # line ends to Python's str.splitlines, and so to some clients
+            text = text.replace(character, f"\\u{ord(character):04x}")
         await self._write(f"data: {text}\n\n")
 
     async def ping(self) -> None:

@@ -310,3 +310,19 @@ def test_packed_draft_of_further_tokens():
         gate, up = depth.gate_up(depth.norm(x)).chunk(2, -1)
         expected.append(x + depth.down(F.silu(gate) * up))
     assert_near(packed(head).draft(x), torch.stack(expected, -2))
+
+
+@pytest.mark.parametrize("replace_in", ["router.weight", "router.bias", "activation.offset", "activation", "router"])
+def test_what_was_replaced_is_noticed(replace_in):
+    """C keeps addresses: a parameter, a buffer or a whole part in the place of another is another."""
+    layer, x = packed(moe("top_k", "spike")), tokens(1)[None]
+    before = layer(x)
+    path, _, name = replace_in.rpartition(".")
+    owner = layer.get_submodule(path)
+    other = copy.deepcopy(getattr(owner, name))
+    with torch.no_grad():
+        for tensor in [other] if isinstance(other, torch.Tensor) else [*other.parameters(), *other.buffers()]:
+            tensor.normal_(std=0.5)
+    setattr(owner, name, other)
+    after = layer(x)
+    assert torch.equal(after, copy.deepcopy(layer)(x)) and not torch.equal(after, before)
