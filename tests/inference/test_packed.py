@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tryplicity import load_plugins
 from tryplicity.components import Activation
 from tryplicity.errors import Refused, UserError
 from tryplicity.inference.packed import export, load_model
@@ -26,7 +27,7 @@ def make_run(registry, prepared, tmp_path_factory):
 
     from tryplicity.model import initialise
 
-    def make(*settings):
+    def make(*settings, registry=registry):
         spec = load_spec(str(Path(__file__).parent.parent / "small.yaml"), registry, settings)
         model = initialise(assemble(spec), "cpu", 0)
         generator = torch.Generator().manual_seed(0)
@@ -175,17 +176,18 @@ class Counting(Activation):
         return x.relu()
 
 
-def test_a_buffer_of_any_dtype_is_in_the_file_or_refused(make_run, registry, tmp_path, monkeypatch):
-    registry.add(Counting)
+def test_a_buffer_of_any_dtype_is_in_the_file_or_refused(make_run, tmp_path, monkeypatch):
+    registry = load_plugins().registry  # one of our own, which a stranger may join
+    registry.add(Counting, "plugin stranger")
     settings = ("linear=bitlinear", "blocks.attention.feed_forward.activation=test_counting")
-    run = make_run(*settings)
+    run = make_run(*settings, registry=registry)
     export(run.folder, registry, tmp_path / "m.safetensors")
     model = load_model(tmp_path / "m.safetensors", registry)[0]
     counts = [module.counts for module in model.modules() if isinstance(module, Counting)]
     assert counts and all(own.tolist() == [1, 2, 3] and own.dtype == torch.int32 for own in counts)
     monkeypatch.setattr(Counting, "dtype", torch.complex64)
     with pytest.raises(Refused, match=r"counts is torch.complex64"):
-        export(make_run(*settings).folder, registry, tmp_path / "c.safetensors")
+        export(make_run(*settings, registry=registry).folder, registry, tmp_path / "c.safetensors")
     assert not (tmp_path / "c.safetensors").exists()
 
 

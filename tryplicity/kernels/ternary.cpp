@@ -706,6 +706,8 @@ inline void row_dots(const V* table, const float* x, int64_t in, float (*y)[4]) 
     __m256 low[R][T] = {}, high[R][T] = {};
     for (; i + SUMS <= in; i += SUMS) {
         for (int r = 0; r < R; r++) {
+            if (T == 1)  // the next rows, so short that the processor does not foresee them
+                _mm_prefetch(reinterpret_cast<const char*>(table + (r + R) * in + i), _MM_HINT_T0);
             const __m256 a = load8(table + r * in + i), b = load8(table + r * in + i + 8);
             for (int t = 0; t < T; t++) {
                 low[r][t] = _mm256_fmadd_ps(a, _mm256_loadu_ps(x + t * in + i), low[r][t]);
