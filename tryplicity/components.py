@@ -536,6 +536,9 @@ class Retriever(Component):
 
     family = "retriever"
 
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
     def search(self, question: str, limit: int) -> list[Passage]:
         """At most `limit` passages, best first. Raises UserError when it cannot search at all (no index, no
         network), with what to do."""

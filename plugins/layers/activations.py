@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tryplicity import Activation, output_and_report
 from tryplicity_plugins.layers import native
-from tryplicity_plugins.layers.prepared import Told, address, prepared
+from tryplicity_plugins.layers.prepared import Told, address, describes, prepared
 
 
 class GateInC(ctypes.Structure):
@@ -25,7 +25,7 @@ class GateInC(ctypes.Structure):
 def gate_in_c(activation: Activation) -> Told | None:
     """What C must know of an activation on the gate; None where it does not know it."""
     tell = getattr(activation, "in_c", None)
-    return None if tell is None else tell()
+    return tell() if tell is not None and describes(activation, ("in_c", "kind"), ("forward",)) else None
 
 
 def gated(activation: Activation, gate_up: Tensor, group_S: Tensor | None = None) -> Tensor:

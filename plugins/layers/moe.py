@@ -19,7 +19,7 @@ from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.activations import Elementwise, GateInC, gate_in_c, gated
 from tryplicity_plugins.layers.gated_mlp import GatedMLPInC, mlp_in_c
 from tryplicity_plugins.layers.prepared import Told, packed, prepared, products
-from tryplicity_plugins.layers.router import BalancedRouter, RouterInC, full_precision
+from tryplicity_plugins.layers.router import BalancedRouter, RouterInC, full_precision, router_in_c
 
 #: Every group begins and ends at a multiple of this many rows. MKL rounds a product of 1, and of 2 or 3 rows,
 #: unlike one of 4 or more (with several threads: the rows after the last multiple of 4), so without it a
@@ -221,7 +221,7 @@ class MixtureOfExperts(FeedForward):
 
     def _in_c(self) -> Told | None:
         """What C must know to do all of a packed layer in one call; None where a part is not known to it."""
-        router = self.router.in_c() if isinstance(self.router, BalancedRouter) else None
+        router = router_in_c(self.router)
         gate, matrices = gate_in_c(self.activation), packed(self.gate_up, self.down)
         if router is None or gate is None or matrices is None:
             return None

@@ -81,3 +81,14 @@ def packed(*linears: Linear) -> list[int] | None:
 
 def products() -> Products:
     return Products(kernels.entry("linear"), kernels.entry("experts"))
+
+
+def describes(component: object, tells: tuple[str, ...], methods: tuple[str, ...]) -> bool:
+    """Whether what C is told is said by a class that also has the last word on what is done: a subclass that
+    overrides a method, and tells C nothing of it, is done in Python."""
+    classes = type(component).__mro__
+
+    def level(name: str) -> int:
+        return next((i for i, cls in enumerate(classes) if name in vars(cls)), len(classes))
+
+    return min(map(level, tells)) <= min(map(level, methods))

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from tryplicity import Mean, Report, Router, Routing
 from tryplicity_plugins.layers import native
-from tryplicity_plugins.layers.prepared import Told, address, prepared
+from tryplicity_plugins.layers.prepared import Told, address, describes, prepared
 
 #: use_E goes a share of 1 / USE_STEPS of the way to each step's load: 95% of it is of the last 300 steps
 USE_STEPS = 100
@@ -113,7 +113,7 @@ class BalancedRouter(Router):
     def pairs(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """What `forward` chooses, as pairs: the token, the expert and the weight of each [S], those of a token one
         after another; with the same bits whatever other tokens there are. None where C may not."""
-        told = prepared(self, self.in_c) if native.works_on(x_ND) else None
+        told = prepared(self, lambda: router_in_c(self)) if native.works_on(x_ND) else None
         if told is None:
             return None
         most, count = len(x_ND) * self.max_k, ctypes.c_int64()
@@ -177,6 +177,12 @@ class BalancedRouter(Router):
             "experts_per_token": float(load.total.sum() / load.count),
             "experts_per_token_spread": 0.0,  # every token has as many
         }
+
+
+def router_in_c(router: Router) -> Told | None:
+    """What C must know of a router; None where it does not know it."""
+    knows = isinstance(router, BalancedRouter) and describes(router, ("in_c",), ("forward", "score", "weigh"))
+    return router.in_c() if knows else None
 
 
 class TopKRouter(BalancedRouter):

@@ -122,7 +122,7 @@ class Files(Source):
                 self.skipped += 1
                 return None
             raise UserError(f"{path}: not UTF-8 at byte {offset + error.start} (0x{raw[error.start]:02x}); "
-                            "save the file as UTF-8, or leave such text out: --data "
+                            "save the file as UTF-8, or leave such text out: "
                             f"'{{type: files, path: {self.config.path}, encoding_errors: skip}}'") from error
 
     def _plain(self, path: Path) -> Iterator[tuple[str, int, str]]:

@@ -12,7 +12,8 @@ from tests.browser.conftest import DOCUMENTS, PWN, until
 
 pytestmark = pytest.mark.browser
 
-LONG = {"max_tokens": 1500, "temperature": 1, "seed": 1, "search": False}   # long enough to be stopped
+# greedy text goes round in circles and does not end by itself, so that there is time to stop it
+LONG = {"max_tokens": 1500, "temperature": 0, "repetition_penalty": 1, "search": False}
 SHORT = {"max_tokens": 40, "temperature": 0.5, "seed": 1}
 DONE = ".answer:last-child .actions"
 

@@ -264,6 +264,8 @@ def searcher_loader(search: str, plugins: Plugins) -> Callable[[], Searcher]:
             retriever = part.build()
         except UserError as error:
             raise SearchUnavailable(str(error)) from None
+        except Exception as error:  # a plugin's fault must not end the server
+            raise SearchUnavailable(f"retriever {part.name}: {type(error).__name__}: {error}") from error
         passages = getattr(retriever, "passages", None)
         return Searcher(retriever, retriever.name, passages if isinstance(passages, int) else None)
 

@@ -326,3 +326,28 @@ def test_what_was_replaced_is_noticed(replace_in):
     setattr(owner, name, other)
     after = layer(x)
     assert torch.equal(after, copy.deepcopy(layer)(x)) and not torch.equal(after, before)
+
+
+def test_a_subclass_that_does_otherwise_is_not_done_in_c():
+    """It inherits what C is told of its parent, and C would do what the parent does."""
+    from tryplicity_plugins.layers.activations import ReLU2, SiLU, gate_in_c
+    from tryplicity_plugins.layers.router import TopKRouter, router_in_c
+
+    class Other(TopKRouter):
+        def weigh(self, scores_NK):
+            return torch.ones_like(scores_NK)
+
+    class Twice(SiLU):
+        def forward(self, x, group=None):
+            return 2 * super().forward(x)
+
+    class Renamed(ReLU2):
+        name = "renamed"
+
+    class Site:
+        hidden_size = 8
+
+    assert router_in_c(Other(TopKRouter.Config(), Site, 4, 2)) is None
+    assert router_in_c(TopKRouter(TopKRouter.Config(), Site, 4, 2)) is not None
+    assert gate_in_c(Twice(None, 8)) is None
+    assert gate_in_c(Renamed(None, 8)) is not None
