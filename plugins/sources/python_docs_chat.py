@@ -253,7 +253,7 @@ def _read(name: str, inner: str, path: Path, told: Told) -> _Module | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(path.read_text(encoding="utf-8"))
+            tree = _parse(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, SyntaxError, ValueError):
         return None
     finally:
@@ -263,6 +263,16 @@ def _read(name: str, inner: str, path: Path, told: Told) -> _Module | None:
     _note(module, "", "module", ast.get_docstring(tree, clean=False))
     _visit(module, name, tree.body)
     return module
+
+
+def _parse(text: str, tries: int = 5) -> ast.Module:
+    """Python 3.11 raises SystemError where two threads parse at once, for it counts their depths together."""
+    for _ in range(tries - 1):
+        try:
+            return ast.parse(text)
+        except SystemError:
+            continue
+    return ast.parse(text)
 
 
 def _visit(module: _Module, name: str, body: list[ast.stmt]) -> None:
