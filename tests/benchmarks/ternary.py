@@ -20,10 +20,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from torch.nn import functional as F
+from tryplicity.training.process import polite_threads
 
-from tryplicity import UserError, kernels
+polite_threads()  # as every command does, before torch
+
+import torch  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from tryplicity import UserError, kernels  # noqa: E402
 
 SIZES = [(2048, 2048), (5632, 2048), (4096, 4096)]  # out, in
 COLD = 192 << 20  # bytes walked through, several times the last cache
@@ -89,6 +93,7 @@ def take_turns(sides: dict[str, tuple[Callable[[], None], int]], seconds: float)
     ends = time.perf_counter() + seconds * len(sides)
     while time.perf_counter() < ends or len(times[next(iter(sides))]) < 5:
         for name, (walk, count) in sides.items():
+            time.sleep(0.02)  # the threads of the side before spin for a while, on the cores of this one
             started = time.perf_counter()
             walk()
             times[name].append((time.perf_counter() - started) / count)
@@ -103,7 +108,7 @@ def measure(out: int, columns: int, tokens: int, ggml: Ggml | None, kinds: list[
     first = kernels.TernaryMatrix.from_digits(digits_OD, 0.02)
     # compute-bound products need no walk: a few of them make a turn long enough to time
     limit = max(2, 4096 // tokens)
-    matrices = [kernels.TernaryMatrix(first.planes.clone(), first.scale_E, out, columns, None)
+    matrices = [kernels.TernaryMatrix.from_digits(digits_OD, 0.02)  # in memory as a loaded model's lie
                 for _ in range(min(limit, copies_of(first.nbytes)))]
     dense_OD = digits_OD.float() * 0.02
     dense = [dense_OD.clone() for _ in range(min(limit, copies_of(dense_OD.nbytes)))]

@@ -14,6 +14,7 @@ import ctypes
 import functools
 import math
 import mmap
+import threading
 from pathlib import Path
 
 import torch
@@ -27,7 +28,8 @@ __all__ = ["TernaryMatrix", "compile_library", "entry", "pack", "quantise", "row
            "ternary_linear", "unpack", "why_not"]
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("ternary.cpp", "parallel.cpp")]
-HUGE_PAGE = 1 << 21
+HUGE_PAGE, BLOCK = 1 << 21, 1 << 25
+_block, _allocating = torch.empty(0, dtype=torch.uint8), threading.Lock()
 _TABLES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
@@ -316,17 +318,27 @@ def _planes(library: ctypes.CDLL, digits: int | None, packed: int | None, expert
 
 def _huge(shape: tuple[int, ...]) -> Tensor:
     """uint8 memory in pages of 2 MB where the system has them: weights that are read once a token otherwise spend up
-    to a fifth of their time on finding pages."""
+    to a fifth of their time on finding pages. Small matrices share a block, which is free when the last of them is."""
+    global _block
     size = math.prod(shape)
-    if size < 4 * HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(shape, dtype=torch.uint8)
+    room = -(-size // 64) * 64
+    if room > BLOCK // 4:
+        return _pages(room)[:size].view(shape)
+    with _allocating:
+        if room > len(_block):
+            _block = _pages(BLOCK)
+        memory, _block = _block[:size], _block[room:]
+    return memory.view(shape)
+
+
+def _pages(size: int) -> Tensor:
     memory = torch.empty(size + HUGE_PAGE, dtype=torch.uint8)
     begin = -memory.data_ptr() % HUGE_PAGE
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        libc.madvise(memory.data_ptr() + begin, size // HUGE_PAGE * HUGE_PAGE, mmap.MADV_HUGEPAGE)
-    return memory[begin:begin + size].view(shape)
+        libc.madvise(memory.data_ptr() + begin, size, mmap.MADV_HUGEPAGE)
+    return memory[begin:begin + size]
 
 
 def _damaged() -> UserError:

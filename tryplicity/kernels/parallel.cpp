@@ -30,7 +30,7 @@ constexpr auto SPIN = microseconds(200);    // that a worker stays awake without
 constexpr auto YIELD = microseconds(20);    // that a caller waits before it offers its core
 constexpr auto STALL = microseconds(200);   // and before it takes the worker for stopped
 constexpr int PAUSES = 32;                  // between looks at the clock
-constexpr int ALONE = 10;                   // times as long as it waited for nothing the caller stays alone
+constexpr int ALONE = 2;                    // times as long as it waited for nothing the caller stays alone
 constexpr int64_t MOST = 1 << 30;           // parts of a loop
 
 inline void pause() {

@@ -34,7 +34,7 @@ constexpr int64_t GROUPS = 2;    // of rows decoded at a time, PIECE blocks of t
 constexpr int64_t PIECE = 16;
 constexpr int64_t TILES = 32;    // that one decoding serves: 256 tokens
 constexpr int64_t PREFETCH = 2048;                 // bytes ahead
-constexpr int64_t CHUNK_BYTES = 64 << 10;          // of a matrix, given to a thread at a time
+constexpr int64_t CHUNK_BYTES = 256 << 10;         // of a matrix, given to a thread at a time
 constexpr int64_t CHUNK_FLOATS = 16 << 10;         // of tokens
 constexpr int64_t SMALL = 1 << 19;                 // multiplications below which sharing them costs more
 constexpr float NORM_EPS = 1e-6f, INPUT_FLOOR = 1e-5f;
