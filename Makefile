@@ -1,5 +1,5 @@
 # Each target makes .venv when no virtual environment is active, and installs what it needs.
-#   make quickstart   the whole way on this machine: plan, prepare, train a tiny model, let it write
+#   make quickstart   the whole way on this machine: plan, prepare, train a tiny model, open its page
 #   make test         the test suite          make nightly   the slow checks too, and the page in a browser
 #   make browser      the page alone, in a headless Chromium
 #   make lint         ruff                    make bench     the timings in tests/benchmarks
