@@ -376,7 +376,10 @@ def serve(run: str | None, plugins: Any, cors: tuple[str, ...], hosts: tuple[str
 
 @main.group()
 def search() -> None:
-    """An index of passages on this machine, for `serve` and for you."""
+    """An index of passages on this machine, for `serve` and for you.
+
+    Example: tryplicity search ask "How do I join two paths?"
+    """
 
 
 @search.command("index")

@@ -290,7 +290,7 @@ class Long(Retriever):
 def test_what_does_not_fit_is_left_out_and_said(started, registry, prepared, tmp_path, context, read):
     run = make_run(tmp_path / "tiny", registry, prepared, "name=tiny", f"context_length={context}",
                    "phases=[{kind: pretrain, share: 0.5}, {kind: chat, share: 0.5}]")
-    with started(run, searcher=Searcher(Long(), "long", 5)) as server:
+    with started(run, searcher=Searcher(Long(None), "long", 5)) as server:
         id = server.new()
         for _ in range(2):      # whose history does not fit either
             found = server.ask(id, content="What is a list?", search=True, sampling={**SHORT, "max_tokens": 60})

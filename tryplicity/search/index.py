@@ -106,7 +106,8 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
                             "such as one from python.org, conda or a Linux distribution") from error
         raise UserError(f"{path}: the index cannot be written ({error}); is the disk full?") from error
     except OSError as error:
-        if error.filename and Path(error.filename).parent != path.parent:  # a document's
+        failed = Path(error.filename or path)
+        if failed.parent != path.parent and failed not in path.parents:  # a document's
             raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
         raise UserError(f"{path}: the index cannot be written ({error.strerror or error})") from error
     return path
