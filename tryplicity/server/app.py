@@ -24,6 +24,7 @@ from sanic.http.constants import HTTP
 from sanic.response import json
 
 from tryplicity.errors import UserError
+from tryplicity.run import Run
 from tryplicity.server import api, ask, errors, metrics, openai, page, routing, security
 from tryplicity.server.conversations import Store
 from tryplicity.server.limits import read_body, read_json
@@ -227,6 +228,8 @@ def serve(what: str | Path | None = None, *, plugins: Plugins, search: str = "pa
     or "none". conversations: the file they are kept in, by default in the user's data folder; "none" keeps them in
     memory. options: those of `Options`; the key is also taken from TRYPLICITY_API_KEY. say: is told the address.
     """
+    if what is not None and not Path(what).is_file():
+        Run.open(what)  # before an address is shown: a wrong path is said at once
     options["api_key"] = options.get("api_key") or os.environ.get("TRYPLICITY_API_KEY") or None
     chosen = Options(**options)
     sock = bind(chosen)
