@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 #: from what everything stands on to what stands on everything; a module imports from its own floor or below
 FLOORS = [
-    {"errors", "hookspecs"},
+    {"errors", "hookspecs", "leftout"},
     {"parts", "functional", "kernels"},
     {"components", "registry"},
     {"plugins", "spec", "hardware", "files", "run"},

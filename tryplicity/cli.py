@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from tryplicity import __version__
-from tryplicity.errors import Refused, UserError
+from tryplicity.errors import PluginFault, Refused, UserError
 
 #: what is learned where the user names nothing: sources of the project's own plugins
 PRETRAINING_DATA, CHAT_DATA = "python-docs", "python-docs-chat"
@@ -29,6 +29,8 @@ class _Group(click.Group):
             sys.exit(_say(error, 2))
         except Refused as error:
             sys.exit(_say(error, 1))
+        except PluginFault as error:
+            sys.exit(_say(error, 3))
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)

@@ -14,6 +14,11 @@ class Refused(Exception):
     """The input is right and the answer is no (it does not fit, a check failed). Exits with 1."""
 
 
+class PluginFault(Exception):
+    """A part of the program or a plugin failed at its work: the message names it, its file and line, and what to do.
+    The command line then exits with 3."""
+
+
 def nearest(word: object, known: Iterable[str]) -> str | None:
     """The known word that `word` most likely stands for, whatever its case; None if nothing is near."""
     by_lower = {name.lower(): name for name in sorted(known)}
