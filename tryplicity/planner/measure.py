@@ -8,6 +8,7 @@ a fraction of a second on any machine. A dispatch mode sees each tensor come and
 from __future__ import annotations
 
 import copy
+import itertools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 from tryplicity.components import Layer, Report, Router
 from tryplicity.functional import grouped_product_works
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 BLOCK = 512  # torch's allocators hand out memory in multiples of this
+#: a number for each storage: its address is soon another's
+_SERIALS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,17 @@ def _convolution_backward_flops(grad: Tensor, x: Tensor, weight: Tensor, *args, 
 
 
 def _attention_flops(q, k, v, dropout: float = 0.0, causal: bool = False, *_, out_val, **__) -> int:
-    """A causal kernel skips the masked half."""
-    return sdpa_flop_count(q.shape, k.shape, v.shape) // (2 if causal else 1)
+    """Scores and values for every query head, however few heads keys and values have (torch 2.11's own formula wants
+    as many). A causal kernel skips the masked half."""
+    (B, H, T, K), S, V = q.shape, k.shape[2], v.shape[3]
+    return 2 * B * H * T * S * (K + V) // (2 if causal else 1)
 
 
 def _attention_backward_flops(grad, q, k, v, out, lse, dropout: float = 0.0, causal: bool = False, *_,
                               out_val, **__) -> int:
-    return sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape) // (2 if causal else 1)
+    """The scores again, the gradients of queries and keys (K wide), those of values and weights (V wide)."""
+    (B, H, T, K), S, V = q.shape, k.shape[2], v.shape[3]
+    return 2 * B * H * T * S * (3 * K + 2 * V) // (2 if causal else 1)
 
 
 _GROUPED = (aten._grouped_mm, torch.ops.tryplicity.grouped_rows, torch.ops.tryplicity.grouped_outer)
@@ -120,7 +127,7 @@ class Tracker(ShapeMode):
 
     def sizes(self, tensors: Iterable[Tensor]) -> tuple[int, int]:
         """Bytes of tensors made under this mode, and of those that were there at the peak."""
-        keys = {t.meta.untyped_storage()._cdata for t in tensors} & self._alive.keys()
+        keys = {getattr(t.meta.untyped_storage(), "serial", None) for t in tensors} & self._alive.keys()
         return sum(self._alive[k] for k in keys), sum(self._alive[k] for k in keys & (self._at_peak or {}).keys())
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -133,17 +140,29 @@ class Tracker(ShapeMode):
 
     def made(self, tensor: Shape) -> None:
         storage = tensor.meta.untyped_storage()
-        key, size = storage._cdata, -(-storage.nbytes() // BLOCK) * BLOCK
-        self._alive[key] = size
-        weakref.finalize(storage, self._free, key)
-        self.live += size
+        storage.serial = serial = next(_SERIALS)
+        self._alive[serial] = 0
+        weakref.finalize(storage, self._hold, serial, None)
+        self._hold(serial, storage.nbytes())
+
+    def changed(self, tensor: Shape) -> None:
+        storage = tensor.meta.untyped_storage()
+        if not hasattr(storage, "serial"):
+            self.made(tensor)
+        elif storage.serial in self._alive:
+            self._hold(storage.serial, storage.nbytes())
+
+    def _hold(self, serial: int, size: int | None) -> None:
+        """A storage has this many bytes from now on; None: it is gone."""
+        more = -self._alive[serial] if size is None else -(-size // BLOCK) * BLOCK - self._alive[serial]
+        if more < 0 and self._at_peak is None and self.live == self.peak:
+            self._at_peak = dict(self._alive)  # the peak is over: what made it up
+        self.live += more
+        self._alive[serial] += more
+        if size is None:
+            del self._alive[serial]
         if self.live > self.peak:
             self.peak, self._at_peak = self.live, None
-
-    def _free(self, key: int) -> None:
-        if self._at_peak is None and self.live == self.peak:
-            self._at_peak = dict(self._alive)  # the peak is over: what made it up
-        self.live -= self._alive.pop(key)
 
 
 class _GradientsArrive(torch.autograd.Function):
