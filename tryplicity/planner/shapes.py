@@ -164,7 +164,11 @@ def _cat(tensors, dim=0):
 
 def _cumsum(x, dim, *, dtype=None):
     integer = not (x.dtype.is_floating_point or x.dtype.is_complex)
-    return _new(x, dtype or (torch.int64 if integer else x.dtype))
+    return torch.empty(x.shape, dtype=dtype or (torch.int64 if integer else x.dtype), device=META)
+
+
+def _masked_fill(x, mask, value):
+    return torch.empty(_broadcast([x.shape, mask.shape]), dtype=x.dtype, device=META)
 
 
 def _stack(tensors, dim=0):
@@ -182,6 +186,10 @@ def _reduce(x, dim=None, keepdim=False, *, dtype=None):
 
 def _norm(x, ord=2, dim=None, keepdim=False, *, dtype=None):
     return _reduce(x, dim, keepdim, dtype=(dtype or x.dtype).to_real())
+
+
+def _argmax(x, dim=None, keepdim=False):
+    return _reduce(x, dim, keepdim, dtype=torch.int64)
 
 
 def _topk(x, k, dim=-1, largest=True, sorted=True):
@@ -248,6 +256,8 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.addmm.default: lambda x, a, b, **_: _empty(a.shape[0], b.shape[1], like=a),
     aten.bmm.default: lambda a, b: _empty(*a.shape[:2], b.shape[2], like=a),
     aten.baddbmm.default: lambda x, a, b, **_: _empty(*a.shape[:2], b.shape[2], like=a),
+    aten.argmax.default: _argmax,
+    aten.argmin.default: _argmax,
     aten.topk.default: _topk,
     aten.sort.default: _sort,
     aten.sort.stable: _sort,
@@ -286,6 +296,8 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.full_like.default: lambda x, _, **options: _copy(x, **options),
     aten.cat.default: _cat,
     aten.cumsum.default: _cumsum,
+    aten.masked_fill.Scalar: _masked_fill,
+    aten.masked_fill.Tensor: _masked_fill,
     aten.stack.default: _stack,
     aten.sum.default: _reduce,
     aten.sum.dim_IntList: _reduce,
@@ -299,7 +311,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
 
 #: operations that need no rule: the meta device runs them, in C++, as a CPU does
 _ON_META = {getattr(getattr(aten, name), overload) for name, overload in (entry.split(".") for entry in """
-    argmax.default constant_pad_nd.default empty.memory_format empty_strided.default eye.default full.default
+    constant_pad_nd.default empty.memory_format empty_strided.default eye.default full.default
     new_empty.default new_empty_strided.default new_full.default new_ones.default new_zeros.default ones.default
     promote_types.default scalar_tensor.default zeros.default""".split())}
 
