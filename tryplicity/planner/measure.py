@@ -2,7 +2,7 @@
 
 Every operation runs with real shapes and dtypes but touches no memory, so a block of any size is measured in
 a fraction of a second on any machine. A dispatch mode sees each tensor come and go (bytes) and each product
-(FLOPs). Kernels' inner scratch memory is not seen.
+(FLOPs). Kernels' inner scratch memory is not seen, but for those of which it is known (`_SCRATCH`).
 """
 
 from __future__ import annotations
@@ -89,6 +89,15 @@ def _attention_backward_flops(grad, q, k, v, out, lse, dropout: float = 0.0, cau
     return 2 * B * H * T * S * (3 * K + 2 * V) // (2 if causal else 1)
 
 
+def _lstm_flops(x, *weights_and_states, out_val, **__) -> int:
+    """x [T,B,I], weights [F,I] and [F,H]."""
+    return 2 * x.shape[0] * x.shape[1] * (weights_and_states[0].numel() + weights_and_states[1].numel())
+
+
+def _lstm_backward_flops(x, *weights_and_states, out_val, **__) -> int:
+    return 2 * _lstm_flops(x, *weights_and_states, out_val=out_val)
+
+
 _GROUPED = (aten._grouped_mm, torch.ops.tryplicity.grouped_rows, torch.ops.tryplicity.grouped_outer)
 _PACKETS: dict[Any, Callable[..., int]] = {
     **flop_registry,
@@ -97,6 +106,8 @@ _PACKETS: dict[Any, Callable[..., int]] = {
     aten._grouped_mm: _grouped_flops,
     aten.convolution: _convolution_flops,
     aten.convolution_backward: _convolution_backward_flops,
+    aten.mkldnn_rnn_layer: _lstm_flops,
+    aten.mkldnn_rnn_layer_backward: _lstm_backward_flops,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
@@ -105,6 +116,18 @@ _FORMULAS = {getattr(packet, overload): formula for packet, formula in _PACKETS.
 
 
 # --- bytes ---
+
+def _lstm_scratch(x, w_FI, w_FH, *_) -> int:
+    """The gates of all steps, and the weights in oneDNN's own order."""
+    return x.element_size() * (x.shape[0] * x.shape[1] * w_FI.shape[0] + w_FI.numel() + w_FH.numel())
+
+
+#: bytes that a kernel takes and gives back
+_SCRATCH: dict[Any, Callable[..., int]] = {
+    aten.mkldnn_rnn_layer.default: _lstm_scratch,
+    aten.mkldnn_rnn_layer_backward.default: _lstm_scratch,
+}
+
 
 class Tracker(ShapeMode):
     """Sums the bytes of all storages made under it that are alive, remembers their peak, and counts FLOPs.
@@ -136,6 +159,8 @@ class Tracker(ShapeMode):
         if formula is not None:
             share = self.padded_share if func._overloadpacket in _GROUPED else 1.0
             self.flops += share * formula(*args, **(kwargs or {}), out_val=out)
+        if func in _SCRATCH and (reached := self.live + _SCRATCH[func](*args)) > self.peak:
+            self.peak, self._at_peak = reached, dict(self._alive)
         return out
 
     def made(self, tensor: Shape) -> None:
