@@ -332,10 +332,11 @@ _RULES: dict[Any, Callable[..., Any]] = {
 
 
 #: operations that need no rule: the meta device runs them, in C++, as a CPU does
-_ON_META = {getattr(getattr(aten, name), overload) for name, overload in (entry.split(".") for entry in """
-    constant_pad_nd.default empty.memory_format empty_strided.default eye.default full.default
-    new_empty.default new_empty_strided.default new_full.default new_ones.default new_zeros.default ones.default
-    promote_types.default scalar_tensor.default zeros.default""".split())}
+_ON_META = {
+    aten.constant_pad_nd.default, aten.empty.memory_format, aten.empty_strided.default, aten.eye.default,
+    aten.full.default, aten.new_empty.default, aten.new_empty_strided.default, aten.new_full.default,
+    aten.new_ones.default, aten.new_zeros.default, aten.ones.default, aten.promote_types.default,
+    aten.scalar_tensor.default, aten.zeros.default}
 
 
 class Kind(NamedTuple):
@@ -386,7 +387,7 @@ def _pointwise(func: Any, args: list, kwargs: dict) -> Any:
     tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
     sizes = _broadcast([t.shape for t in tensors])
     pattern = next((t for t in tensors if t.shape == sizes), None)
-    alike = pattern is not None and all(t.shape == sizes and t.stride() == pattern.stride() or t.dim() == 0
+    alike = pattern is not None and all((t.shape == sizes and t.stride() == pattern.stride()) or t.dim() == 0
                                         for t in tensors)
     strides = None if alike else _dense_strides(sizes, tensors)
 
