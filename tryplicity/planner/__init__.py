@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from tryplicity.registry import Registry
 
 
-#: the strategies tried first, in this order
-ORDER = ("single", "ddp", "fsdp")
-
-
 @dataclass(frozen=True)
 class Option:
     """A strategy and what became of it."""
@@ -81,14 +77,14 @@ class Plan:
 
 
 def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
-    """model: assembled on the meta device. Strategies are tried in the order single, ddp, fsdp, then others by
-    name; a profile that names one gets that one, fitting or not.
+    """model: assembled on the meta device. Strategies are tried by their `order`, equal ones by name; a profile that
+    names one gets that one, fitting or not.
     """
     from tryplicity.planner.count import count
 
     counts = count(model)
     facts = gather_facts(model, hardware, counts)
-    names = sorted(registry.names("parallelism"), key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
+    names = sorted(registry.names("parallelism"), key=lambda name: (registry.get("parallelism", name).order, name))
     options, refused = [], set()
     for name in names:
         strategy = registry.part("parallelism", name).build()
