@@ -15,7 +15,7 @@ _EXPORTS = {
     "tryplicity.hookspecs": ["hookimpl"],
     "tryplicity.parts": ["Component", "Part", "uses"],
     "tryplicity.components": ["IGNORE", "Activation", "Brain", "Conversation", "Document", "FeedForward", "Head",
-                              "Judge", "Layer", "Linear", "Mean", "Mixer", "Night", "Norm", "Objective", "Optimizer",
+                              "Inhibition", "Judge", "Layer", "Linear", "Mean", "Mixer", "Night", "Norm", "Objective", "Optimizer",
                               "Parallelism", "Passage", "Repair", "Report", "Residual", "Retriever", "Router",
                               "Routing", "Rows", "Schedule", "Site", "Source", "Stage", "State", "output_and_report"],
     "tryplicity.functional": ["chunked_cross_entropy", "grouped_linear"],

@@ -49,12 +49,18 @@ def pair_up(moe, like=0.1):
 
 
 def step(moe, number, x):
-    moe.router.before_step(number)
-    _, report = moe(x)
-    own = {name.removeprefix("router."): stat for name, stat in report.stats.items()
-           if name.startswith("router.")}
-    moe.router.after_step(number, own)
-    return own
+    """A training step: what the inhibition said in it."""
+    for module in (moe.router, moe.router.inhibition):
+        module.before_step(number)
+    stats = moe(x)[1].stats
+    routers = own(stats, "router.")
+    moe.router.after_step(number, {name: stat for name, stat in routers.items() if "." not in name})
+    moe.router.inhibition.after_step(number, own(routers, "inhibition."))
+    return own(routers, "inhibition.")
+
+
+def own(stats, prefix):
+    return {name.removeprefix(prefix): stat for name, stat in stats.items() if name.startswith(prefix)}
 
 
 def test_the_sketch_estimates_the_similarity_of_the_weights():
@@ -73,22 +79,22 @@ def test_similarity_is_measured_in_some_steps_only_and_applied_after_them():
     x = torch.randn(2, 8, 32)
     measured = ["similarity" in step(moe, number, x) for number in range(5)]
     assert measured == [True, False, False, True, False]
-    assert moe.router.similarity_EE[0, 1] > 0.9 and moe.router.similarity_EE[0, 2] < 0.4
-    moe.router.before_step(6)
-    before = moe.router.similarity_EE.clone()
+    assert moe.router.inhibition.similarity_EE[0, 1] > 0.9 and moe.router.inhibition.similarity_EE[0, 2] < 0.4
+    moe.router.inhibition.before_step(6)
+    before = moe.router.inhibition.similarity_EE.clone()
     moe(x)
-    assert torch.equal(moe.router.similarity_EE, before)  # a forward pass changes nothing
+    assert torch.equal(moe.router.inhibition.similarity_EE, before)  # a forward pass changes nothing
     moe.eval()
-    assert "router.similarity" not in moe(x)[1].stats
+    assert "router.inhibition.similarity" not in moe(x)[1].stats
 
 
 def test_measured_in_parts_as_in_one():
     moe = make_moe()
     pair_up(moe)
-    moe.router.before_step(0)
+    moe.router.inhibition.before_step(0)
     x = torch.randn(4, 8, 32)
-    whole = moe(x)[1].stats["router.similarity"]
-    first, second = (moe(part)[1].stats["router.similarity"] for part in x.chunk(2))
+    whole = moe(x)[1].stats["router.inhibition.similarity"]
+    first, second = (moe(part)[1].stats["router.inhibition.similarity"] for part in x.chunk(2))
     torch.testing.assert_close((first + second).value, whole.value)
 
 
@@ -98,7 +104,7 @@ def test_the_choice_by_hand(strength):
     torch.manual_seed(1)
     similarity = torch.rand(8, 8)
     with torch.no_grad():
-        router.similarity_EE.copy_(similarity)
+        router.inhibition.similarity_EE.copy_(similarity)
         router.bias.copy_(torch.randn(8) * 0.1)
     x = torch.randn(1, 40, 32)
     routing = router(x)
@@ -121,7 +127,7 @@ def test_no_strength_is_plain_top_k():
     plain.reset_parameters()
     with torch.no_grad():
         plain.weight.copy_(router.weight)
-        router.similarity_EE.fill_(1)
+        router.inhibition.similarity_EE.fill_(1)
     x = torch.randn(2, 50, 32)
     assert torch.equal(router(x).experts_NK, plain(x).experts_NK)
     assert torch.equal(router(x).weights_NK, plain(x).weights_NK)
@@ -142,7 +148,7 @@ def test_of_two_alike_the_choice_of_one_lowers_the_chance_of_the_other():
         has = torch.zeros(len(experts), 8).scatter_(1, experts, 1.0)
         together[strength] = (has[:, 0] * has[:, 1]).sum() / has[:, 0].sum()
         distance[strength] = (1 - cosines(moe).detach())[experts[:, 0], experts[:, 1]].mean()
-        reported[strength] = moe.router.metrics(step(moe, 1, x))["chosen_similarity"]
+        reported[strength] = moe.router.inhibition.metrics(step(moe, 1, x))["chosen_similarity"]
     assert together[0.0] > 0.7 and together[0.5] < 0.5 * together[0.0]
     assert distance[0.5] > distance[0.0] + 0.3
     assert 0 <= reported[0.5] < reported[0.0] - 0.3 <= 1
