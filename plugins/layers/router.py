@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tryplicity import Inhibition, Mean, Part, Report, Router, Routing, uses
+from tryplicity import Mean, Part, Report, Router, Routing, uses
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.prepared import Told, address, describes, prepared
 
