@@ -288,6 +288,17 @@ def measure(stage: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], pa
     return cost, [Shape(torch.empty(shape, dtype=dtype, device="meta")) for shape, dtype in like]
 
 
+def bytes_of_a_row(model: Model) -> int:
+    """What a training step holds of each of its sequences from its beginning to its end: tokens, documents, the
+    targets of each objective, and the loss of each token in fp32."""
+    ids_BT = Shape(torch.empty(1, model.spec.context_length, dtype=torch.int64, device="meta"))
+    doc_ids_BT, next_BT = shape_like(ids_BT), shape_like(ids_BT)
+    with ShapeMode():
+        targets = model.targets(ids_BT, next_BT, doc_ids_BT)
+    held = {id(t): t for t in (ids_BT, doc_ids_BT, next_BT, *targets.values())}
+    return sum(t.numel() * t.element_size() for t in held.values()) + 4 * ids_BT.numel()
+
+
 #: tokens of a micro-batch up to which it is measured as it is
 DIRECT = 2**15
 
