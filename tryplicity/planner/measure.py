@@ -8,6 +8,7 @@ a fraction of a second on any machine. A dispatch mode sees each tensor come and
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -309,6 +310,16 @@ def measure_stages(model: Model, hardware: Hardware, weights: str, gradients_exi
     weights: "fp32" or "bf16", as in `Facts.measured`. A micro-batch of many sequences is extrapolated from two
     small ones: all costs are a constant and a share for each sequence.
     """
+    collecting = gc.isenabled()
+    gc.disable()  # a layer's circular garbage would be gone whenever the collector happens to run
+    try:
+        return _measure(model, hardware, weights, gradients_exist)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _measure(model: Model, hardware: Hardware, weights: str, gradients_exist: bool) -> list[Cost]:
     context, batch = model.spec.context_length, hardware.batch
     if batch <= 4 or batch * context <= DIRECT:
         return _measure_batch(model, hardware, batch, weights, gradients_exist)
