@@ -66,7 +66,7 @@ def test_the_page_says_what_the_json_says(capfd):
 
 def test_what_does_not_fit_exits_with_1_and_says_by_how_much(capfd):
     code, out, _ = call(capfd, "build", "full", "--hw", "5090")
-    assert code == 1 and "does not fit" in out and "of 32 GB" in out
+    assert code == 1 and "does not fit" in out and "of 33.7 GB" in out
     code, out, _ = call(capfd, "build", "full", "--hw", "5090", "--json")
     assert code == 1 and json.loads(out)["fits"] is False
 
