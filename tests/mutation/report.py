@@ -31,7 +31,8 @@ def page(results: Path, out: TextIO) -> None:
     for package, tried in sorted(by_package.items()):
         caught = sum(r["outcome"] in ("killed", "time") for r in tried)
         low, high = wilson(caught, len(tried))
-        print(f"| {package} | {len(tried)} | {caught} | {caught / len(tried):.1%} | {low:.0%} to {high:.0%} |", file=out)
+        print(f"| {package} | {len(tried)} | {caught} | {caught / len(tried):.1%} | {low:.0%} to {high:.0%} |",
+              file=out)
     survivors = sorted((r for those in by_package.values() for r in those
                         if r["outcome"] in ("survived", "unreached")), key=lambda r: (r["file"], r["line"]))
     print(f"\n{len(survivors)} survive; {len(EQUIVALENT)} are noted as equivalent "
