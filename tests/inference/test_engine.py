@@ -1,6 +1,7 @@
 """Many at once are as each alone; who leaves, fails or listens badly disturbs nobody. On a packed model the comparison
 is of bits; on floats in fp64, where rounding cannot change a token of these."""
 
+import codecs
 import gc
 import os
 import random
@@ -273,8 +274,8 @@ def test_text_comes_in_whole_characters_with_its_tokens(packed_model, tokenizer,
     pieces = list(engine.generate(request))
     ids = [token.id for piece in pieces for token in piece.tokens]
     assert ids == plain(packed_model, request)
-    text = "".join(piece.text for piece in pieces)
-    assert text == ids  # what was shown is what the tokens say
+    whole = b"".join(engine._token_bytes[token] for token in ids)
+    assert "".join(piece.text for piece in pieces) == codecs.getincrementaldecoder("utf-8")("replace").decode(whole)
     assert all(piece.text for piece in pieces[:-1]) and pieces[-1].finish == "length"
 
 
