@@ -217,9 +217,8 @@ class GroupedQueryAttention(Mixer):
         rows_B3 = (ctypes.c_int64 * len(rows))(*rows)
         if told.struct.qkv:
             out_BTD = torch.empty_like(x_BTD)
-            native.function("packed_attention", "ppppp" "ii" "p")(
-                told.address, out_BTD.data_ptr(), x_BTD.data_ptr(), rotation, rows_B3, B, T, told.problem_address)
-            told.check()
+            native.function("packed_attention", "ppppp" "ii")(
+                told.address, out_BTD.data_ptr(), x_BTD.data_ptr(), rotation, rows_B3, B, T)
         else:
             qkv = self._normed(self.qkv(x_BTD)).contiguous()
             y = qkv.new_empty(B, T, self.heads * self.head_dim)

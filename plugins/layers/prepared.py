@@ -21,7 +21,7 @@ class Products(ctypes.Structure):
 
 
 class Prepared:
-    """A struct and where it lies; `problem`, for C to write to."""
+    """A struct and where it lies."""
 
     def __init__(self, module: nn.Module, struct: ctypes.Structure, tensors: Sequence[Tensor],
                  linears: Sequence[Linear]) -> None:
@@ -29,8 +29,6 @@ class Prepared:
         self.tensors, self.pointers = tensors, [tensor.data_ptr() for tensor in tensors]
         self.linears, self.matrices = linears, [getattr(linear, "matrix", None) for linear in linears]
         self.places = _places(module, tensors)
-        self.problem = ctypes.c_int64()
-        self.problem_address = ctypes.addressof(self.problem)
 
     def holds(self) -> bool:
         """Whether all that the struct tells of is still the module's own, and lies where it did."""
@@ -38,10 +36,6 @@ class Prepared:
                 and all(held.get(name) is thing for held, name, thing in self.places)
                 and all(getattr(linear, "matrix", None) is matrix
                         for linear, matrix in zip(self.linears, self.matrices, strict=True)))
-
-    def check(self) -> None:
-        if self.problem.value:
-            raise MemoryError("no memory for the tokens of a ternary product")
 
     def __reduce__(self):
         return type(None), ()  # a copy of the module tells C of itself
