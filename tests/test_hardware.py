@@ -34,7 +34,8 @@ def test_profiles_load_by_path_and_by_name(registry, path):
 
 
 @pytest.mark.parametrize(("name", "count", "memory_gb", "batch", "accumulation"), [
-    ("5090", 1, 32, 1, 64), ("b200", 4, 192, 4, 8), ("mi300x", 8, 192, 2, 8), ("h200", 8, 141, 4, 4)])
+    ("5090", 1, 33.7, 1, 64), ("b200", 4, 191.5, 4, 8), ("mi300x", 8, 206.1, 2, 8), ("h200", 8, 150.7, 4, 4),
+    ("h100", 8, 85.5, 4, 4)])
 def test_budgets_stand_in_the_profiles(registry, name, count, memory_gb, batch, accumulation):
     p = load_hardware(name, registry)
     assert (p.count, p.memory_gb, p.batch, p.accumulation) == (count, memory_gb, batch, accumulation)

@@ -202,7 +202,9 @@ class MixtureOfExperts(FeedForward):
                 return self._one_token(x_BTD.view(-1)).view(x_BTD.shape)
             return torch.stack([self._one_token(x_D) for x_D in x_BTD.flatten(0, 1)]).view(x_BTD.shape)
         report = Report()
-        sketch_EM = self._sketch() if self.router.wants_sketch and self.training else None
+        inhibition = getattr(self.router, "inhibition", None)
+        wanted = self.router.wants_sketch or (inhibition is not None and inhibition.wants_sketch)
+        sketch_EM = self._sketch() if wanted and self.training else None
         routing = self.router(x_BTD, sketch_EM)
         report.include("router", routing.report)
         layout = lay_out(routing.experts_NK, self.config.experts)
