@@ -25,7 +25,7 @@ from sanic.response import json
 
 from tryplicity.errors import UserError
 from tryplicity.run import Run
-from tryplicity.server import api, ask, errors, metrics, openai, page, routing, security
+from tryplicity.server import api, ask, errors, metrics, openai, page, responses, routing, security, tokens
 from tryplicity.server.conversations import Store
 from tryplicity.server.limits import read_body, read_json
 from tryplicity.server.options import Options
@@ -146,7 +146,7 @@ def create_app(service: Service, plugins: Plugins | None = None, *, page_folder:
     routing.add(app, "GET", "/health", health)
     routing.add(app, "GET", "/metrics", counts)
     page.add_routes(app, page_folder)
-    for routes in (openai, api, ask):
+    for routes in (openai, responses, tokens, api, ask):
         routes.add_routes(app, service, read)
     if plugins is not None:
         plugins.call("tryplicity_server_routes", app=app)
