@@ -495,3 +495,57 @@ def test_only_the_floats_of_linears_are_stored_column_by_column(make_packed):
 def test_the_card_of_a_model(packed_model):
     card = Engine(packed_model, None).card
     assert (card.name, card.context_length, card.chat) == ("small", 256, False) and card.parameters > 0
+
+
+def directly(model, prompt):
+    """The logarithms of the probabilities after each token, by one forward of the whole."""
+    with torch.no_grad():
+        return model(torch.tensor([list(prompt)]))[0].double().log_softmax(-1)
+
+
+@pytest.mark.parametrize("linear, dtype", [("bitlinear", torch.float32), ("linear", torch.float64)])
+def test_the_probabilities_of_a_prompt_are_the_models(make_packed, linear, dtype):
+    """In whatever chunks it is read, and with its beginning kept from before: as the model gives them in one go."""
+    model = make_packed(linear=linear, dtype=dtype)
+    engine, prompt = Engine(model, None, chunk=7), ask(1, length=100).prompt
+    run(engine, [ask(1, length=60)])
+    wanted_TV = directly(model, prompt)
+    scored = engine.score(prompt, alternatives=5)
+    assert [token.id for token in scored.tokens] == list(prompt)
+    assert scored.tokens[0] == (prompt[0], None, ()) and (scored.offsets, scored.text) == ((0,) * 100, "")
+    for i, token in enumerate(scored.tokens[1:]):
+        assert abs(token.logprob - float(wanted_TV[i, token.id])) < 1e-4
+        best = wanted_TV[i].topk(5)
+        assert [token_id for token_id, _ in token.top] == best.indices.tolist()
+        assert all(abs(value - want) < 1e-4 for (_, value), want in zip(token.top, best.values.tolist(), strict=True))
+    assert engine.score(prompt[:1]).tokens == ((prompt[0], None, ()),)
+    engine.close()
+
+
+def test_a_prompt_is_scored_to_the_end_of_the_context_and_no_further(engine, packed_model):
+    assert len(engine.score(ask(2, length=256).prompt).tokens) == 256
+    with pytest.raises(UserError, match="257 tokens"):
+        engine.score(ask(2, length=257).prompt)
+    with pytest.raises(UserError, match="max_tokens is 0; it must be 1 or more"):
+        ask(1, 0)
+
+
+def test_a_prompt_is_scored_and_gone_on_with(engine, packed_model, plain):
+    """What comes after it is as without."""
+    request = ask(3, 9, logprobs=2, score_prompt=True)
+    ear = Ear()
+    generation = engine.submit(request, lambda piece: ear(piece) if generation.scored else None)
+    assert generation.wait(30) and ear.tokens == plain(packed_model, request)
+    assert [token.id for token in generation.scored.tokens] == list(request.prompt)
+    assert all(len(token.top) == 2 for token in generation.scored.tokens[1:])
+
+
+def test_offsets_of_a_prompt_are_where_its_tokens_stand_in_the_text(packed_model, tokenizer):
+    engine, text = Engine(packed_model, tokenizer, chunk=5), "def тест(self):  # 日本 🙂 end"
+    prompt = engine.encode(text)
+    scored = engine.score(prompt)
+    assert scored.text == text and scored.offsets[:2] == (0, 0)  # <|begin|> has no text
+    sizes = [len(piece) for piece in (engine._token_bytes[token] for token in prompt)]
+    for i, offset in enumerate(scored.offsets):  # so many characters are whole in the bytes before it
+        assert text[:offset] == text.encode()[:sum(sizes[:i])].decode(errors="ignore")
+    engine.close()

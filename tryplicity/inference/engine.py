@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import gc
 import queue
 import threading
@@ -17,7 +18,7 @@ from tryplicity.components import Linear
 from tryplicity.data.tokenizer import BOS, EOS, IM_END, SPECIAL_TOKENS
 from tryplicity.errors import UserError
 from tryplicity.inference import scheduler
-from tryplicity.inference.generation import Busy, Generation, Piece, Request, Token
+from tryplicity.inference.generation import Busy, Generation, Piece, Request, Scored, Token
 from tryplicity.inference.grammar import Grammars
 from tryplicity.inference.packed import Info, load_model
 from tryplicity.inference.sampler import Sampler, Sampling
@@ -25,8 +26,8 @@ from tryplicity.inference.speculative import Drafter
 from tryplicity.inference.text import TextStream, token_bytes
 from tryplicity.model import Model
 
-__all__ = ["Busy", "Engine", "Generation", "ModelCard", "Piece", "Request", "Sampling", "Token", "decode",
-           "ready_for_decoding"]
+__all__ = ["Busy", "Engine", "Generation", "ModelCard", "Piece", "Request", "Sampling", "Scored", "Token",
+           "decode", "ready_for_decoding"]
 
 SMALL = 128e6  # bytes of floats: see fits_caches
 
@@ -156,7 +157,7 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         size, vocab_size = len(request.prompt), self.model.spec.vocab_size
-        if size >= self.context_length:
+        if size + min(request.max_tokens, 1) > self.context_length:
             raise UserError(f"the prompt has {size} tokens, and the context of this model holds {self.context_length}, "
                             "the answer included; shorten it")
         for what, ids in (("the prompt", request.prompt), ("logit_bias", request.sampling.logit_bias),
@@ -171,13 +172,7 @@ class Engine:
         pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
         generation = self.submit(request, pieces.put)
         try:
-            while True:
-                piece = pieces.get()
-                yield piece
-                if piece.finish is not None:
-                    if piece.finish == "error":
-                        raise RuntimeError(f"the engine failed: {generation.error}")
-                    return
+            yield from _to_the_end(generation, pieces)
         finally:
             generation.cancel()
 
@@ -185,6 +180,24 @@ class Engine:
         """At most `max_tokens` tokens after `prompt`, up to and without the end-of-text token."""
         for piece in self.generate(Request(tuple(prompt), sampling, max_tokens)):
             yield from (token.id for token in piece.tokens)
+
+    def score(self, prompt: Sequence[int], alternatives: int = 0) -> Scored:
+        """The probabilities of a prompt's own tokens, as OpenAI's `echo` with `logprobs` tells them.
+
+        Gives `Scored(tokens, offsets, text)`: `tokens[i]` is `Token(id, logprob, top)` for `prompt[i]`, with the natural
+        logarithm of its probability after `prompt[:i]` and the `alternatives` (0 to 20) likeliest tokens in its place as
+        pairs (id, logprob), best first; `tokens[0]` has logprob None and no alternatives. `offsets[i]` is the number of
+        whole characters of `text` before token i. Waits its turn among what the engine writes. Raises Busy and
+        UserError. To go on after the prompt as well, or not to wait, submit a Request with `score_prompt=True`,
+        `logprobs=n` and any max_tokens, and read `Generation.scored` from the first piece on.
+        """
+        request = Request(tuple(prompt), Sampling(), 0, logprobs=alternatives, score_prompt=True)
+        pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
+        generation = self.submit(request, pieces.put)
+        collections.deque(_to_the_end(generation, pieces), maxlen=0)
+        if generation.scored is None:
+            raise RuntimeError("the engine was closed before the prompt was read")
+        return generation.scored
 
     def stream(self, prompt: str, sampling: Sampling, max_tokens: int, stop: Sequence[str] = ()) -> Iterator[str]:
         """Text after `prompt`, in whole characters, until the text ends, a stop string or `max_tokens`. Raises
@@ -201,6 +214,16 @@ class Engine:
         """Refuse what comes from now on, and end: with `drain` when all answers are finished; without, they are
         cancelled."""
         self.scheduler.close(drain)
+
+
+def _to_the_end(generation: Generation, pieces: queue.SimpleQueue[Piece]) -> Iterator[Piece]:
+    while True:
+        piece = pieces.get()
+        yield piece
+        if piece.finish is not None:
+            if piece.finish == "error":
+                raise RuntimeError(f"the engine failed: {generation.error}")
+            return
 
 
 def _card(model: Model, info: Info | None) -> ModelCard:

@@ -38,12 +38,15 @@ class Request:
     end_tokens: frozenset[int] = frozenset({EOS})
     #: a JSON schema that the text must satisfy
     schema: Mapping[str, Any] | None = None
+    #: whether the prompt's own tokens get their probabilities too, as `logprobs` says, in `Generation.scored`; then
+    #: max_tokens may be 0
+    score_prompt: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompt:
             raise UserError("the prompt is empty; it needs one token at least")
-        if self.max_tokens < 1:
-            raise UserError(f"max_tokens is {self.max_tokens}; it must be 1 or more")
+        if self.max_tokens < (least := 0 if self.score_prompt else 1):
+            raise UserError(f"max_tokens is {self.max_tokens}; it must be {least} or more")
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
             raise UserError(f"logprobs is {self.logprobs}; it must be from 0 to {MOST_LOGPROBS}")
 
@@ -54,6 +57,14 @@ class Token(NamedTuple):
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()  # the likeliest, best first
+
+
+class Scored(NamedTuple):
+    """What a model gives the tokens of a prompt, each after those before it."""
+
+    tokens: tuple[Token, ...]  # one for each of the prompt's; the first, which follows nothing, has logprob None, top ()
+    offsets: tuple[int, ...]  # where in `text` each begins, in characters; all 0 without a tokenizer
+    text: str  # of the prompt; special tokens have none
 
 
 class Piece(NamedTuple):
@@ -75,6 +86,8 @@ class Generation:
     #: tokens chosen, the one that ended the answer included
     completion_tokens: int = 0
     finish: Finish | None = None
+    #: of the prompt, where the request has `score_prompt`; there before the first piece
+    scored: Scored | None = None
     #: what went wrong, where `finish` is "error"
     error: str | None = None
     submitted: float = field(default_factory=time.perf_counter)

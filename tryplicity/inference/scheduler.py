@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tryplicity.components import Rows
-from tryplicity.inference.generation import Busy, Finish, Generation, Piece, Token
+from tryplicity.inference.generation import Busy, Finish, Generation, Piece, Scored, Token
 from tryplicity.inference.grammar import Grammar
 from tryplicity.inference.prefix import Prefixes, Written, clone
 from tryplicity.inference.sampler import Sampler
@@ -28,6 +28,7 @@ from tryplicity.model import Model
 
 Listener = Callable[[Piece], None]
 
+SCORED_AT_ONCE = 32  # tokens of a prompt whose logits are in memory together
 SHARED = 64  # tokens that prompts must begin with in common, beyond what is kept, to keep a state there too
 SLOW_CHUNK, SMALLEST_CHUNK = 0.5, 16  # seconds that all others wait, and tokens: see `_paced`
 WINDOW = 5.0  # seconds of the present in "tokens per second"
@@ -47,6 +48,9 @@ class Sequence:
         self.read = 0  # of `ids`, by the state
         self.state: list | None = None
         self.pause_at = 0  # in the prompt, to keep a state that other prompts can go on from
+        self.scores: list[Token] | None = None  # of the prompt's tokens, where they are asked for
+        if generation.request.score_prompt:
+            self.scores = [Token(self.ids[0])]
         self.drafts: list[int] = []  # guesses of what comes after the last of `ids`
         self.held: list[tuple[int, Token]] = []  # tokens not given out yet, and where in the text each begins
         self.shown: list[str] = []
@@ -205,16 +209,35 @@ class Scheduler:
             h_BTD, _ = self._pass([ids[before:end]], [sequence])
             self._paced(end - before, time.perf_counter() - begun)
             self.prompt_tokens_total += end - before
+            if sequence.scores is not None:
+                self._score(sequence, before, h_BTD[0])
             if end == len(ids):
                 last = self.model.logits(h_BTD[:, -1:])[0, 0], h_BTD[0, -1].clone()
                 self._keep(ids, sequence.state, last)
             elif end == sequence.pause_at:
                 self._keep(ids[:end], sequence.state)
-        if last is not None:
+        if last is not None and sequence.most_tokens == 0:
+            self._finish(sequence, "length")
+        elif last is not None:
             logits_V, h_D = last
             self._choose(sequence, logits_V)
             self._guess(sequence, h_D)
         return sequence.read - before
+
+    def _score(self, sequence: Sequence, before: int, h_TD: Tensor) -> None:
+        """The probabilities of what comes after each of these tokens of a prompt, a few at a time: logits are wide."""
+        alternatives = sequence.generation.request.logprobs
+        after = sequence.ids[before + 1:min(before + 1 + len(h_TD), sequence.prompt_size)]
+        for first in range(0, len(after), SCORED_AT_ONCE):
+            tokens = after[first:first + SCORED_AT_ONCE]
+            logits_TV = self.model.logits(h_TD[None, first:first + len(tokens)])[0]
+            sequence.scores += [_told(token, logits_V, alternatives or 0)
+                                for token, logits_V in zip(tokens, logits_TV, strict=True)]
+        if len(sequence.scores) == sequence.prompt_size:
+            offsets, text = [0] * sequence.prompt_size, ""
+            if sequence.text is not None:
+                offsets, text = sequence.text.along(sequence.ids[:sequence.prompt_size])
+            sequence.generation.scored = Scored(tuple(sequence.scores), tuple(offsets), text)
 
     def _paced(self, tokens: int, seconds: float) -> None:
         """Chunks that take long are halved; they grow again when they would not: a machine may be busy for a while."""
@@ -225,6 +248,9 @@ class Scheduler:
 
     def _begin(self, sequence: Sequence) -> tuple[Tensor, Tensor] | None:
         """Give a sequence its state: a kept one, or an empty one. Returns what came last where nothing is unread."""
+        if sequence.scores is not None:  # a kept state does not tell what came before it
+            sequence.state = self.model.new_state(1)
+            return None
         found = self.prefixes.find(sequence.ids)
         sequence.state = self.model.new_state(1) if found.state is None else found.state
         sequence.read = sequence.generation.cached_tokens = found.read
@@ -361,7 +387,7 @@ class Scheduler:
             self.finished_total += 1
             self._changed.notify_all()
         if sequence.text:
-            shown += sequence.text.finish()
+            shown += sequence.text.finish(cut_off=finish != "stop")
         sequence.state = None
         if finish != "error" and state is not None and sequence.read >= sequence.prompt_size:
             # before the last piece is given out: the next turn may come at once
