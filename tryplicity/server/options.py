@@ -39,7 +39,8 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():
-            raise UserError("the API key is empty; leave it out, or give one")
+            raise UserError("the API key is empty, and an empty key is no key; give one, or leave out --api-key and "
+                            "unset TRYPLICITY_API_KEY")
         if self.api_key is not None and (not self.api_key.isprintable() or self.api_key != self.api_key.strip()):
             raise UserError("the API key has characters that cannot be seen (a space or a line's end around it, a "
                             "zero-width one); give one without them")

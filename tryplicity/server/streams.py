@@ -63,10 +63,10 @@ class Answers:
                     generation.cancel()
         metrics = self._service.metrics
         for generation in self.generations:
-            metrics.prompt_tokens.add(generation.prompt_tokens)
-            metrics.cached_tokens.add(generation.cached_tokens)
-            metrics.completion_tokens.add(generation.completion_tokens)
-            metrics.finished.add(reason=generation.finish or "cancelled")
+            metrics.prompt_tokens.inc(generation.prompt_tokens)
+            metrics.cached_tokens.inc(generation.cached_tokens)
+            metrics.completion_tokens.inc(generation.completion_tokens)
+            metrics.finished.labels(generation.finish or "cancelled").inc()
             if generation.seconds_to_first is not None:
                 metrics.first_seconds.observe(generation.seconds_to_first)
 
