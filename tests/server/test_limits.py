@@ -218,7 +218,7 @@ def test_metrics_count_what_was_done(small):
     small.http.post("/v1/chat/completions", content=b"{")
     after = metrics_of(small)
     change = {key: value - before.get(key, 0) for key, value in after.items()}
-    route = 'tryplicity_requests_total{route="v1/chat/completions",method="POST",status="%d"}'
+    route = 'tryplicity_requests_total{method="POST",route="v1/chat/completions",status="%d"}'
     assert change[route % 200] == 1 and change[route % 400] == 1
     assert change["tryplicity_completion_tokens_total"] == 6
     assert change['tryplicity_generations_total{reason="length"}'] == 2

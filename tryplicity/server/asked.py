@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
@@ -208,20 +208,46 @@ def dialogue(messages: list[dict[str, str]], param: str) -> list[dict[str, str]]
     return said
 
 
-# --- tools, which a model that does not know them declines ---
+# --- tools: a model that does not know them declines, unless it is given no choice ---
 
-def check_tool_choice(choice: Any, param: str = "tool_choice") -> None:
-    """Raises ApiError for a choice that leaves the model none."""
-    kind, mode = choice, None
-    if isinstance(choice, Mapping):
-        kind = choice.get("type")
+class Function(NamedTuple):
+    """What must be called: the answer is its arguments, held to their schema."""
+
+    name: str
+    parameters: dict[str, Any]
+
+
+def forced(tools: list[dict[str, Any]], choice: Any, param: str = "tool_choice") -> Function | None:
+    """The one function that a choice leaves. Raises ApiError for a choice among several that must be made, which needs
+    a model that knows tools, and for one that is not there."""
+    kind = choice.get("type") if isinstance(choice, Mapping) else choice
+    functions, names = [_function(tool) for tool in tools if tool.get("type") == "function"], None
+    if kind == "function":
+        kind, names = "required", {_function(choice).name}
+    elif kind == "allowed_tools":
         allowed = choice.get("allowed_tools", choice)
-        mode = allowed.get("mode") if isinstance(allowed, Mapping) else None
-    if kind in (None, "auto", "none") or (kind == "allowed_tools" and mode == "auto"):
-        return
-    said = kind if isinstance(kind, str) else "this value"
-    raise wrong(f"{param}: {said[:40]!r} is not supported by this server: the model may decline its tools, and does; "
-                "leave it out, or say auto", param, "unsupported_parameter")
+        kind = allowed.get("mode") if isinstance(allowed, Mapping) else "no object"
+        names = {_function(tool).name for tool in allowed.get("tools") or () if isinstance(tool, Mapping)} \
+            if isinstance(allowed, Mapping) else None
+    if kind in (None, "auto", "none"):
+        return None
+    if kind != "required":
+        said = kind if isinstance(kind, str) else "this value"
+        raise wrong(f"{param}: {said[:40]!r} is not supported by this server", param, "unsupported_parameter")
+    found = [function for function in functions if names is None or function.name in names]
+    if not found:
+        raise wrong(f"{param}: there is no such function among the tools", param)
+    if len(found) > 1:
+        raise wrong(f"{param}: 'required' among several functions is not supported by this server: the model has not "
+                    "learnt to choose; name the function, or say auto", param, "unsupported_parameter")
+    return found[0]
+
+
+def _function(tool: Mapping[str, Any]) -> Function:
+    said = tool.get("function", tool)       # chats put it one level deeper than responses do
+    said = said if isinstance(said, Mapping) else {}
+    parameters = said.get("parameters")
+    return Function(str(said.get("name")), parameters if isinstance(parameters, dict) else {"type": "object"})
 
 
 class Shared(Sampled):
@@ -257,9 +283,17 @@ class ChatBody(Shared):
         super().check()
         if self.top_logprobs and not self.logprobs:
             raise wrong("top_logprobs needs logprobs: true", "top_logprobs")
-        check_tool_choice(self.tool_choice)
-        check_tool_choice({"type": "function"} if isinstance(self.function_call, Mapping) else self.function_call,
-                          "function_call")
+        forced(self.tools, self.tool_choice)
+        if self.function_call not in (None, "auto", "none"):
+            raise wrong("function_call is not supported by this server; say tool_choice instead", "function_call",
+                        "unsupported_parameter")
+
+    @property
+    def call(self) -> Function | None:
+        return forced(self.tools, self.tool_choice)
+
+    def schema(self) -> dict[str, Any] | None:
+        return self.call.parameters if self.call else super().schema()
 
     @property
     def most(self) -> int | None:
@@ -354,13 +388,19 @@ class ResponsesBody(Sampled):
     top_logprobs: Tops = 0
 
     def check(self) -> None:
-        check_tool_choice(self.tool_choice)
+        forced(self.tools, self.tool_choice)
         form = self.text.format
         if (form.type == "json_schema") != (form.schema_ is not None):
             raise wrong("text.format: a schema belongs to type json_schema, and to no other", "text.format")
 
+    @property
+    def call(self) -> Function | None:
+        return forced(self.tools, self.tool_choice)
+
     def schema(self) -> dict[str, Any] | None:
         form = self.text.format
+        if self.call:
+            return self.call.parameters
         if form.type == "text":
             return None
         return {"type": "object"} if form.schema_ is None else form.schema_

@@ -199,13 +199,18 @@ class ChatShape(Shape):
     object, chunk_object, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
     body: ChatBody
 
+    def __init__(self, engine: Engine, body: ChatBody, service: Service) -> None:
+        super().__init__(engine, body, service)
+        self.call = body.call
+        self._call_ids = [f"call_{uuid.uuid4().hex}" for _ in range(body.n)] if self.call else []
+
     def requests(self) -> list[EngineRequest]:
         from tryplicity.inference.chat import END_TOKENS
         from tryplicity.inference.generation import Request as EngineRequest
 
         body, schema = self.body, self.body.schema()
         self._check_choices(1)
-        check_schema(schema, self.service, "response_format")
+        check_schema(schema, self.service, "tools" if self.call else "response_format")
         messages = [message.plain(f"messages.{number}") for number, message in enumerate(body.messages)]
         prompt = conversation(self.engine, self.service, messages, "messages")
         most = room(self.engine, self.service, prompt, body.most, "messages")
@@ -215,23 +220,34 @@ class ChatShape(Shape):
 
     def first(self, choices: int) -> Iterator[dict[str, Any]]:
         for index in range(choices):
-            yield self._choice(index, {"role": "assistant", "content": "", "refusal": None}, None, None)
+            said = {"content": None, "tool_calls": [{"index": 0, **self._called(index, "")}]} if self.call else \
+                {"content": ""}
+            yield self._choice(index, {"role": "assistant", **said, "refusal": None}, None, None)
 
     def chunks(self, index: int, piece: Piece, generation: Generation) -> Iterator[dict[str, Any]]:
         logprobs = self._logprobs(piece.tokens)
         if piece.text or (logprobs and piece.tokens):
-            yield self._choice(index, {"content": piece.text}, logprobs, None)
+            said = {"tool_calls": [{"index": 0, "function": {"arguments": piece.text}}]} if self.call else \
+                {"content": piece.text}
+            yield self._choice(index, said, logprobs, None)
         if piece.finish:
-            yield self._choice(index, {}, None, piece.finish)
+            yield self._choice(index, {}, None, self._finish(piece))
 
     def whole(self, index: int, pieces: Sequence[Piece], generation: Generation) -> dict[str, Any]:
-        tokens = [token for piece in pieces for token in piece.tokens]
-        message = {"role": "assistant", "content": "".join(piece.text for piece in pieces), "refusal": None}
-        return {"index": index, "message": message, "logprobs": self._logprobs(tokens),
-                "finish_reason": pieces[-1].finish}
+        tokens, text = [token for piece in pieces for token in piece.tokens], "".join(piece.text for piece in pieces)
+        said = {"content": None, "tool_calls": [self._called(index, text)]} if self.call else {"content": text}
+        return {"index": index, "message": {"role": "assistant", **said, "refusal": None},
+                "logprobs": self._logprobs(tokens), "finish_reason": self._finish(pieces[-1])}
 
     def _choice(self, index: int, delta: dict[str, Any], logprobs: Any, finish: str | None) -> dict[str, Any]:
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+    def _called(self, index: int, arguments: str) -> dict[str, Any]:
+        return {"id": self._call_ids[index], "type": "function",
+                "function": {"name": self.call.name, "arguments": arguments}}
+
+    def _finish(self, piece: Piece) -> str:
+        return "tool_calls" if self.call and piece.finish == "stop" else piece.finish
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         return {"content": self.words.logprobs(tokens), "refusal": None} if self.body.logprobs else None

@@ -25,7 +25,7 @@ class Options:
     body_bytes: int = 1 << 20
     import_bytes: int = 64 << 20        # of POST /api/conversations/import
     max_tokens: int = 2048              # most that one request may ask to be written
-    choices: int = 16                   # n, times the prompts of one request
+    choices: int = 128                  # n, times the prompts of one request
     messages: int = 2000                # in one request
     schema_bytes: int = 64 << 10
     active: int = 256                   # requests for text or passages under way at once, waiting ones included

@@ -84,7 +84,9 @@ class Response:
 
     def __init__(self, engine: Engine, body: ResponsesBody, service: Service, raw: dict[str, Any]) -> None:
         self.engine, self.body, self.service = engine, body, service
-        self.id, self.message_id = f"resp_{uuid.uuid4().hex}", f"msg_{uuid.uuid4().hex}"
+        self.call = body.call
+        self.id = f"resp_{uuid.uuid4().hex}"
+        self.item_id = f"{'fc' if self.call else 'msg'}_{uuid.uuid4().hex}"
         self.created = time.time()
         self.words = Words.of(engine)
         self.pieces: list[Piece] = []
@@ -95,7 +97,7 @@ class Response:
         from tryplicity.inference.generation import Request as EngineRequest
 
         body, schema = self.body, self.body.schema()
-        check_schema(schema, self.service, "text.format")
+        check_schema(schema, self.service, "tools" if self.call else "text.format")
         prompt = conversation(self.engine, self.service, body.messages(), "input")
         most = room(self.engine, self.service, prompt, body.max_output_tokens, "input")
         return [EngineRequest(prompt, body.sampling(self.words.size), most, stop=tuple(body.stop),
@@ -104,32 +106,39 @@ class Response:
 
     def whole(self, pieces: Sequence[Piece], generation: Generation) -> dict[str, Any]:
         """The response when all is there."""
-        finish = pieces[-1].finish
-        status = "incomplete" if finish == "length" else "completed"
+        status = "incomplete" if pieces[-1].finish == "length" else "completed"
         text = "".join(piece.text for piece in pieces)
-        message = self._message(status, [self._text(text, [t for piece in pieces for t in piece.tokens])])
-        return self._response(status, [message], generation)
+        item = self._item(status, text, [token for piece in pieces for token in piece.tokens])
+        return self._response(status, [item], generation)
 
     def opening(self) -> Iterator[dict[str, Any]]:
         for name in ("response.created", "response.in_progress"):
             yield {"type": name, "response": self._response("in_progress", [], None)}
-        yield {"type": "response.output_item.added", "output_index": 0, "item": self._message("in_progress", [])}
-        yield {"type": "response.content_part.added", **self._place(), "part": self._text("", [])}
+        yield {"type": "response.output_item.added", "output_index": 0, "item": self._item("in_progress", None, [])}
+        if not self.call:
+            yield {"type": "response.content_part.added", **self._place(), "part": self._text("", [])}
 
     def piece(self, piece: Piece) -> Iterator[dict[str, Any]]:
         self.pieces.append(piece)
-        if piece.text or (piece.tokens and self.body.logprobs):
+        if self.call and piece.text:
+            yield {"type": "response.function_call_arguments.delta", **self._place(), "delta": piece.text,
+                   **obfuscation(self.body, piece.text)}
+        elif piece.text or (piece.tokens and self.body.logprobs):
             yield {"type": "response.output_text.delta", **self._place(), "delta": piece.text,
                    "logprobs": self._logprobs(piece.tokens), **obfuscation(self.body, piece.text)}
 
     def closing(self, generation: Generation) -> Iterator[dict[str, Any]]:
         response = self.whole(self.pieces, generation)
-        [message] = response["output"]
-        [text] = message["content"]
-        yield {"type": "response.output_text.done", **self._place(), "text": text["text"],
-               "logprobs": text["logprobs"]}
-        yield {"type": "response.content_part.done", **self._place(), "part": text}
-        yield {"type": "response.output_item.done", "output_index": 0, "item": message}
+        [item] = response["output"]
+        if self.call:
+            yield {"type": "response.function_call_arguments.done", **self._place(),
+                   "arguments": item["arguments"]}
+        else:
+            [text] = item["content"]
+            yield {"type": "response.output_text.done", **self._place(), "text": text["text"],
+                   "logprobs": text["logprobs"]}
+            yield {"type": "response.content_part.done", **self._place(), "part": text}
+        yield {"type": "response.output_item.done", "output_index": 0, "item": item}
         yield {"type": f"response.{response['status']}", "response": response}
 
     def failed(self, error: ApiError) -> Iterator[dict[str, Any]]:
@@ -150,8 +159,13 @@ class Response:
                 "truncation": "disabled", **self._repeated,
                 "usage": _usage(generation) if generation and ended else None}
 
-    def _message(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self.message_id, "type": "message", "role": "assistant", "status": status, "content": content}
+    def _item(self, status: str, text: str | None, tokens: Sequence[Token]) -> dict[str, Any]:
+        """The one thing that a response holds: a message, or where it must be, the call of a function."""
+        if self.call:
+            return {"id": self.item_id, "type": "function_call", "status": status, "name": self.call.name,
+                    "call_id": self.item_id.replace("fc_", "call_"), "arguments": text or ""}
+        content = [] if text is None else [self._text(text, tokens)]
+        return {"id": self.item_id, "type": "message", "role": "assistant", "status": status, "content": content}
 
     def _text(self, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": self._logprobs(tokens)}
@@ -160,7 +174,8 @@ class Response:
         return self.words.logprobs(tokens) if self.body.logprobs else []
 
     def _place(self) -> dict[str, Any]:
-        return {"item_id": self.message_id, "output_index": 0, "content_index": 0}
+        content = {} if self.call else {"content_index": 0}
+        return {"item_id": self.item_id, "output_index": 0, **content}
 
 
 def _usage(generation: Generation) -> dict[str, Any]:
