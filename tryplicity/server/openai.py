@@ -371,10 +371,11 @@ class Words:
         except UnicodeDecodeError:
             return mark + "".join(f"\\x{byte:02x}" for byte in self.bytes(id))
 
-    def logprobs(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
-        """Tokens with their likeliest alternatives, as chats and responses tell them."""
+    def logprobs(self, tokens: Sequence[Token], raw: bool = True) -> list[dict[str, Any]]:
+        """Tokens with their likeliest alternatives, as chats and responses tell them; raw: with their bytes."""
         def told(id: int, logprob: float | None) -> dict[str, Any]:
-            return {"token": self.text(id), "logprob": _finite(logprob), "bytes": list(self.bytes(id))}
+            said = {"token": self.text(id), "logprob": _finite(logprob)}
+            return {**said, "bytes": list(self.bytes(id))} if raw else said
 
         return [{**told(token.id, token.logprob), "top_logprobs": [told(*top) for top in token.top]}
                 for token in tokens]

@@ -125,7 +125,7 @@ class Response:
                    **obfuscation(self.body, piece.text)}
         elif piece.text or (piece.tokens and self.body.logprobs):
             yield {"type": "response.output_text.delta", **self._place(), "delta": piece.text,
-                   "logprobs": self._logprobs(piece.tokens), **obfuscation(self.body, piece.text)}
+                   "logprobs": self._logprobs(piece.tokens, raw=False), **obfuscation(self.body, piece.text)}
 
     def closing(self, generation: Generation) -> Iterator[dict[str, Any]]:
         response = self.whole(self.pieces, generation)
@@ -135,8 +135,9 @@ class Response:
                    "arguments": item["arguments"]}
         else:
             [text] = item["content"]
+            tokens = [token for piece in self.pieces for token in piece.tokens]
             yield {"type": "response.output_text.done", **self._place(), "text": text["text"],
-                   "logprobs": text["logprobs"]}
+                   "logprobs": self._logprobs(tokens, raw=False)}
             yield {"type": "response.content_part.done", **self._place(), "part": text}
         yield {"type": "response.output_item.done", "output_index": 0, "item": item}
         yield {"type": f"response.{response['status']}", "response": response}
@@ -170,8 +171,8 @@ class Response:
     def _text(self, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": self._logprobs(tokens)}
 
-    def _logprobs(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
-        return self.words.logprobs(tokens) if self.body.logprobs else []
+    def _logprobs(self, tokens: Sequence[Token], raw: bool = True) -> list[dict[str, Any]]:
+        return self.words.logprobs(tokens, raw) if self.body.logprobs else []
 
     def _place(self) -> dict[str, Any]:
         content = {} if self.call else {"content_index": 0}
