@@ -282,7 +282,7 @@ def test_the_times_of_a_histogram_are_those_that_were_told(slow):
     assert found.pop("tryplicity_search_seconds_sum") == pytest.approx(sum(told))
     borders = {float(key.split('"')[1]): value for key, value in found.items()}
     assert borders == {border: sum(seconds <= border for seconds in told) for border in borders}
-    assert min(borders) <= 0.01 and 60 <= max(b for b in borders if b != float("inf")) and float("inf") in borders
+    assert min(borders) <= 0.01 and max(b for b in borders if b != float("inf")) >= 60 and float("inf") in borders
     assert len(set(borders.values())) >= 4      # fine enough to tell these apart
 
 

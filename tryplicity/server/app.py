@@ -290,6 +290,10 @@ def serve(what: str | Path | None = None, *, plugins: Plugins, search: str = "pa
     shown = f"[{host}]" if ":" in host else "localhost" if chosen.loopback else host
     log.info("conversations are kept %s", "in memory, and gone at the end" if path is None else f"in {path}")
     asyncio.run(run(app, sock, ready=lambda: say(f"http://{shown}:{port}")))
+    if service.loading:     # in C++ by now, where the interpreter's end would abort it with all of the process
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def engine_loader(what: str | Path, plugins: Plugins, slots: int) -> Callable[[], Engine]:
