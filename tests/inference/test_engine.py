@@ -1,6 +1,7 @@
 """Many at once are as each alone; who leaves, fails or listens badly disturbs nobody. On a packed model the comparison
 is of bits; on floats in fp64, where rounding cannot change a token of these."""
 
+import codecs
 import gc
 import os
 import random
@@ -273,8 +274,8 @@ def test_text_comes_in_whole_characters_with_its_tokens(packed_model, tokenizer,
     pieces = list(engine.generate(request))
     ids = [token.id for piece in pieces for token in piece.tokens]
     assert ids == plain(packed_model, request)
-    text = engine.scheduler.written.along()(request.prompt, "".join(piece.text for piece in pieces))
-    assert text == ids  # what was shown is what the tokens say
+    whole = b"".join(engine._token_bytes[token] for token in ids)
+    assert "".join(piece.text for piece in pieces) == codecs.getincrementaldecoder("utf-8")("replace").decode(whole)
     assert all(piece.text for piece in pieces[:-1]) and pieces[-1].finish == "length"
 
 
@@ -290,8 +291,6 @@ def test_a_stop_string_and_its_tokens_are_never_given_out(packed_model, tokenize
     told = [token.id for piece in generation_pieces for token in piece.tokens]
     everything = [token.id for piece in whole for token in piece.tokens]
     assert told == everything[:len(told)] and len(told) < len(everything)
-    said = engine.scheduler.written.along()(request.prompt, shown)
-    assert said is None or said == told
 
 
 def test_end_tokens_end_it_and_are_not_given_out(engine, packed_model, plain):

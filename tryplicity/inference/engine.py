@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import gc
+import os
 import queue
 import threading
 import weakref
@@ -18,7 +19,7 @@ from tryplicity.components import Linear
 from tryplicity.data.tokenizer import BOS, EOS, IM_END, SPECIAL_TOKENS
 from tryplicity.errors import UserError
 from tryplicity.inference import scheduler
-from tryplicity.inference.generation import Busy, Generation, Piece, Request, Scored, Token
+from tryplicity.inference.generation import LOOK, Busy, Generation, Piece, Request, Scored, Token
 from tryplicity.inference.grammar import Grammars
 from tryplicity.inference.packed import Info, Opened, load_model
 from tryplicity.inference.sampler import Sampler, Sampling
@@ -92,6 +93,18 @@ def fits_caches(model: Model) -> bool:
     return model.embedding.weight.device.type == "cpu" and size < SMALL
 
 
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class Engine:
     """A model with its tokenizer. Many may ask at once; what one gets depends on no other."""
 
@@ -114,8 +127,13 @@ class Engine:
         self._token_bytes = None if tokenizer is None else token_bytes(tokenizer)
         self._grammars: Grammars | None = None
         self._making_grammars = threading.Lock()
+        _engines.add(self)
         # when nobody holds the engine any more, or the program ends
         self._finalizer = weakref.finalize(self, self.scheduler.close, drain=False)
+
+    def _after_fork(self) -> None:
+        self._making_grammars = threading.Lock()
+        self.scheduler.after_fork()
 
     @classmethod
     def load(cls, what: str | Path | Opened, registry, device: str = "cpu", *, ternary: bool = True,
@@ -185,11 +203,11 @@ class Engine:
     def score(self, prompt: Sequence[int], alternatives: int = 0) -> Scored:
         """The probabilities of a prompt's own tokens, as OpenAI's `echo` with `logprobs` tells them.
 
-        Gives `Scored(tokens, offsets, text)`: `tokens[i]` is `Token(id, logprob, top)` for `prompt[i]`, with the natural
-        logarithm of its probability after `prompt[:i]` and the `alternatives` (0 to 20) likeliest tokens in its place as
-        pairs (id, logprob), best first; `tokens[0]` has logprob None and no alternatives. `offsets[i]` is the number of
-        whole characters of `text` before token i. Waits its turn among what the engine writes. Raises Busy and
-        UserError. To go on after the prompt as well, or not to wait, submit a Request with `score_prompt=True`,
+        Gives `Scored(tokens, offsets, text)`: `tokens[i]` is `Token(id, logprob, top)` for `prompt[i]`, with the
+        natural logarithm of its probability after `prompt[:i]` and the `alternatives` (0 to 20) likeliest tokens in its
+        place as pairs (id, logprob), best first; `tokens[0]` has logprob None and no alternatives. `offsets[i]` is the
+        number of whole characters of `text` before token i. Waits its turn among what the engine writes. Raises Busy
+        and UserError. To go on after the prompt as well, or not to wait, submit a Request with `score_prompt=True`,
         `logprobs=n` and any max_tokens, and read `Generation.scored` from the first piece on.
         """
         request = Request(tuple(prompt), Sampling(), 0, logprobs=alternatives, score_prompt=True)
@@ -219,7 +237,13 @@ class Engine:
 
 def _to_the_end(generation: Generation, pieces: queue.SimpleQueue[Piece]) -> Iterator[Piece]:
     while True:
-        piece = pieces.get()
+        try:
+            piece = pieces.get(timeout=LOOK)
+        except queue.Empty:
+            if not generation.wait(0):
+                continue
+            # all was given out by now; or it ended where no listener hears of it
+            piece = Piece("", (), generation.finish) if pieces.empty() else pieces.get()
         yield piece
         if piece.finish is not None:
             if piece.finish == "error":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 Finish = Literal["stop", "length", "cancelled", "error"]
 
+LOOK = 0.5  # seconds between looks whether what is waited for can still come
 MOST_LOGPROBS = 20  # of alternatives a token may carry
 
 
@@ -62,7 +64,7 @@ class Token(NamedTuple):
 class Scored(NamedTuple):
     """What a model gives the tokens of a prompt, each after those before it."""
 
-    tokens: tuple[Token, ...]  # one for each of the prompt's; the first, which follows nothing, has logprob None, top ()
+    tokens: tuple[Token, ...]  # one for each of the prompt's; the first, which follows nothing, has logprob None
     offsets: tuple[int, ...]  # where in `text` each begins, in characters; all 0 without a tokenizer
     text: str  # of the prompt; special tokens have none
 
@@ -94,6 +96,7 @@ class Generation:
     first: float | None = None  # when the first token was chosen
     last: float | None = None  # when the newest was
     _wake: Callable[[], None] | None = field(default=None, repr=False)
+    _look: Callable[[], None] | None = field(default=None, repr=False)  # whether anyone still writes it
     _cancelled: bool = False
     _finished: threading.Event = field(default_factory=threading.Event, repr=False)
 
@@ -105,7 +108,13 @@ class Generation:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until it has finished; False when `timeout` seconds were not enough."""
-        return self._finished.wait(timeout)
+        ends = math.inf if timeout is None else time.monotonic() + timeout
+        while not self._finished.wait(max(0.0, min(LOOK, ends - time.monotonic()))):
+            if self._look is not None:
+                self._look()
+            if time.monotonic() >= ends:
+                return self._finished.is_set()
+        return True
 
     @property
     def seconds_to_first(self) -> float | None:
