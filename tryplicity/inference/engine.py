@@ -21,7 +21,7 @@ from tryplicity.errors import UserError
 from tryplicity.inference import scheduler
 from tryplicity.inference.generation import LOOK, Busy, Generation, Piece, Request, Scored, Token
 from tryplicity.inference.grammar import Grammars
-from tryplicity.inference.packed import Info, load_model
+from tryplicity.inference.packed import Info, Opened, load_model
 from tryplicity.inference.sampler import Sampler, Sampling
 from tryplicity.inference.speculative import Drafter
 from tryplicity.inference.text import TextStream, token_bytes
@@ -40,6 +40,7 @@ class ModelCard:
     id: str
     name: str
     format: str  # of the weights in memory
+    weights_hash: str  # of the file they came from; "" for a model made by hand
     parameters: int
     active_parameters: int  # that work on one token
     packed_bytes: int  # of the weights in memory
@@ -135,7 +136,7 @@ class Engine:
         self.scheduler.after_fork()
 
     @classmethod
-    def load(cls, what: str | Path, registry, device: str = "cpu", *, ternary: bool = True,
+    def load(cls, what: str | Path | Opened, registry, device: str = "cpu", *, ternary: bool = True,
              dtype: torch.dtype | None = None, **options: Any) -> Engine:
         """From a run folder (its model.safetensors, or while it trains its newest checkpoint) or an exported file.
 
@@ -254,7 +255,7 @@ def _card(model: Model, info: Info | None) -> ModelCard:
     if info is None:  # a model made by hand
         size = sum(p.numel() for p in model.parameters())
         spec = model.spec
-        return ModelCard(spec.name, spec.name, "by hand", size, size, size * model.embedding.weight.element_size(),
+        return ModelCard(spec.name, spec.name, "by hand", "", size, size, size * model.embedding.weight.element_size(),
                          spec.context_length, any(phase.kind == "chat" for phase in spec.phases), ())
-    return ModelCard(info.name, info.name, info.format, info.parameters, info.active_parameters, info.packed_bytes,
-                     info.context_length, info.chat, info.layers)
+    return ModelCard(info.name, info.name, info.format, info.weights_hash, info.parameters, info.active_parameters,
+                     info.packed_bytes, info.context_length, info.chat, info.layers)

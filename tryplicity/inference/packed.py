@@ -8,8 +8,10 @@ there straight into the layout of the products, never through floats.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +22,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tryplicity.components import Linear
-from tryplicity.data.tokenizer import load_tokenizer
+from tryplicity.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from tryplicity.errors import Refused, UserError
 from tryplicity.files import whole_file
+from tryplicity.inference.text import token_bytes
 from tryplicity.model import Model, Table, assemble
 from tryplicity.planner.count import count
 from tryplicity.run import Run
@@ -53,6 +56,7 @@ class Info:
     context_length: int
     chat: bool  # whether it has learned conversations
     layers: tuple[str, ...]  # of each layer: its mixer and feed-forward
+    weights_hash: str  # SHA-256 of the file they came from
 
 
 # --- what both ways share ---
@@ -97,18 +101,36 @@ class _Weights:
     def __getitem__(self, name: str) -> Tensor:
         return self._file.get_tensor(name)
 
+    def shape(self, name: str) -> list[int]:
+        """Read from the file's head alone."""
+        return list(self._file.get_slice(name).get_shape())
 
-def load_model(what: str | Path, registry, device: str = "cpu", *, ternary: bool = True,
-               dtype: torch.dtype | None = None) -> tuple[Model, Spec, Any, Info]:
-    """(model, spec, tokenizer, info) of a run folder or an exported file; the tokenizer is None for a file without one.
 
-    ternary: pack the linears of a run that can be packed. dtype: of the floats in between; fp32 by default.
-    """
+@dataclass(frozen=True)
+class Opened:
+    """A model's files, none of which are trusted: all is checked that can be before the weights are read."""
+
+    path: Path
+    spec: Spec
+    tokenizer: Any  # None: the file has none
+    weights: _Weights
+    model: Model  # on the meta device
+
+    @property
+    def card(self) -> dict[str, Any]:
+        return _info(self.model, self.spec, self.path)
+
+
+def open_model(what: str | Path, registry) -> Opened:
+    """A run folder or an exported file. Raises UserError for one that is damaged, cut short, or does not fit
+    together: its spec, its tokenizer, and the names and shapes of its weights."""
     path = Path(what)
     if path.is_file():
         weights = _Weights(path)
         if weights.metadata.get("format") != FORMAT:
             raise UserError(f"{path}: not a model that `tryplicity export` wrote; give a run folder or such a file")
+        if not weights.metadata.get("spec", "").strip():
+            raise UserError(f"{path}: there is no spec inside; export the run again")
         spec = load_spec(parse_yaml(weights.metadata["spec"], f"{path} (spec)"), registry)
         tokenizer = _tokenizer_inside(weights, spec)
     else:
@@ -116,13 +138,46 @@ def load_model(what: str | Path, registry, device: str = "cpu", *, ternary: bool
         spec = load_spec(str(run.spec), registry)
         weights = _Weights(_newest_weights(run))
         tokenizer = load_tokenizer(run.tokenizer, spec.vocab_size)
+        _check_tokenizer(tokenizer, spec, str(run.tokenizer))
     model = _for_inference(spec)
-    known = _info(model, spec, path)
-    _fill(model, weights, torch.device(device), ternary, dtype or torch.float32)
+    _check_shapes(model, weights)
+    return Opened(path, spec, tokenizer, weights, model)
+
+
+def load_model(what: str | Path | Opened, registry, device: str = "cpu", *, ternary: bool = True,
+               dtype: torch.dtype | None = None) -> tuple[Model, Spec, Any, Info]:
+    """(model, spec, tokenizer, info) of a run folder or an exported file; the tokenizer is None for a file without one.
+
+    ternary: pack the linears of a run that can be packed. dtype: of the floats in between; fp32 by default.
+    """
+    opened = what if isinstance(what, Opened) else open_model(what, registry)
+    model, spec = opened.model, opened.spec
+    with ThreadPoolExecutor(1) as beside:
+        hashed = beside.submit(_hash, opened.weights.path)
+        known = opened.card
+        _fill(model, opened.weights, torch.device(device), ternary, dtype or torch.float32)
     packed = any(getattr(module, "matrix", None) is not None for module in model.modules())
     tables = {torch.bfloat16: "bf16", torch.int8: "int8", torch.float32: "fp32"}.get(model.embedding.weight.dtype)
-    return model, spec, tokenizer, Info(**known, format=f"ternary, tables in {tables}" if packed else tables or "other",
-                                        packed_bytes=_bytes(model))
+    return model, spec, opened.tokenizer, Info(
+        **known, format=f"ternary, tables in {tables}" if packed else tables or "other", packed_bytes=_bytes(model),
+        weights_hash=hashed.result())
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_shapes(model: Model, weights: _Weights) -> None:
+    """Whether every parameter is there in its shape. Raises UserError."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("weight") and f"{name}_ternary" in weights.names:
+            continue  # its shape is that of its digits, which who packed it knows
+        if name not in weights.names:
+            raise UserError(f"{weights.path}: these weights belong to another spec: {name} is missing")
+        if (shape := weights.shape(name)) != list(parameter.shape):
+            raise UserError(f"{weights.path}: these weights belong to another spec: {name} is {shape}, the spec's is "
+                            f"{list(parameter.shape)}")
 
 
 def _newest_weights(run: Run) -> Path:
@@ -141,11 +196,28 @@ def _tokenizer_inside(weights: _Weights, spec: Spec) -> Any:
         return None
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(text)
-    if tokenizer.get_vocab_size() != spec.vocab_size:
-        raise UserError(f"{weights.path}: its tokenizer has {tokenizer.get_vocab_size()} tokens, its spec "
-                        f"{spec.vocab_size}; export the run again")
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises plain Exception for whatever it cannot read
+        raise UserError(f"{weights.path}: the tokenizer inside is none, or cut short ({error}); export the run "
+                        "again") from None
+    _check_tokenizer(tokenizer, spec, f"{weights.path} (tokenizer)")
     return tokenizer
+
+
+def _check_tokenizer(tokenizer: Any, spec: Spec, where: str) -> None:
+    """Whether it is one of ours, for this vocabulary, and knows every token's bytes. Raises UserError."""
+    if (size := tokenizer.get_vocab_size()) != spec.vocab_size:
+        raise UserError(f"{where}: it has {size} tokens, the spec {spec.vocab_size}; export the run again")
+    for number, token in enumerate(SPECIAL_TOKENS):
+        if tokenizer.token_to_id(token) != number:
+            raise UserError(f"{where}: token {number} must be {token} and is {tokenizer.id_to_token(number)}; use a "
+                            "tokenizer that tryplicity trained")
+    try:
+        token_bytes(tokenizer)
+    except (KeyError, TypeError):  # a character that stands for no byte; a number that no token has
+        raise UserError(f"{where}: it is no byte-level BPE with a token for each number; use a tokenizer that "
+                        "tryplicity trained") from None
 
 
 def _fill(model: Model, weights: _Weights, device: torch.device, ternary: bool, dtype: torch.dtype) -> None:

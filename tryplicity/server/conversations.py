@@ -24,6 +24,7 @@ from tryplicity.errors import UserError
 
 FORMAT = 2              # of the file and of what `export` gives; raise when either changes
 TITLE_CHARACTERS = 200
+BUSY_SECONDS = 5.0      # that a call waits for another process that holds the file, from the moment it is asked for
 MOST_WORDS = 50         # of a search; SQLite takes no expression of a thousand
 NEW = "New conversation"    # the title until the first question gives one
 
@@ -108,10 +109,19 @@ class Store:
         self.path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="conversations")
         self._database: sqlite3.Connection = self._thread.submit(self._open).result()
+        self.kept: int = self.call(self.count).result()     # conversations, without asking the file
 
     def call(self, function: Callable[..., Any], *args: Any) -> Future:
-        """Run on the store's thread, after everything asked before."""
-        return self._thread.submit(function, *args)
+        """Run on the store's thread, after everything asked before. Raises sqlite3.Error where the file is full,
+        damaged, or held by another process for longer than BUSY_SECONDS; those before it count towards them."""
+        asked = time.monotonic()
+
+        def run() -> Any:
+            left = BUSY_SECONDS - (time.monotonic() - asked)
+            self._database.execute(f"PRAGMA busy_timeout = {max(0, int(1000 * left))}")
+            return function(*args)
+
+        return self._thread.submit(run)
 
     def close(self) -> None:
         self._thread.submit(self._database.close).result()
@@ -185,6 +195,7 @@ class Store:
         conversation = Conversation(title=title)
         with _transaction(self._database):
             self._insert(conversation)
+        self.kept += 1
         return conversation
 
     def rename(self, id: str, title: str) -> Conversation:
@@ -198,6 +209,7 @@ class Store:
         with _transaction(self._database):
             if not self._database.execute("DELETE FROM conversations WHERE id = ?", (id,)).rowcount:
                 raise Unknown(id)
+        self.kept -= 1
 
     def append(self, id: str, *messages: Message, after: str | bool | None = True, title: str | None = None) -> None:
         """Add messages at the end, in one transaction. after: False drops all that was there, the id of a message
@@ -243,6 +255,7 @@ class Store:
                     new.append(message)
                 self._insert(conversation.model_copy(update={"messages": new}))
                 imported += 1
+        self.kept += imported
         return {"imported": imported, "skipped": len(export.conversations) - imported}
 
     def _is_free(self, message: str) -> bool:
@@ -275,10 +288,11 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
     database.execute("BEGIN IMMEDIATE")
     try:
         yield
+        database.execute("COMMIT")      # which may fail too, and must not leave it open
     except BaseException:
-        database.execute("ROLLBACK")
+        if database.in_transaction:     # SQLite has ended it itself where the disk was full
+            database.execute("ROLLBACK")
         raise
-    database.execute("COMMIT")
 
 
 def _row(id: str, message: Message) -> tuple[Any, ...]:

@@ -25,7 +25,7 @@ class Options:
     body_bytes: int = 1 << 20
     import_bytes: int = 64 << 20        # of POST /api/conversations/import
     max_tokens: int = 2048              # most that one request may ask to be written
-    choices: int = 16                   # n, times the prompts of one request
+    choices: int = 128                  # n, times the prompts of one request
     messages: int = 2000                # in one request
     schema_bytes: int = 64 << 10
     active: int = 256                   # requests for text or passages under way at once, waiting ones included
@@ -39,7 +39,8 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():
-            raise UserError("the API key is empty; leave it out, or give one")
+            raise UserError("the API key is empty, and an empty key is no key; give one, or leave out --api-key and "
+                            "unset TRYPLICITY_API_KEY")
         if self.api_key is not None and (not self.api_key.isprintable() or self.api_key != self.api_key.strip()):
             raise UserError("the API key has characters that cannot be seen (a space or a line's end around it, a "
                             "zero-width one); give one without them")

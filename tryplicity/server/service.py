@@ -70,6 +70,7 @@ class Service:
         self.no_search = "start the server with --search" if load_searcher is None else "it is still being loaded"
         self.writing: dict[str, tuple[asyncio.Lock, int]] = {}  # conversations being answered; with those who wait
         self._load_engine, self._load_searcher = load_engine, load_searcher
+        self._loading: list[threading.Thread] = []
         self._searches = ThreadPoolExecutor(options.searches, thread_name_prefix="search")
         self._work = ThreadPoolExecutor(4, thread_name_prefix="work")
 
@@ -106,9 +107,15 @@ class Service:
                 with contextlib.suppress(RuntimeError):     # the loop may have ended meanwhile
                     loop.call_soon_threadsafe(failed)
 
-        for load, wanted in ((load_engine, self._load_engine), (load_searcher, self._load_searcher)):
-            if wanted is not None:
-                threading.Thread(target=guarded, args=(load,), name="loading", daemon=True).start()
+        self._loading = [threading.Thread(target=guarded, args=(load,), name="loading", daemon=True) for load, wanted in
+                         ((load_engine, self._load_engine), (load_searcher, self._load_searcher)) if wanted is not None]
+        for thread in self._loading:
+            thread.start()
+
+    @property
+    def loading(self) -> bool:
+        """Whether something is still being loaded."""
+        return any(thread.is_alive() for thread in self._loading)
 
     def ready_engine(self) -> Engine:
         """Raises ApiError 503 while there is none."""
