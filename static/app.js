@@ -42,6 +42,7 @@ const chat = new Chat({
     composer.set(text);
     composer.focus();
   },
+  overtaken: () => toast("Nothing was changed: this conversation was gone on with elsewhere. Here it is."),
   openSettings: () => settingsDialog(),
   fresh: () => go(""),
   complete: () => go("complete"),
@@ -173,6 +174,11 @@ listen({
 model.onchange(told);
 onSettings(told);
 window.addEventListener("hashchange", route);
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) return;
+  chat.look();
+  conversations.load();
+});
 document.documentElement.dataset.ready = "true";
 
 route();

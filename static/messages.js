@@ -295,11 +295,14 @@ export class MessageList {
     this.toEnd(true);
   }
 
-  /** What the server keeps from message `start` on, in place of what is shown. */
-  replaceTail(start, messages) {
+  /** The messages as the server has them; what is shown of them already stays as it is. */
+  renewTail(messages) {
+    const known = this.messages.findIndex((message, i) => message.id === null || message.id !== messages[i]?.id || message.finish !== messages[i].finish);
+    const start = known < 0 ? this.messages.length : known;
+    if (start === messages.length && start === this.messages.length) return;
     const stick = this.#stick;
     this.truncate(start);
-    for (const message of messages) {
+    for (const message of messages.slice(start)) {
       this.messages.push(message);
       const view = this.#make(message, this.messages.length - 1);
       this.#views.push(view);
@@ -307,6 +310,29 @@ export class MessageList {
     }
     this.#loose();
     if (stick) this.toEnd();
+  }
+
+  /** What stands before message `at`, as the server has it; what is at `at` and behind it stays. */
+  precede(at, messages) {
+    const [kept, views] = [this.messages.slice(at), this.#views.slice(at)];
+    for (const view of this.#views.slice(0, at)) view?.element.remove();
+    this.messages = [...messages, ...kept];
+    this.#first = Math.max(0, messages.length - STEP);
+    const made = messages.map((message, i) => (i < this.#first ? null : this.#make(message, i)));
+    this.#views = [...made, ...views];
+    this.earlier.after(...made.slice(this.#first).map((view) => view.element));
+    this.#count();
+    this.toEnd(true);
+  }
+
+  /** Whether a question is being edited in place. */
+  get editing() {
+    return this.#log.querySelector(".edit") !== null;
+  }
+
+  /** Whether every message shown is the server's: no answer has failed here. */
+  get whole() {
+    return this.messages.every((message) => message.id !== null);
   }
 
   follow() {
