@@ -98,6 +98,8 @@ export class AnswerView {
     else if (key(this.found) !== key(sources)) this.sources(sources);
     this.body.replaceChildren(render(message.content, unsupported ? {} : this.#options));
     this.quoted.replaceChildren(...this.#quotation(message));
+    // what helps comes first: where nothing supports the model's words, the sources' own stand above them
+    this.body.before(this.quoted);
     this.foot.replaceChildren(...this.#footer(message));
   }
 
@@ -106,10 +108,12 @@ export class AnswerView {
     if (message.supported === false) yield h("p", { class: "unsupported" }, icon("warn"), h("span", {}, message.settings?.passages === 0 && message.sources?.length
       ? "No source supports this answer: they did not fit into what the model can read" : "No source supports this answer"));
     if (!message.quotation) return;
+    const written = message.content.trim() !== "";
     const id = `quoted-${serial += 1}`;
     yield h("section", { class: "quoted", "aria-labelledby": id },
       h("p", { class: "quoted-head" }, icon("quote"), h("span", { id }, "From the sources"), h("span", { class: "meta" }, message.finish === "none" ? "Quoted" : "Quoted, not the model’s words")),
       h("div", { class: "prose" }, render(message.quotation, this.#options)));
+    if (written) yield h("p", { class: "meta own-words" }, "The model’s own words, which no source supports:");
   }
 
   *#footer(message) {
@@ -134,7 +138,7 @@ export class AnswerView {
     this.#live.onrender = () => this.onrender();
     this.updates = this.#live.updates;
     if (text) this.#live.append(text);
-    this.foot.replaceChildren(h("p", { class: "waiting" }, h("img", { src: "/static/logo.svg", alt: "", width: "18", height: "18" }), h("span", {}, words)));
+    this.foot.replaceChildren(h("p", { class: "waiting" }, h("img", { src: "static/logo.svg", alt: "", width: "18", height: "18" }), h("span", {}, words)));
   }
 
   waiting(words) {
@@ -333,6 +337,11 @@ export class MessageList {
   /** Whether every message shown is the server's: no answer has failed here. */
   get whole() {
     return this.messages.every((message) => message.id !== null);
+  }
+
+  /** Make every message, for printing. */
+  all() {
+    while (this.#first > 0) this.#more();
   }
 
   follow() {

@@ -13,10 +13,11 @@ POST /api/conversations/{id}/ask with one of
 What drops messages says in `last` which one it believes to be the last (null: there is none). Where another tab or
 client has gone on meanwhile, nothing is changed, and the answer is 409 with the code conversation_changed.
 
-and "search": bool, "sampling": {temperature, top_k, top_p, min_p, repetition_penalty, max_tokens, seed}. The answer is
-a stream of events: {"type": "question", "message", "after": id of the message before it}, {"type": "sources", "sources"}, {"type": "text", "text"} as often
-as there is text, {"type": "done", "message"}; or at any point {"type": "error", "error", "retry_after"}, which is the
-last. Who closes the stream stops the answer; what was written is kept, its finish "cancelled".
+and "search": bool, "sampling": {temperature, top_k, top_p, min_p, repetition_penalty, max_tokens, seed}; max_tokens is
+at most what this server writes. The answer is a stream of events: {"type": "question", "message", "after": id of the
+message before it}, {"type": "sources", "sources"}, {"type": "text", "text"} as often as there is text, {"type": "done",
+"message"}; or at any point {"type": "error", "error", "retry_after"}, which is the last. Who closes the stream stops
+the answer; what was written is kept, its finish "cancelled".
 
 Where the answer rests on no passage, its message has those found, supported false, and a quotation of what they say;
 its settings' `passages` is how many of them the model could read. Where passages were found and no model is there to
@@ -35,7 +36,7 @@ from pydantic import Field
 
 from tryplicity.server import routing
 from tryplicity.server.conversations import Conversation, Message, Source, Store, title_of
-from tryplicity.server.errors import ApiError, changed, outside, wrong
+from tryplicity.server.errors import ApiError, changed, wrong
 from tryplicity.server.limits import Body, parse
 from tryplicity.server.streams import Answers, EventStream
 
@@ -145,11 +146,10 @@ class Turn:
         from tryplicity.inference.sampler import Sampling
 
         asked = self.body.sampling
-        if asked.max_tokens is not None and asked.max_tokens > limit:
-            raise outside(f"max_tokens: at most {limit} on this server", "sampling.max_tokens")
+        limit = min(asked.max_tokens or limit, limit)
         context = engine.card.context_length
         begun = [{"role": "assistant", "content": self.answer.content}] if self.answer.content.strip() else []
-        room = min(asked.max_tokens or limit, max(1, context // 3))     # for the answer, before history is given up
+        room = min(limit, max(1, context // 3))     # for the answer, before history is given up
         history = [{"role": m.role, "content": m.content} for m in self.before if m.content.strip()]
 
         def encoded(messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
@@ -171,7 +171,7 @@ class Turn:
             raise wrong(f"this model's context is {context} tokens, and the question with what belongs to it has "
                         f"{len(prompt)}; ask a shorter one", "content", "context_length_exceeded")
         options = asked.model_dump(exclude={"max_tokens"})
-        return EngineRequest(prompt, Sampling(**options), min(asked.max_tokens or limit, context - len(prompt)),
+        return EngineRequest(prompt, Sampling(**options), min(limit, context - len(prompt)),
                              end_tokens=chat.END_TOKENS)
 
 
