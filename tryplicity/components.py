@@ -572,6 +572,10 @@ class Retriever(Component):
         network), with what to do."""
         raise NotImplementedError
 
+    def examples(self, limit: int) -> list[str]:
+        """At most `limit` questions that its passages can answer, for a page to offer; none where it does not know."""
+        return []
+
 
 class Parallelism(Component):
     """A strategy: how a model is laid over devices. `Class(config)`."""

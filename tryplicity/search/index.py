@@ -180,6 +180,16 @@ class PassageIndex:
     def __len__(self) -> int:
         return self.passages
 
+    def examples(self, limit: int) -> list[str]:
+        """At most `limit` questions that the passages can answer: their titles, spread over the whole index."""
+        titles: dict[str, None] = {}
+        for step in range(limit):
+            first = 1 + step * self.passages // limit
+            rows = self._run("SELECT title FROM passages WHERE number >= ? AND length(title) BETWEEN 4 AND 60 "
+                             "ORDER BY number LIMIT 1", first)
+            titles |= dict.fromkeys(" ".join(title.split()) for title, in rows)
+        return [f"What is {title}?" if " " not in title else title for title in titles]
+
     def search(self, question: str, limit: int = 5) -> list[Passage]:
         """At most `limit` passages, best first, none with the text of one before it. [] where nothing is found."""
         return self.passages_at(self.rank(question, 3 * limit + 10))[:max(limit, 0)]

@@ -313,6 +313,9 @@ def engine_loader(what: str | Path, plugins: Plugins, slots: int) -> Callable[[]
     return load
 
 
+EXAMPLES = 4    # questions on the page's first screen
+
+
 def searcher_loader(search: str, plugins: Plugins) -> Callable[[], Searcher]:
     """search: the name of a retriever, or `{type: ..., option: ...}` as YAML."""
 
@@ -331,7 +334,8 @@ def searcher_loader(search: str, plugins: Plugins) -> Callable[[], Searcher]:
         except Exception as error:  # a plugin's fault must not end the server
             raise SearchUnavailable(f"retriever {part.name}: {type(error).__name__}: {error}") from error
         passages = getattr(retriever, "passages", None)
-        return Searcher(retriever, retriever.name, passages if isinstance(passages, int) else None)
+        return Searcher(retriever, retriever.name, passages if isinstance(passages, int) else None,
+                        tuple(retriever.examples(EXAMPLES)))
 
     return load
 
