@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,23 @@ def unit_hash(text: str, salt: str = "") -> float:
     """A number in [0, 1) from a text, the same on every machine."""
     digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8, key=salt.encode()).digest()
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
+
+
+# what ends a work (#), a document (:), a path, a query (?), a number (%) or a line
+_SEPARATOR = re.compile(r"[%#:?\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def escaped(name: str) -> str:
+    """A foreign name (of a file, a data set) as a piece of a document's id, where `#` and `:` have a meaning: these,
+    `%` and what cannot be written as text become %XX, as in a URL. Different names stay different."""
+    return _SEPARATOR.sub(lambda match: "".join(f"%{byte:02X}" for byte in _bytes(match[0])), name)
+
+
+def _bytes(sign: str) -> bytes:
+    try:
+        return sign.encode("utf-8", "surrogateescape")      # a byte of a file's name that is not UTF-8
+    except UnicodeEncodeError:
+        return sign.encode("utf-8", "surrogatepass")
 
 
 def split_hash(document_id: str) -> float:
