@@ -36,7 +36,8 @@ class BadRows:
         """Count one, or raise UserError that begins with `where`. example: its place in fewer words."""
         if self.policy == "error":
             raise UserError(f"{where}: {bad}; mend it, or leave such rows out: {self.remedy}") from bad
-        self.left_out.add(bad.reason, example)
+        with_ = "with " if bad.reason.startswith(("a ", "an ", "no ", "content ")) else ""
+        self.left_out.add(with_ + bad.reason, example)
 
     def empty(self, example: str) -> None:
         """A row whose text is null or blank: there is nothing in it to be wrong."""

@@ -194,7 +194,7 @@ def test_odd_rows_stop_with_their_place_or_are_counted(tmp_path, line, reason):
         read(tmp_path)
     source = Files(Files.Config(str(tmp_path), bad_rows="skip"))
     assert [d.text for d in source.documents()] == ["fine", "too"]
-    assert str(source.left_out) == f"left out 2 items: 2 {reason} (x.jsonl:2, ...)"
+    assert str(source.left_out) == f"left out 2 items: 2 {'with ' * reason.startswith('no ')}{reason} (x.jsonl:2, ...)"
 
 
 def test_a_row_longer_than_the_limit_is_odd(tmp_path, monkeypatch):
