@@ -23,6 +23,7 @@ _EXPORTS = {
     "tryplicity.model": ["initialise"],
     "tryplicity.errors": ["PluginFault", "UserError"],
     "tryplicity.leftout": ["LeftOut"],
+    "tryplicity.data.documents": ["escaped"],
     "tryplicity.files": ["whole_file"],
     "tryplicity.search": ["PassageIndex", "ensure_index"],
     "tryplicity.plugins": ["load_plugins"],
