@@ -16,7 +16,8 @@ from tryplicity.model import assemble, initialise
 from tryplicity.spec import load_spec, parse_yaml
 
 PLUGIN = str(Path(__file__).parents[1] / "plugins" / "parallel_plugin.py")
-SMALL = {"left": "{type: mamba2, state_size: 16, head_dim: 16, chunk: 16}", "right": "{type: gqa, heads: 4, head_dim: 8}"}
+SMALL = {"left": "{type: mamba2, state_size: 16, head_dim: 16, chunk: 16}",
+         "right": "{type: gqa, heads: 4, head_dim: 8}"}
 
 
 def made(mixer, registry=None):
@@ -74,7 +75,8 @@ class Wide(State):
 
 def test_nothing_of_a_clone_is_the_originals():
     shared = torch.zeros(6)
-    state = State(x=torch.zeros(3), n=4, nested=State(y=torch.zeros(3), deep=[{"z": torch.zeros(2)}, (torch.zeros(1),)]),
+    inner = State(y=torch.zeros(3), deep=[{"z": torch.zeros(2)}, (torch.zeros(1),)])
+    state = State(x=torch.zeros(3), n=4, nested=inner,
                   pair=Pair(torch.zeros(2), 5), rows=Rows([State(r=torch.zeros(2))]), wide=Wide(3),
                   whole=shared, part=shared[2:4], again=shared, none=None, dtype=torch.float32)
     twin = state.clone()
