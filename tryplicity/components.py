@@ -274,12 +274,16 @@ class Linear(_Module):
     """`Class(config, in, out, experts=...)`: x @ W.T, dense [out, in] or a stack [experts, out, in].
 
     A new linear overrides `effective_weight` and `effective_input`; dense, stacked and single-expert products
-    then follow.
+    then follow. One that an exported model holds in fewer bits overrides `packed_like`, `pack` and `unpack` too; all
+    else (the file, loading, decoding) follows. `adopt`, `forward` and `expert_weight` are there to be overridden by
+    one that can multiply by what it packed.
     """
 
     family = "linear"
     #: bits a weight takes in the exported model
     packed_bits: ClassVar[float] = 16.0
+    #: what it packs to, in a word for people and file names
+    packed_format: ClassVar[str] = "packed"
 
     def __init__(self, config, in_features: int, out_features: int, *, experts: int | None = None,
                  active_experts: float | None = None, bias: bool = False, init_std: float = 0.02) -> None:
@@ -311,23 +315,42 @@ class Linear(_Module):
 
         spread: makes such rows of tokens x_NI; applied after `effective_input`, so that a token is prepared once.
         """
-        weight, x = self.effective_weight(self.weight), self.effective_input(x)
+        weight, x = self._whole_weight(), self.effective_input(x)
         if self.experts is None:
             return F.linear(x, weight, self.bias)
         return grouped_linear(x if spread is None else spread(x), weight, offsets_E)
 
+    def _whole_weight(self) -> Tensor:
+        return self.unpack() if self.weight is None else self.effective_weight(self.weight)
+
+    def packed_like(self) -> dict[str, Tensor]:
+        """What `pack` gives, by name: tensors on the meta device of the same shapes and dtypes, which follow from this
+        linear's sizes alone. Empty: an exported model stores `weight` itself."""
+        return {}
+
     def pack(self) -> dict[str, Tensor] | None:
-        """What an exported model stores in place of `weight`, by name; None: `weight` itself, as any tensor."""
+        """What an exported model stores in place of `weight`; the other parameters are there as they are."""
         return None
 
     def adopt(self, packed: Mapping[str, Tensor]) -> None:
-        """Take what `pack` gave, in place of `weight`, for inference alone; the tensors may lie in a mapped file."""
+        """Take what `pack` gave, in place of `weight`, which is None from then on, for inference alone; the tensors
+        may lie in a mapped file. Here each becomes a buffer of its name."""
+        self.weight = None
+        for name, tensor in packed.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def unpack(self) -> Tensor:
+        """The weight as it enters the product, from what `adopt` took."""
         raise NotImplementedError
+
+    def packed_nbytes(self) -> int:
+        """Bytes in memory of what `adopt` took, as it lies there; 0 while there is a `weight`."""
+        return 0 if self.weight is not None else sum(getattr(self, name).nbytes for name in self.packed_like())
 
     def expert_weight(self, expert: int) -> Tensor:
         """The [out, in] weight of one expert of a stack as it enters the product with an `effective_input`; for
         decoding, where only the chosen weights should be read."""
-        return self.effective_weight(self.weight[expert])
+        return self.unpack()[expert] if self.weight is None else self.effective_weight(self.weight[expert])
 
     def extra_repr(self) -> str:
         stack = "" if self.experts is None else f"experts={self.experts}, "
