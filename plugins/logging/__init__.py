@@ -41,6 +41,7 @@ def tryplicity_checkpoint_saved(run):
 
 
 @hookimpl
-def tryplicity_run_finished(run):
+def tryplicity_run_finished(run, step, scores):
+    _write(run, step, scores)
     if run in _open:
         _open.pop(run).close()
