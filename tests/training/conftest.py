@@ -1,5 +1,6 @@
 """A run as a user starts it, in a process of its own."""
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -28,7 +29,8 @@ def start():
     started = []
 
     def begin(line, **options):
-        started.append(subprocess.Popen(line, **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **options}))
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        started.append(subprocess.Popen(line, **(quiet | options)))
         return started[-1]
 
     yield begin
@@ -48,3 +50,27 @@ def wait_for_steps():
             time.sleep(0.005)
 
     return wait
+
+
+@pytest.fixture
+def go(make_build, prepared, tmp_path):
+    """`go("name", [settings], hardware={...})`: trains `small` and gives its run folder."""
+
+    def start(name, settings=(), *, steps, plugins=None, hardware=None, **options):
+        from tryplicity import load_plugins
+        from tryplicity.builder import build
+        from tryplicity.run import Run
+        from tryplicity.training.loop import Budget, train
+
+        plugins = plugins or load_plugins()
+        built = build(str(SPEC), "cpu", plugins.registry, ["hardware.batch=2", *settings])
+        if hardware:
+            built = dataclasses.replace(built, hardware=dataclasses.replace(built.hardware, **hardware))
+        run = Run(tmp_path / name)
+        if not run.exists():
+            run.create(spec=built.spec.as_yaml(), hardware="", build={}, data={},
+                       tokenizer=prepared.tokenizer_path.read_text())
+        train(built, prepared, run, Budget(steps=steps), plugins, **options)
+        return run
+
+    return start
