@@ -297,6 +297,9 @@ def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], cha
     if chat:
         from tryplicity.inference.chat import dialogue, reply
 
+        if not engine.card.chat:
+            click.echo(f"warning: {run}: a base model: it has learned no conversations, and what follows is its guess "
+                       "at how a text goes on; a chat phase in `phases` teaches them", err=True)
         _print(reply(engine, dialogue(prompt, system), chosen, max_tokens, stop))
     else:
         _write(engine, prompt, chosen, max_tokens, stop)
