@@ -78,9 +78,10 @@ def load_hardware(path_or_name: str | Path, registry: Registry, settings: Sequen
     Raises UserError with every problem of the file, each `file:line:column: path: message`.
     """
     from tryplicity.registry import Problem
-    from tryplicity.spec.loader import apply_settings, find_file, read_yaml
+    from tryplicity.spec.loader import apply_settings, check_kind, find_file, read_yaml
 
     source = read_yaml(find_file(path_or_name, "hardware"))
+    check_kind(source, "hardware")
     apply_settings(source, list(settings))
     problems: list[Problem] = []
     hardware = registry.resolve(Hardware, source.data, (), problems)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tryplicity import UserError
+from tryplicity import PluginFault, UserError
 from tryplicity.spec import load_spec, read_yaml
 from tryplicity.spec.loader import parse_yaml
 
@@ -199,9 +199,13 @@ def test_faults_of_a_plugin_found_while_checking_name_it(valid, registry, monkey
 
     component = registry.get("mixer", "memory")
     monkeypatch.setattr(component, "check", check)
-    lines = mistakes_of(valid, registry)
-    assert lines[0] == ("s.yaml:9:12: blocks.recall.mixer: mixer 'memory' of plugin tests is at fault: "
-                        "ZeroDivisionError: oh")
+    with pytest.raises(PluginFault) as caught:  # nothing is wrong with the file
+        load_spec(parse_yaml(valid, "s.yaml"), registry)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("s.yaml:9:12: blocks.recall.mixer: mixer 'memory' of plugin tests failed: "
+                               "ZeroDivisionError: oh; mend it, or choose another mixer")
+    lines = mistakes_of(valid.replace("hidden_size: 64", "hiden_size: 64", 1).replace("heads: 4", "haeds: 4"), registry)
+    assert any("did you mean heads?" in line for line in lines)  # with mistakes of the file, all are told as such
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -248,8 +252,9 @@ def test_a_folder_is_not_a_file(tmp_path):
      "blocks.look.mixer.heads: hidden_size 64 does not divide"),
     ("layers.2.mixer=mamba", "--set layers.2.mixer=mamba: layers[2].mixer: no mixer is called 'mamba'"),
     ("layers[2].mixer=mamba", "layers[2].mixer: no mixer is called 'mamba'"),
-    ("blocks.new.mixer.type=mamba", "blocks.new.mixer.type: no mixer is called 'mamba'"),
-    ("blocks.new.feed_forward=moe", "--set blocks.new.feed_forward=moe: blocks.new: mixer is missing"),
+    ("blocks.lok.mixer.heads=2", "there is no blocks.lok (did you mean look?)"),
+    ("blocks.new.feed_forward=moe", "there is no blocks.new (there are: look, recall)"),
+    ("blocks.new={feed_forward: moe}", "--set blocks.new={feed_forward: moe}: blocks.new: mixer is missing"),
     ("layers.7=look", "--set layers.7=look: layers is a list with entries 0 to 2; 3 appends"),
     ("layers.x.mixer=look", "layers is a list with entries 0 to 2"),
     ("linear.type.deep=3", "linear.type is the text 'linear', with nothing inside; set it as a whole"),

@@ -25,15 +25,14 @@ def parse_source(registry: Registry, text: str | Mapping[str, Any], option: str 
         return registry.part("source", dict(text)).build()
     names = registry.names("source")
     if text.lstrip().startswith("{"):
-        import yaml
+        from tryplicity.spec import parse_value
 
         try:
-            mapping = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
+            mapping = parse_value(text, "")
+        except UserError as error:
+            reason = "; ".join(line.lstrip(":") for line in str(error).splitlines())
             raise UserError(f"{option} {text}: not a YAML mapping ({reason}); write it as "
-                            f"'{{type: files, path: folder}}'"
-                            ) from error
+                            "'{type: files, path: folder}'") from None
         return registry.part("source", mapping).build()
     if text in names:
         return registry.part("source", text).build()

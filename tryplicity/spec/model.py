@@ -24,7 +24,7 @@ from tryplicity.registry import (
     said,
     value_problems,
 )
-from tryplicity.spec.loader import Source, apply_settings, dump_yaml, find_file, read_yaml
+from tryplicity.spec.loader import Source, apply_settings, check_kind, dump_yaml, find_file, read_yaml
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -208,6 +208,7 @@ def load_spec(source: Source | str | FilePath, registry: Registry, settings: Ite
     """
     if not isinstance(source, Source):
         source = read_yaml(find_file(source, "spec"))
+    check_kind(source, "spec")
     apply_settings(source, settings)
     problems: list[Problem] = []
     data = source.data
