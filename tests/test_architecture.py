@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 #: from what everything stands on to what stands on everything; a module imports from its own floor or below
 FLOORS = [
-    {"errors", "hookspecs", "leftout", "names"},
+    {"bounds", "errors", "hookspecs", "leftout", "names"},
     {"parts", "functional", "kernels", "guard"},
     {"components", "registry"},
     {"plugins", "spec", "hardware", "files", "run"},

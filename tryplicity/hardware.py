@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from tryplicity.bounds import Count
 from tryplicity.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
 
     from tryplicity.registry import Registry
 
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Amount = Annotated[float, Field(ge=1e-6, le=1e9)]
+"""Of what a machine has or costs."""
+Some = Annotated[float, Field(ge=0, le=1e9)]
+"""The same, or none."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,17 @@ class Hardware:
     """Whose kernels run. rocm is AMD's, which torch reaches under the name cuda."""
     accelerator: str
     """The device's market name, for people."""
-    memory_gb: Positive
+    memory_gb: Amount
     """Memory in GB of 10^9 bytes, as datasheets count."""
-    tflops: Positive
+    tflops: Amount
     """Peak dense matrix TFLOP/s at `precision`, without sparsity."""
-    memory_bandwidth_gbs: Positive
+    memory_bandwidth_gbs: Amount
     """Memory bandwidth in GB/s."""
     count: Count = 1
     """Number of devices."""
-    link_bandwidth_gbs: Annotated[float, Field(ge=0)] = 0.0
+    link_bandwidth_gbs: Some = 0.0
     """GB/s between devices, one direction, as one device sees it; 0 where there is only one."""
-    price_per_hour: Annotated[float, Field(ge=0)] = 0.0
+    price_per_hour: Some = 0.0
     """US dollars for one device for one hour; the machine costs this times `count`."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16: products in bfloat16 under autocast, weights kept in fp32. fp32: everything in fp32."""
@@ -51,7 +54,7 @@ class Hardware:
     """Keep only what enters each block and compute the rest again in the backward pass."""
     expandable_segments: bool = True
     """Let torch's CUDA allocator grow its segments, which wastes less; ignored on a CPU."""
-    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.25
+    utilisation: Annotated[float, Field(ge=1e-6, le=1)] = 0.25
     """Share of the peak that training is expected to reach: a guess to edit once you have measured your own."""
     strategy: str = "auto"
     """A parallelism strategy by name, or auto: the first that fits."""

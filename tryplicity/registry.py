@@ -165,12 +165,17 @@ def wanted(schema: Mapping[str, Any]) -> str:
     high = schema.get("maxLength", schema.get("maxItems", schema.get("maximum")))
     unit = {"text": " character(s)", "a list": " element(s)"}.get(noun, "")
     both = low is not None and high is not None
-    limits = [f"from {low:g} to {high:g}{unit}" if both else "",
-              f"of at least {low:g}{unit}" if low is not None and not both else "",
-              f"greater than {above:g}" if above is not None else "",
-              f"of at most {high:g}{unit}" if high is not None and not both else "",
-              f"less than {schema['exclusiveMaximum']:g}" if "exclusiveMaximum" in schema else ""]
+    below = schema.get("exclusiveMaximum")
+    limits = [f"from {_figure(low)} to {_figure(high)}{unit}" if both else "",
+              f"of at least {_figure(low)}{unit}" if low is not None and not both else "",
+              f"greater than {_figure(above)}" if above is not None else "",
+              f"of at most {_figure(high)}{unit}" if high is not None and not both else "",
+              f"less than {_figure(below)}" if below is not None else ""]
     return " ".join([noun, " and ".join(limit for limit in limits if limit)]).strip()
+
+
+def _figure(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
 
 
 _WORDED = {"type", "anyOf", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tryplicity import Mean, Routing
+from tryplicity import Mean, Routing, Steps, Weight
 from tryplicity_plugins.layers.prepared import Told
 from tryplicity_plugins.layers.router import BalancedRouter, full_precision
 
@@ -40,9 +38,9 @@ class LateralInhibitionRouter(BalancedRouter):
 
     @dataclass(frozen=True)
     class Config(BalancedRouter.Config):
-        strength: Annotated[float, Field(ge=0)] = 0.3
+        strength: Weight = 0.3
         """How strongly a winner suppresses an expert with the same weights; 0 gives plain top-k."""
-        refresh_steps: Annotated[int, Field(gt=0)] = 20
+        refresh_steps: Steps = 20
         """Optimizer steps between two measurements of similarity."""
 
     def __init__(self, config, site, experts: int, top_k: int) -> None:

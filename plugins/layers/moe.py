@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from tryplicity import FeedForward, Part, Repair, Report, Router, kernels, output_and_report, uses
+from tryplicity import Count, FeedForward, Part, Repair, Report, Router, Size, Some, kernels, output_and_report, uses
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.activations import Elementwise, GateInC, gate_in_c, gated
 from tryplicity_plugins.layers.gated_mlp import GatedMLPInC, mlp_in_c
@@ -144,15 +143,15 @@ class MixtureOfExperts(FeedForward):
 
     @dataclass(frozen=True)
     class Config:
-        experts: Annotated[int, Field(gt=0)] = 8
+        experts: Count = 8
         """Routed experts."""
-        top_k: Annotated[int, Field(gt=0)] = 2
+        top_k: Count = 2
         """Routed experts per token, for routers that give every token as many."""
-        inner_size: Annotated[int, Field(gt=0)] = 256
+        inner_size: Size = 256
         """Inner size of a routed expert."""
-        shared_experts: Annotated[int, Field(ge=0)] = 1
+        shared_experts: Some = 1
         """Experts that every token uses."""
-        shared_inner_size: Annotated[int, Field(gt=0)] | None = None
+        shared_inner_size: Size | None = None
         """Inner size of a shared expert; by default that of a routed one."""
         activation: Part = uses("activation", default="silu")
         """On the gate, before it multiplies the other half."""

@@ -8,11 +8,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field
-
-from tryplicity import Conversation, Document, Source, UserError
+from tryplicity import Conversation, Document, Source, Steps, UserError
 from tryplicity_plugins.sources.chat_rows import messages_of
 
 _PLAIN = {".txt", ".md"}
@@ -39,7 +37,7 @@ class Files(Source):
         """what kind of text it is"""
         encoding_errors: Literal["error", "skip"] = "error"
         """text that is not UTF-8: stop and say where, or leave that document out and count it"""
-        document_bytes: Annotated[int, Field(gt=0)] = 65536
+        document_bytes: Steps = 65536
         """a plain text file longer than this is cut into documents of about this size"""
 
     def __init__(self, config: Config) -> None:

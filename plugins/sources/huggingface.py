@@ -9,11 +9,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field
-
-from tryplicity import Conversation, Document, Source, UserError
+from tryplicity import Conversation, Document, Some, Source, Steps, UserError
 from tryplicity_plugins.sources.chat_rows import messages_of
 
 _FIRST_WAIT = 2.0       # seconds before the first retry; doubled each time
@@ -38,7 +36,7 @@ class HuggingFace(Source):
         """the split to read"""
         text_key: str = "text"
         """the column that holds the text"""
-        limit: Annotated[int, Field(gt=0)] | None = None
+        limit: Steps | None = None
         """read so many rows, the first ones; all without it"""
         data_files: str | None = None
         """files or a pattern to read instead of the data set's default"""
@@ -46,7 +44,7 @@ class HuggingFace(Source):
         """the commit, branch or tag to read"""
         domain: Literal["text", "code", "math"] = "text"
         """what kind of text it is"""
-        retries: Annotated[int, Field(ge=0)] = 5
+        retries: Some = 5
         """how often to try again, in a row, after the connection broke"""
 
     def __init__(self, config: Config) -> None:

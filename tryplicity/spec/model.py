@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from tryplicity.bounds import Length, Positive, Seed, Size, Steps
 from tryplicity.errors import did_you_mean, nearest
 from tryplicity.parts import Part, config_as_dict, uses
 from tryplicity.registry import (
@@ -25,8 +26,6 @@ from tryplicity.registry import (
     value_problems,
 )
 from tryplicity.spec.loader import Source, apply_settings, check_kind, dump_yaml, find_file, read_yaml
-
-Size = Annotated[int, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -47,19 +46,19 @@ class Training:
 
     optimizer: Part = uses("optimizer", default="adamw")
     schedule: Part = uses("schedule", default="wsd")
-    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    gradient_clip: Positive = 1.0
     """largest global norm of the gradient"""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """of initialisation and data order"""
-    validate_every: Size = 200
+    validate_every: Steps = 200
     """optimizer steps between two validations"""
-    validation_rows: Size = 64
+    validation_rows: Steps = 64
     """held-out sequences scored at each validation while training (the last one scores more)"""
-    checkpoint_every: Size = 500
+    checkpoint_every: Steps = 500
     """optimizer steps between two checkpoints"""
-    keep_checkpoints: Size = 2
+    keep_checkpoints: Steps = 2
     """how many of the newest checkpoints stay on disk"""
-    bad_steps: Size = 5
+    bad_steps: Steps = 5
     """steps in a row with a loss that is not a number after which training stops"""
 
 
@@ -69,13 +68,13 @@ class Phase:
 
     kind: Literal["pretrain", "sleep", "chat"]
     """pretrain: on documents; sleep: what the sleeping modules of `brain` do; chat: on conversations"""
-    share: Annotated[float | None, Field(gt=0)] = None
+    share: Positive | None = None
     """of the whole budget, relative to the other phases' (1 by default); a sleep has none"""
     data: str | dict[str, Any] | None = None
     """the source, as --data would say it; by default --data (pretrain) or --chat-data (chat)"""
     schedule: Part | None = uses("schedule", optional=True)
     """by default that of `training`"""
-    learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
+    learning_rate_factor: Positive = 1.0
     """multiplies the optimizer's learning rate in this phase"""
 
     def __post_init__(self) -> None:
@@ -92,8 +91,8 @@ PRETRAIN_ONLY = (Phase("pretrain"),)
 class Expect:
     """What the model must come out as; `build` refuses it otherwise."""
 
-    total_parameters: Annotated[float | None, Field(gt=0)] = None
-    active_parameters: Annotated[float | None, Field(gt=0)] = None
+    total_parameters: Annotated[float, Field(ge=1, le=1e18)] | None = None
+    active_parameters: Annotated[float, Field(ge=1, le=1e18)] | None = None
     within: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """allowed relative difference"""
 
@@ -102,11 +101,11 @@ class Expect:
 class _SpecFile:
     name: Annotated[str, Field(min_length=1)]
     """what the model is called"""
-    vocab_size: Annotated[int, Field(ge=262)]
+    vocab_size: Annotated[int, Field(ge=262, le=2**20)]
     """tokens, the 256 bytes and 6 special ones included"""
     hidden_size: Size
     """width of the residual stream"""
-    context_length: Size
+    context_length: Length
     """tokens of one training sequence"""
     layers: list[Any]
     """names of blocks, blocks, {repeat: n, of: ...}, or {pattern: [...], layers: n}"""
@@ -201,6 +200,9 @@ class _Pattern:
     """how many layers in all"""
 
 
+SIZES = ("hidden_size", "vocab_size", "context_length")
+
+
 def load_spec(source: Source | str | FilePath, registry: Registry, settings: Iterable[str] = ()) -> Spec:
     """Read, check and resolve a spec: a file, or the name of an installed one.
 
@@ -212,10 +214,10 @@ def load_spec(source: Source | str | FilePath, registry: Registry, settings: Ite
     apply_settings(source, settings)
     problems: list[Problem] = []
     data = source.data
-    sizes = [data.get(key) for key in ("hidden_size", "vocab_size", "context_length")]
+    sizes = [data.get(key) for key in SIZES]
     # without its sizes no component can be asked to check whether it fits in
-    wanted = config_schema(_SpecFile)["properties"]["hidden_size"]
-    usable = not any(value_problems(size, wanted, ()) for size in sizes)
+    wanted = config_schema(_SpecFile)["properties"]
+    usable = not any(value_problems(data.get(key), {**wanted[key], "minimum": 1}, ()) for key in SIZES)
     site = _site(*map(int, sizes), 1, None, 0, None, None) if usable else None
 
     file = registry.resolve(_SpecFile, data, (), problems, site)
