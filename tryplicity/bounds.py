@@ -14,7 +14,7 @@ Size = Annotated[int, Field(ge=1, le=2**20)]
 """A width: hidden_size, the inner size of a feed-forward, a state, a vocabulary."""
 Count = Annotated[int, Field(ge=1, le=2**16)]
 """How many of a thing one layer has: heads, experts, streams."""
-Length = Annotated[int, Field(ge=1, le=2**24)]
+Length = Annotated[int, Field(ge=1, le=2**20)]
 """Tokens in a row."""
 Steps = Annotated[int, Field(ge=1, le=10**12)]
 """Optimizer steps, rows, bytes of a document: what is counted over a run."""

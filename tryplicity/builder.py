@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tryplicity.errors import UserError
 from tryplicity.hardware import Hardware, load_hardware
 from tryplicity.model import Model, assemble
 from tryplicity.planner import Plan, plan
 from tryplicity.registry import Problem, Registry
 from tryplicity.spec import Spec, find_file, load_spec
+
+
+MOST_TOKENS = 2**24  # in one forward pass: far beyond any device
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,9 @@ def build(spec: str, hardware: str, registry: Registry, settings: Sequence[str] 
     own = [s for s in settings if not s.startswith("hardware.")]
     profile = load_hardware(hardware, registry, [s.removeprefix("hardware.") for s in settings if s not in own])
     loaded = load_spec(str(find_file(spec, "spec")), registry, own)
+    if (tokens := profile.batch * loaded.context_length) > MOST_TOKENS:
+        raise UserError(f"batch {profile.batch:,} x context_length {loaded.context_length:,}: {tokens:,} tokens in one "
+                        f"forward pass of a device; at most {MOST_TOKENS:,}: lower one of them, and raise accumulation")
     model = assemble(loaded)
     planned = plan(model, profile, registry)
     check_expectations(loaded, planned)
