@@ -21,6 +21,7 @@ _EXPORTS = {
                               "Routing", "Rows", "Schedule", "Site", "Source", "Stage", "State", "output_and_report"],
     "tryplicity.functional": ["chunked_cross_entropy", "grouped_linear"],
     "tryplicity.model": ["initialise"],
+    "tryplicity.promises": ["check_experts", "check_routing"],
     "tryplicity.errors": ["PluginFault", "UserError"],
     "tryplicity.leftout": ["LeftOut"],
     "tryplicity.files": ["whole_file"],

@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from tryplicity.errors import UserError
-from tryplicity.pages import ACCENT, duration
+from tryplicity.pages import ACCENT, Console, duration
 from tryplicity.run import Run
 
 READ = 1000  # lines that are read of a longer file, evenly spread

@@ -80,6 +80,7 @@ def load_hardware(path_or_name: str | Path, registry: Registry, settings: Sequen
 
     Raises UserError with every problem of the file, each `file:line:column: path: message`.
     """
+    from tryplicity.guard import guarded
     from tryplicity.registry import Problem
     from tryplicity.spec.loader import apply_settings, check_kind, find_file, read_yaml
 
@@ -99,7 +100,8 @@ def load_hardware(path_or_name: str | Path, registry: Registry, settings: Sequen
             at = "link_bandwidth_gbs" if "link_bandwidth_gbs" in source.data else "count"
             problems.append(Problem((at,), f"{hardware.count} devices need a link_bandwidth_gbs greater than 0"))
         if strategy in strategies:
-            refusal = registry.part("parallelism", strategy).build().refuses(hardware)
+            with guarded(registry.get("parallelism", strategy)):
+                refusal = registry.part("parallelism", strategy).build().refuses(hardware)
             if refusal is not None:
                 problems.append(Problem(("strategy",), f"{strategy} cannot be used here: {refusal}"))
     if problems:

@@ -257,6 +257,10 @@ class Registry:
     def components(self) -> Iterable[type[Component]]:
         return self._components.values()
 
+    def purposes(self, family: str) -> set[str]:
+        """What there is a default for."""
+        return {purpose for c in self.components() if c.family == family for purpose in c.default_for}
+
     def default(self, family: str, purpose: str) -> str:
         """The component that is taken for a purpose where the user names none. Raises UserError if there is none."""
         for (own, name), component in self._components.items():

@@ -13,7 +13,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tryplicity import Count, FeedForward, Part, Repair, Report, Router, Size, Some, kernels, output_and_report, uses
+from tryplicity import (
+    Count,
+    FeedForward,
+    Part,
+    Repair,
+    Report,
+    Router,
+    Size,
+    Some,
+    check_experts,
+    check_routing,
+    kernels,
+    output_and_report,
+    uses,
+)
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.activations import Elementwise, GateInC, gate_in_c, gated
 from tryplicity_plugins.layers.gated_mlp import GatedMLPInC, mlp_in_c
@@ -125,6 +139,7 @@ def pairs(router: Router, experts: int, x_ND: Tensor) -> tuple[Tensor, Tensor, T
     found = router.pairs(x_ND) if isinstance(router, BalancedRouter) else None
     if found is None:
         routing = router(x_ND[None])
+        check_routing(router, routing, len(x_ND), experts)
         used_NK = routing.experts_NK < experts
         found = used_NK.nonzero()[:, 0], routing.experts_NK[used_NK], routing.weights_NK[used_NK].float()
     return found
@@ -205,6 +220,7 @@ class MixtureOfExperts(FeedForward):
         report = Report()
         sketch_EM = self._sketch() if self.router.wants_sketch and self.training else None
         routing = self.router(x_BTD, sketch_EM)
+        check_routing(self.router, routing, x_BTD.shape[0] * x_BTD.shape[1], self.config.experts)
         report.include("router", routing.report)
         layout = lay_out(routing.experts_NK, self.config.experts)
 
@@ -253,7 +269,9 @@ class MixtureOfExperts(FeedForward):
     def _one_token(self, x_D: Tensor) -> Tensor:
         """Decoding: the weights of the chosen experts alone are read. A small operation costs as much as the
         product of a small expert, so there are as few as can be, and the choice is made on the host."""
-        chosen = [(expert, weight) for expert, weight in self.router.choose(x_D) if expert < self.config.experts]
+        chosen = self.router.choose(x_D)
+        check_experts(self.router, (expert for expert, _ in chosen), self.config.experts)
+        chosen = [(expert, weight) for expert, weight in chosen if expert < self.config.experts]
         gate_up, down = self.gate_up, self.down
         in_D = gate_up.effective_input(x_D)
         gate_up_F = [torch.mv(gate_up.expert_weight(expert), in_D) for expert, _ in chosen]

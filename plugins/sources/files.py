@@ -26,6 +26,7 @@ class Files(Source):
     """
 
     name = "files"
+    default_for = ("path",)
 
     @dataclass(frozen=True)
     class Config:

@@ -84,7 +84,7 @@ CASES = {
         "unknown key (did you mean of?)"),
     "empty pattern": ("pattern: [recall, look]", "pattern: []", "23:15: layers[1].pattern",
         "expected a list of at least 1 element(s), got a list of 0"),
-    "too many layers": ("repeat: 2", "repeat: 100000", "21:3: layers", "more than 10000 layers"),
+    "too many layers": ("repeat: 2", "repeat: 100000", "21:3: layers", "more than 1000 layers"),
     "override beyond the layers": ('"1-2"', '"1-20"', "27:3: overrides.1-20", "of the layers 0 to 11"),
     "override that is no range": ("  11:", "  last:", "28:3: overrides.last", "expected a layer, or a range"),
     "override with a wrong option": ("state_size: 4}}", "state_sise: 4}}",

@@ -70,6 +70,12 @@ class Source:
     aliases: dict[Keys, Keys] = field(default_factory=dict)  # path of an alias -> path of what it stands for
     settings: dict[Keys, str] = field(default_factory=dict)  # paths given on the command line -> how
 
+    @property
+    def folder(self) -> Path:
+        """What the file's relative paths count from: where it stands; the working directory for what is no file."""
+        path = Path(self.file)
+        return path.parent.absolute() if path.is_file() else Path.cwd()
+
     def _setting(self, path: Keys) -> str | None:
         """The setting that gave a path its value, if one did."""
         return next((self.settings[part] for part in _parts(path) if part in self.settings), None)
@@ -403,11 +409,11 @@ def find_file(name: str | Path, kind: str) -> Path:
     Raises UserError naming the nearest installed file, and all of them, if there is neither.
     """
     path, installed = Path(name), installed_files(kind)
-    if _is_there(path) and not path.is_dir():  # a pipe too
+    if is_there(path) and not path.is_dir():  # a pipe too
         return path
     if str(name) in installed:
         return installed[str(name)]
-    if _is_there(path):
+    if is_there(path):
         raise UserError(f"{name}: this is a folder; a YAML file is wanted, or an installed {kind}: "
                         f"{', '.join(sorted(installed))}")
     other = next(k for k in INSTALLED if k != kind)
@@ -419,7 +425,8 @@ def find_file(name: str | Path, kind: str) -> Path:
                     f"installed: {', '.join(sorted(installed))}")
 
 
-def _is_there(path: Path) -> bool:
+def is_there(path: Path) -> bool:
+    """Whether something is at a path. Raises UserError where that cannot be told (a name too long, no right)."""
     try:
         return path.exists()
     except ValueError:  # a NUL in it

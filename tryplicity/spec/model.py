@@ -266,7 +266,7 @@ UNKNOWN = _Entry(None, None, frozenset())  # keeps the count of layers right, fo
 class _Layers:
     """`layers` with its named blocks, repetition, patterns and overrides as one BlockSpec a layer."""
 
-    LIMIT = 10_000
+    LIMIT = 1_000
 
     def __init__(self, data: Mapping, registry: Registry, problems: list[Problem], site: Any) -> None:
         self.data, self.registry, self.problems, self.site = data, registry, problems, site

@@ -10,6 +10,7 @@ from typing import Any
 from tryplicity.builder import Build
 from tryplicity.data import Prepared
 from tryplicity.errors import Refused
+from tryplicity.guard import guarded
 from tryplicity.model import NEXT_TOKEN
 from tryplicity.plugins import Plugins
 from tryplicity.run import Run
@@ -69,6 +70,7 @@ class Watcher:
         """At the end, so much of the held-out part is scored."""
 
 
+@guarded()
 def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: Plugins, *,
           phase_data: Mapping[int, Prepared] | None = None, resume: bool = False,
           watcher: Watcher | None = None) -> Outcome:

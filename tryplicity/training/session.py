@@ -5,7 +5,6 @@ Shapes: B rows, T time.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from tryplicity.data.packing import Batch
 from tryplicity.errors import Refused, UserError
 from tryplicity.model import Model, assemble
 from tryplicity.plugins import Plugins
+from tryplicity.promises import check_factor, check_optimizer, check_state
 from tryplicity.run import Run
 from tryplicity.training import checkpoint
 from tryplicity.training.checkpoint import Progress
@@ -54,6 +54,7 @@ class Session:
         self.model: Model = self.strategy.place(assemble(self.spec), self.device, self.training.seed)
         self.model.activation_checkpointing = self.hardware.activation_checkpointing
         self.optimizer = self.training.optimizer.build().build(*decay_groups(self.model))
+        check_optimizer(self.training.optimizer, self.optimizer, dict(self.model.named_parameters()))
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         self.schedules = [(phase.schedule or self.training.schedule).build() for phase in self.spec.phases]
@@ -84,7 +85,8 @@ class Session:
         key = self.data[phase].identity[:16]  # a phase of the same data goes on where the one before it stopped
         batch, positions = self.stages.mixture(phase, stage).batch(progress.positions.get(key, {}), rows,
                                                                    stage.context_length)
-        factor = (self.schedules[phase].factor(self.plan.within(phase, spent), progress.phase_step)
+        schedule = self.schedules[phase]
+        factor = (check_factor(schedule, schedule.factor(self.plan.within(phase, spent), progress.phase_step))
                   * self.spec.phases[phase].learning_rate_factor * stage.learning_rate_factor)
         self.model.set_factors(stage.factors)
         result = self._optimize(batch, micro_batch, factor)
@@ -191,7 +193,7 @@ class Session:
     def save(self, last: bool = False) -> bool:
         """Save a checkpoint. A disk that is full costs this checkpoint, not the run, unless it is the last one."""
         progress = self.progress
-        progress.brain = {name: _as_json(name, brain.state()) for name, brain in self.brains.items()}
+        progress.brain = {name: check_state(brain, brain.state()) for name, brain in self.brains.items()}
         try:
             saved = checkpoint.save(self.run.checkpoints, self.model, self.optimizer, progress,
                                     self.training.keep_checkpoints, self.training.checkpoint_every)
@@ -218,13 +220,6 @@ def document_losses(batch: Batch, nll_BT: torch.Tensor) -> tuple[np.ndarray, np.
     total = np.bincount(index_N, nll_BT.numpy()[valid_BT].astype(np.float64), minlength=len(numbers))
     count = np.bincount(index_N, minlength=len(numbers))
     return numbers[count > 0], total[count > 0] / count[count > 0]
-
-
-def _as_json(name: str, state: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return json.loads(json.dumps(state))
-    except TypeError as error:
-        raise UserError(f"brain module {name}: its state() must be JSON: {error}") from None
 
 
 def _check_belongs(saved: Path, progress: Progress) -> None:
