@@ -575,15 +575,18 @@ def list_plugins(as_json: bool, plugins: Any) -> None:
 
 
 @main.command()
+@click.option("--hardware", is_flag=True, help="Of a hardware profile instead.")
 @plugin_options
-def schema(plugins: Any) -> None:
+def schema(hardware: bool, plugins: Any) -> None:
     """Print the JSON Schema of a spec, composed from the installed plugins, for your editor.
 
     Example: tryplicity schema > spec.schema.json
     """
+    from tryplicity.hardware import hardware_schema
     from tryplicity.spec import spec_schema
 
-    click.echo(json.dumps(spec_schema(plugins.registry), indent=1))
+    compose = hardware_schema if hardware else spec_schema
+    click.echo(json.dumps(compose(plugins.registry), indent=1))
 
 
 @main.command()

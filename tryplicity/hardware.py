@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -73,6 +73,16 @@ class Hardware:
 
     def sequences_per_step(self) -> int:
         return self.batch * self.accumulation * self.count
+
+
+def hardware_schema(registry: Registry) -> dict[str, Any]:
+    """The JSON Schema of a profile, with the strategies of the installed plugins."""
+    from tryplicity.registry import FREE, config_schema
+
+    schema = config_schema(Hardware)
+    strategy = {**schema["properties"]["strategy"], "enum": ["auto", *registry.names("parallelism")]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Tryplicity hardware profile", **schema,
+            "properties": {**schema["properties"], "strategy": strategy}, "patternProperties": {f"^{FREE}": {}}}
 
 
 def load_hardware(path_or_name: str | Path, registry: Registry, settings: Sequence[str] = ()) -> Hardware:

@@ -20,6 +20,7 @@ from tryplicity.components import IGNORE, Mean, Objective, Report, Rows, State, 
 from tryplicity.errors import UserError
 from tryplicity.functional import cross_entropy_and_nll
 from tryplicity.guard import broken
+from tryplicity.parts import Component
 from tryplicity.promises import check_mean, check_output, check_weights
 from tryplicity.spec import Spec
 
@@ -286,6 +287,13 @@ def assemble(spec: Spec) -> Model:
         return Model(spec)
 
 
+def _component_of(model: nn.Module, name: str) -> nn.Module:
+    """The component that holds a parameter, itself or in a module of torch's."""
+    steps = name.split(".")
+    holders = [model.get_submodule(".".join(steps[:end])) for end in range(len(steps) - 1, 0, -1)]
+    return next((holder for holder in holders if isinstance(holder, Component)), holders[0])
+
+
 def initialise(model: Model, device: torch.device | str, seed: int) -> Model:
     """Give a model on the meta device memory and its initial values, the same for the same seed.
 
@@ -303,6 +311,6 @@ def initialise(model: Model, device: torch.device | str, seed: int) -> Model:
                 module.reset_parameters()
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and tensor.isnan().any():
-                owner = model.get_submodule(name.rpartition(".")[0])
-                raise broken(owner, f"{name} is uninitialised: reset_parameters must fill what the module itself holds")
+                raise broken(_component_of(model, name), f"{name} is uninitialised: reset_parameters must fill what the "
+                                                         "module itself holds")
     return model

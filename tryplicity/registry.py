@@ -6,6 +6,7 @@ path, and builds the frozen dataclass with the components it holds.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import typing
@@ -400,6 +401,21 @@ class Registry:
                     yield f"{field.name}.{option}"
                 yield from (f"{field.name}.{path}" for path in self._inside(option, one, depth - 1))
 
+    def _change(self, family: str, names: list[str]) -> dict[str, Any]:
+        """What `overrides` may say of a part of this family: another part, or some options of the one that is there,
+        whichever that is."""
+        options: dict[str, list[dict[str, Any]]] = {}
+        for component in self.components():
+            if component.family == family:
+                with contextlib.suppress(Exception):  # a Config that pydantic cannot read
+                    for name, schema in referencing_schema(component.Config, ".change")["properties"].items():
+                        known = options.setdefault(name, [])
+                        known += [] if schema in known else [schema]
+        properties = {name: known[0] if len(known) == 1 else {"anyOf": known} for name, known in options.items()}
+        return {"anyOf": [{"type": "string", "enum": names},
+                          {"type": "object", "properties": {"type": {"enum": names}, **properties},
+                           "additionalProperties": False}]}
+
     def definitions(self) -> dict[str, Any]:
         """JSON Schema `$defs`: one per family (a name, or a mapping by `type`) and one per component."""
         from tryplicity.components import FAMILIES
@@ -409,11 +425,13 @@ class Registry:
             names = self.names(family)
             rules = [{"if": {"type": "object", "properties": {"type": {"const": n}}, "required": ["type"]},
                       "then": {"$ref": f"#/$defs/{family}.{n}"}} for n in names]
-            defs[family] = {"type": ["string", "object"], "allOf": [
+            # `properties` once more, outside of the conditions: editors complete what stands there
+            defs[family] = {"type": ["string", "object"], "properties": {"type": {"enum": names}}, "allOf": [
                 {"if": {"type": "string"}, "then": {"enum": names}},
                 {"if": {"type": "object"},
                  "then": {"required": ["type"], "properties": {"type": {"enum": names}}}},
                 *rules]}
+            defs[f"{family}.change"] = self._change(family, names)
         for component in self.components():
             try:
                 schema = referencing_schema(component.Config)
@@ -438,8 +456,9 @@ def _constructed(config_class: type, values: dict[str, Any], path: Path, problem
         return None
 
 
-def referencing_schema(config_class: type) -> dict[str, Any]:
-    """A Config's schema in which the components it holds refer to their family's definition."""
+def referencing_schema(config_class: type, kind: str = "") -> dict[str, Any]:
+    """A Config's schema in which the components it holds refer to their family's definition. kind: ".change" for what
+    need not be whole."""
     schema = config_schema(config_class)
     properties = dict(schema["properties"])
     for field in dataclasses.fields(config_class):
@@ -447,10 +466,10 @@ def referencing_schema(config_class: type) -> dict[str, Any]:
             continue
         what = holds.what
         if isinstance(what, str):
-            families = [{"$ref": f"#/$defs/{family}"} for family in what.split("|")]
+            families = [{"$ref": f"#/$defs/{family}{kind}"} for family in what.split("|")]
             entry = families[0] if len(families) == 1 else {"anyOf": families}
         else:
-            entry = referencing_schema(what)
+            entry = referencing_schema(what, kind)
         entry = {"type": "array", "items": entry} if holds.many else entry
         entry = {"anyOf": [entry, {"type": "null"}]} if holds.optional else entry
         default = {} if holds.default is None else {"default": holds.default}

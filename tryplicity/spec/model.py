@@ -17,6 +17,7 @@ from tryplicity.bounds import Length, Positive, Seed, Size, Steps
 from tryplicity.errors import did_you_mean, nearest
 from tryplicity.parts import Part, config_as_dict, uses
 from tryplicity.registry import (
+    FREE,
     Path,
     Problem,
     Registry,
@@ -377,7 +378,10 @@ def spec_schema(registry: Registry) -> dict[str, Any]:
     block = referencing_schema(BlockSpec)
     layer, layers = {"$ref": "#/$defs/layer"}, {"type": "array", "items": {"$ref": "#/$defs/layer"}}
     repeat, pattern = referencing_schema(_Repeat), referencing_schema(_Pattern)
-    override = {"type": "object", "propertyNames": {"enum": list(block["properties"])}}
+    override = {**referencing_schema(BlockSpec, ".change"), "required": []}
+    phase = schema["properties"]["phases"]["items"]
+    phase["properties"]["data"] = {**phase["properties"]["data"],
+                                   "anyOf": [{"type": "string"}, {"$ref": "#/$defs/source"}, {"type": "null"}]}
 
     def add(target: dict[str, Any], name: str, **more: Any) -> None:
         target["properties"][name] = {**target["properties"][name], **more}
@@ -385,6 +389,7 @@ def spec_schema(registry: Registry) -> dict[str, Any]:
     add(repeat, "of", anyOf=[layer, layers])
     add(pattern, "pattern", **layers)
     add(schema, "layers", **layers)
+    schema["patternProperties"] = {f"^{FREE}": {}}
     add(schema, "blocks", additionalProperties={"$ref": "#/$defs/block"})
     add(schema, "overrides", additionalProperties=False, patternProperties={"^[0-9]+(-[0-9]+)?$": override})
     kinds = {"block": block, "repeat": repeat, "pattern": pattern}
