@@ -311,6 +311,6 @@ def initialise(model: Model, device: torch.device | str, seed: int) -> Model:
                 module.reset_parameters()
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and tensor.isnan().any():
-                raise broken(_component_of(model, name), f"{name} is uninitialised: reset_parameters must fill what the "
-                                                         "module itself holds")
+                raise broken(_component_of(model, name),
+                             f"{name} is uninitialised: reset_parameters must fill what the module itself holds")
     return model

@@ -204,7 +204,7 @@ def value_problems(value: Any, schema: Mapping[str, Any], path: Path) -> list[Pr
         if error.validator == "enum" and (near := nearest(error.instance, map(str, error.validator_value))):
             message += f" (did you mean {near}?)"
         found.append(Problem((*path, *error.absolute_path), message))
-    return found
+    return list(dict.fromkeys(found))  # infinity is no whole number and too large, which is one thing to say
 
 
 def _missing(data: Mapping, config_class: type, path: Path, unknown: Iterable[str]) -> list[Problem]:
@@ -372,14 +372,16 @@ class Registry:
         """What to say of a key that is no option here: what it is called here, or where it belongs."""
         known = [field.name for field in dataclasses.fields(config_class)]
         ours = FOREIGN.get(key, key)
-        if ours in known:
+        owners = [f"{c.family} {c.name}" for c in self.components() if ours in c.Config.__dataclass_fields__]
+        lists = {field.name for field in dataclasses.fields(config_class)
+                 if (holds := _holds(config_class, field)) and holds.many}
+        if ours in known and not (ours in lists and owners):  # `heads` are two things
             return f"unknown key (did you mean {ours}?)"
         if key in NOT_HERE and not any(key in c.Config.__dataclass_fields__ for c in self.components()):
             return f"unknown key: {NOT_HERE[key]}"
         if ours != key or not nearest(key, known):
             if inside := next(self._inside(ours, config_class), None):
                 return f"unknown key (did you mean {inside}?)"
-            owners = [f"{c.family} {c.name}" for c in self.components() if ours in c.Config.__dataclass_fields__]
             if owners:
                 more = " and others" if len(owners) > 3 else ""
                 return f"unknown key: {ours} is an option of {', '.join(owners[:3])}{more}"
