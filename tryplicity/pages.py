@@ -10,15 +10,38 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console as _Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+
+class Console(_Console):
+    """Leaves a closed pipe to the command, which knows what to exit with; rich itself would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
 
 console = Console(highlight=False, soft_wrap=True)
 status = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ACCENT = "#8b5cf6"
+
+
+def is_live() -> bool:
+    """Whether a line can be rewritten; elsewhere (a file, TERM=dumb) there are lines one below another."""
+    return status.is_terminal and not status.is_dumb_terminal
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Something moves while a thing is done that may take more than a moment."""
+    if not is_live():
+        yield
+        return
+    with status.status(what, spinner_style=ACCENT):
+        yield
 
 
 def heading(text: str, command: str) -> None:
@@ -131,13 +154,13 @@ def preparation() -> Iterator[Any]:
     """A progress callback `(what, done, total)` for preparing data; total None where unknown."""
     columns = (SpinnerColumn(style=ACCENT), TextColumn("{task.description}"), BarColumn(complete_style=ACCENT),
                TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
-    with Progress(*columns, console=status, transient=False, disable=not status.is_terminal) as bar:
+    with Progress(*columns, console=status, transient=False, disable=not is_live()) as bar:
         tasks: dict[str, Any] = {}
 
         def progress(what: str, done: float, total: float | None = None) -> None:
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=total)
-                if not status.is_terminal:
+                if not is_live():
                     status.print(what)
             bar.update(tasks[what], completed=done, total=total)
 
@@ -147,7 +170,7 @@ def preparation() -> Iterator[Any]:
 @contextmanager
 def training() -> Iterator[Any]:
     """A watcher for the training loop: a live line on a terminal, a line every ten seconds elsewhere."""
-    if not status.is_terminal:
+    if not is_live():
         yield _Lines()
         return
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=16, complete_style=ACCENT),

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from tryplicity import Mixer, Rows, Site, State
+from tryplicity import Count, Mixer, Rows, Site, Size, State
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.masked_attention import masked_attention
 from tryplicity_plugins.layers.prepared import Prepared, Products, Told, packed, prepared, products
@@ -113,13 +113,13 @@ class GroupedQueryAttention(Mixer):
 
     @dataclass(frozen=True)
     class Config:
-        heads: Annotated[int, Field(gt=0)] = 8
+        heads: Count = 8
         """Query heads."""
-        kv_heads: Annotated[int, Field(gt=0)] | None = None
+        kv_heads: Count | None = None
         """Key and value heads, a divisor of heads; by default as many as heads."""
-        head_dim: Annotated[int, Field(gt=0)] | None = None
+        head_dim: Size | None = None
         """Dimensions of each head, even; by default hidden_size / heads."""
-        rope_base: Annotated[float, Field(gt=1)] = 10000.0
+        rope_base: Annotated[float, Field(gt=1, le=1e12)] = 10000.0
         """Base of the rotary wavelengths, from 2 pi to 2 pi * rope_base tokens."""
         qk_norm: bool = False
         """Whether each head's query and key are normalised before the rotation."""

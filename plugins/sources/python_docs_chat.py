@@ -42,6 +42,7 @@ class PythonDocsChat(Source):
     """
 
     name = "python-docs-chat"
+    default_for = ("chat",)
 
     @dataclass(frozen=True)
     class Config:

@@ -36,6 +36,7 @@ from tryplicity.server.conversations import Store
 from tryplicity.server.limits import read_body, read_json
 from tryplicity.server.options import Options
 from tryplicity.server.service import Searcher, SearchUnavailable, Service
+from tryplicity.spec import parse_value
 
 if TYPE_CHECKING:
     from sanic_routing import Route
@@ -320,12 +321,7 @@ def searcher_loader(search: str, plugins: Plugins) -> Callable[[], Searcher]:
     """search: the name of a retriever, or `{type: ..., option: ...}` as YAML."""
 
     def load() -> Searcher:
-        import yaml
-
-        try:
-            value = yaml.safe_load(search)
-        except yaml.YAMLError:
-            raise UserError(f"--search {search}: not the name of a retriever, nor a YAML mapping") from None
+        value = parse_value(search, "--search")
         part = registry_of(plugins).part("retriever", value)
         try:
             retriever = part.build()

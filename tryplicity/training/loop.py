@@ -10,6 +10,7 @@ from typing import Any
 from tryplicity.builder import Build
 from tryplicity.data import Prepared
 from tryplicity.errors import Refused
+from tryplicity.guard import guarded
 from tryplicity.leftout import LeftOut
 from tryplicity.model import NEXT_TOKEN
 from tryplicity.plugins import Plugins
@@ -88,6 +89,7 @@ class _Heard(Watcher):
         self._tell("scoring", *arguments)
 
 
+@guarded()
 def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: Plugins, *,
           phase_data: Mapping[int, Prepared] | None = None, resume: bool = False,
           other_data: bool = False, watcher: Watcher | None = None) -> Outcome:

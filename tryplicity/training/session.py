@@ -5,7 +5,6 @@ Shapes: B rows, T time.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -25,6 +24,7 @@ from tryplicity.errors import Refused, UserError
 from tryplicity.leftout import LeftOut
 from tryplicity.model import Model, assemble
 from tryplicity.plugins import Plugins
+from tryplicity.promises import check_factor, check_optimizer, check_state
 from tryplicity.run import Run
 from tryplicity.training import checkpoint
 from tryplicity.training import resume as resuming
@@ -63,6 +63,7 @@ class Session:
         self.model: Model = self.strategy.place(assemble(self.spec), self.device, self.training.seed)
         self.model.activation_checkpointing = self.hardware.activation_checkpointing
         self.optimizer = self.training.optimizer.build().build(*decay_groups(self.model))
+        check_optimizer(self.training.optimizer, self.optimizer, dict(self.model.named_parameters()))
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         self.options = checkpoint.Options.of(self.training.optimizer.name, self.optimizer)
@@ -101,7 +102,8 @@ class Session:
         key = self.data[phase].identity[:16]  # a phase of the same data goes on where the one before it stopped
         batch, positions, left_out = self._rows_to_learn(self.stages.mixture(phase, stage),
                                                          progress.positions.get(key, {}), rows, stage.context_length)
-        factor = (self.schedules[phase].factor(self.plan.within(phase, spent), progress.phase_step)
+        schedule = self.schedules[phase]
+        factor = (check_factor(schedule, schedule.factor(self.plan.within(phase, spent), progress.phase_step))
                   * self.spec.phases[phase].learning_rate_factor * stage.learning_rate_factor)
         self.model.set_factors(stage.factors)
         result = self._optimize(batch, micro_batch, factor)
@@ -264,7 +266,7 @@ class Session:
     def save(self, last: bool = False) -> bool:
         """Save a checkpoint. A disk that is full costs this checkpoint, not the run, unless it is the last one."""
         progress = self.progress
-        progress.brain = {name: _as_json(name, brain.state()) for name, brain in self.brains.items()}
+        progress.brain = {name: check_state(brain, brain.state()) for name, brain in self.brains.items()}
         try:
             saved = checkpoint.save(self.run.checkpoints, self.model, self.optimizer, self.options, progress,
                                     self.training.keep_checkpoints, self.training.checkpoint_every)
@@ -291,13 +293,6 @@ def document_losses(batch: Batch, nll_BT: torch.Tensor) -> tuple[np.ndarray, np.
     total = np.bincount(index_N, nll_BT.numpy()[valid_BT].astype(np.float64), minlength=len(numbers))
     count = np.bincount(index_N, minlength=len(numbers))
     return numbers[count > 0], total[count > 0] / count[count > 0]
-
-
-def _as_json(name: str, state: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return json.loads(json.dumps(state))
-    except TypeError as error:
-        raise UserError(f"brain module {name}: its state() must be JSON: {error}") from None
 
 
 def _check_belongs(saved: Path, progress: Progress, run: Run, build: Build, other_data: bool) -> None:

@@ -9,6 +9,7 @@ from tryplicity.components import Brain, Stage
 from tryplicity.data import Mixture, Prepared
 from tryplicity.data.documents import Progress, no_progress
 from tryplicity.errors import UserError, did_you_mean
+from tryplicity.promises import check_stage
 from tryplicity.registry import Registry
 from tryplicity.spec import Spec
 from tryplicity.training.phases import PhasePlan
@@ -63,6 +64,7 @@ class Stages:
         within = self.plan.within(phase, spent) if pretraining else 1.0
         for brain in self.brains.values():
             if (stage := brain.stage(within, context)) is not None:
+                check_stage(brain, stage, context)
                 return stage if pretraining else Stage("", context, factors=stage.factors)
         return Stage("", context)
 
