@@ -3,9 +3,9 @@
     BM25 as FTS5 computes it: Robertson and Zaragoza, "The Probabilistic Relevance Framework" (2009), with k1 = 1.2 and
     b = 0.75, the words of a column counted as often as its weight says; https://sqlite.org/fts5.html
 
-The file holds the table `passages`, the full-text index `words` over it (external content: no text is stored twice)
-and the table `meta`. It is written under another name and renamed when whole, and never changed afterwards, so that
-any number of threads and processes may read it.
+The file holds the table `passages`, the full-text index `words` of what `words.words` makes of them (FTS5 parts that at
+spaces and stems it, nothing else; it keeps no text of its own) and the table `meta`. It is written under another name
+and renamed when whole, and never changed afterwards, so that any number of threads and processes may read it.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from tryplicity.errors import UserError
 from tryplicity.files import whole_file
 from tryplicity.search.cutting import cut
 from tryplicity.search.query import Term, terms
-from tryplicity.search.words import DOTTED, content_words, humps, joined, stem
+from tryplicity.search.words import DOTTED, content_words, folded, humps, joined, stem, words
 
 if TYPE_CHECKING:
     from tryplicity.components import Document, Passage, Source
     from tryplicity.data.documents import Progress
     from tryplicity.registry import Registry
 
-FORMAT = 1                      # raise when the same documents would give another file
+FORMAT = 2                      # raise when the same documents would give another file
 DEFAULT_SOURCE = "python-reference"
 _APPLICATION = 0x54727970       # "Tryp", in the header of the file
 _WEIGHTS = (1.0, 1.0, 1.0)      # of a word in the title, in the text, and among the normal forms of names
@@ -48,8 +48,7 @@ _TABLES = """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
     CREATE TABLE passages (number INTEGER PRIMARY KEY, id TEXT NOT NULL, title TEXT NOT NULL, url TEXT NOT NULL,
                            text TEXT NOT NULL, names TEXT NOT NULL);
-    CREATE VIRTUAL TABLE words USING fts5 (title, text, names, content = 'passages', content_rowid = 'number',
-                                           tokenize = 'porter unicode61 remove_diacritics 2');
+    CREATE VIRTUAL TABLE words USING fts5 (title, text, names, content = '', tokenize = "porter ascii tokenchars '+#'");
 """
 
 
@@ -76,6 +75,8 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
                 for count, document in enumerate(documents, 1):
                     rows = list(_rows(document, seen, number))
                     connection.executemany("INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?)", rows)
+                    connection.executemany("INSERT INTO words (rowid, title, text, names) VALUES (?, ?, ?, ?)",
+                                           [(row[0], *(" ".join(words(row[at])) for at in (2, 4, 5))) for row in rows])
                     number += len(rows)
                     for row in rows:
                         identity.update(f"{row[2]}\0{row[4]}\0".encode())
@@ -86,9 +87,6 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
                     raise UserError(f"{path}: nothing to index: no document has any text in it")
                 if progress:
                     progress("indexing words", 0.0, 1.0)
-                connection.execute("INSERT INTO words (words) VALUES ('rebuild')")
-                if progress:
-                    progress("indexing words", 0.7, 1.0)
                 connection.execute("INSERT INTO words (words) VALUES ('optimize')")
                 meta = {"format": FORMAT, "passages": number, "source": getattr(source, "name", ""),
                         "fingerprint": fingerprint, "identity": identity.hexdigest()}
@@ -131,7 +129,7 @@ def _storable(text: str) -> str:
 
 def _names(title: str, text: str) -> str:
     """Words that the text holds only inside names."""
-    dotted = [form for name in DOTTED.findall(title) for form in joined(name)]
+    dotted = [form for name in DOTTED.findall(folded(title)) for form in joined(name)]
     return " ".join(dict.fromkeys([*dotted, *humps(title), *humps(text)]))
 
 
@@ -218,21 +216,22 @@ class PassageIndex:
         """The best candidates with their score raised by the share of the question that they cover (each term as its
         rarity says) and the share of their title that the question covers, and lowered for each part of a dotted
         name: what is asked for by common words is rarely deep inside a package."""
-        rarity = {frozenset(stem(word) for word in (*term.words, *term.others)): math.log(1 + self.passages / count)
-                  for count, term in known}
-        asked = frozenset().union(*rarity)
+        rarity = [(term.stems, math.log(1 + self.passages / count)) for count, term in known]
+        asked = frozenset().union(*(form for forms, _ in rarity for form in forms))
+        initials = frozenset(word[0] for word in asked)
         scored = []
         for number, score in found[:_REORDERED]:
             [(title, text, names)] = self._run("SELECT title, text, names FROM passages WHERE number = ?", number)
             of_title = content_words(title)
-            held = {*of_title, *content_words(text), *map(stem, names.split())}
-            covered = sum(weight for words, weight in rarity.items() if not words.isdisjoint(held))
+            # a stem begins as its word does: others need not be stemmed
+            held = {*of_title, *(stem(word) for word in {*words(text), *names.split()} if word[0] in initials)}
+            covered = sum(weight for forms, weight in rarity if any(form <= held for form in forms))
             share = sum(word in asked for word in of_title) / max(len(of_title), 1)
-            names = DOTTED.findall(title)
+            names = DOTTED.findall(folded(title))
             named = any(form in asked for name in names for form in joined(name))   # the name itself was asked for
             parts = 0 if named else max((name.count(".") for name in names), default=0)
             scored.append((number, score * _PER_PART ** parts * (
-                1 + _TITLE * (share + named) + _COVERED * covered / sum(rarity.values()))))
+                1 + _TITLE * (share + named) + _COVERED * covered / sum(weight for _, weight in rarity))))
         scored.sort(key=lambda pair: (-pair[1], pair[0]))
         least = scored[-1][1] if scored else 0.0
         rest = found[_REORDERED:]       # behind them, their scores kept below
