@@ -86,6 +86,7 @@ def test_stems_are_porters():
     """From the article: Porter, "An algorithm for suffix stripping" (1980)."""
     examples = {"caresses": "caress", "ponies": "poni", "cats": "cat", "agreed": "agre", "plastered": "plaster",
                 "motoring": "motor", "hopping": "hop", "falling": "fall",
-                "relational": "relat", "conditional": "condit", "vietnamization": "vietnam", "formalize": "formal", "adjustment": "adjust", "controll": "control"}
+                "relational": "relat", "conditional": "condit", "vietnamization": "vietnam",
+                "formalize": "formal", "adjustment": "adjust", "controll": "control"}
     assert {word: stem(word) for word in examples} == examples
     assert content_words("He was joining the joined joins") == ["join"] * 3

@@ -23,7 +23,7 @@ from tryplicity.errors import UserError
 from tryplicity.files import whole_file
 from tryplicity.search.cutting import cut
 from tryplicity.search.query import Term, terms
-from tryplicity.search.words import DOTTED, content_words, folded, humps, joined, stem, words
+from tryplicity.search.words import DOTTED, content_words, folded, humps, joined, parted, stem, words
 
 if TYPE_CHECKING:
     from tryplicity.components import Document, Passage, Source
@@ -49,6 +49,7 @@ _TABLES = """
     CREATE TABLE passages (number INTEGER PRIMARY KEY, id TEXT NOT NULL, title TEXT NOT NULL, url TEXT NOT NULL,
                            text TEXT NOT NULL, names TEXT NOT NULL);
     CREATE VIRTUAL TABLE words USING fts5 (title, text, names, content = '', tokenize = "porter ascii tokenchars '+#'");
+    INSERT INTO words (words, rank) VALUES ('hashsize', 16777216);
 """
 
 
@@ -76,7 +77,7 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
                     rows = list(_rows(document, seen, number))
                     connection.executemany("INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?)", rows)
                     connection.executemany("INSERT INTO words (rowid, title, text, names) VALUES (?, ?, ?, ?)",
-                                           [(row[0], *(" ".join(words(row[at])) for at in (2, 4, 5))) for row in rows])
+                                           [(row[0], *(parted(row[at]) for at in (2, 4, 5))) for row in rows])
                     number += len(rows)
                     for row in rows:
                         identity.update(f"{row[2]}\0{row[4]}\0".encode())

@@ -27,8 +27,6 @@ STOP_WORDS = frozenset(re.findall(r"\w+", """
     too under until up us use used using ve very want was wasn way we were weren what when where which while who whom
     why will with won would wouldn you your"""))
 
-LONGEST = 64    # characters of a word that are looked at: beyond is no language
-
 # letters that need no spaces between words (with the marks that kana have of their own), and signs that are words
 _UNSPACED = ("\u0e01-\u0e30\u0e32\u0e33\u0e40-\u0e46\u0e81-\u0eb0\u0eb2\u0eb3\u0ebd-\u0ec6\u0edc-\u0edf"   # Thai, Lao
              "\u1000-\u102a\u103f\u1050-\u1055\u1780-\u17b3\u17d7\u17dc"                # Burmese, Khmer
@@ -70,18 +68,26 @@ def runs(text: str) -> Iterator[tuple[str, ...]]:
     """The words of a text, in order: each alone, or together those that no space parts."""
     whole = folded(text).replace("_", " ")
     if whole.isascii():
-        yield from ((word[:LONGEST],) for word in _PLAIN.findall(whole))
+        yield from ((word,) for word in _PLAIN.findall(whole))
         return
     for match in _patterns()[1].finditer(whole):
-        yield tuple(_clusters(match[1])) if match[1] else (match[0][:LONGEST],)
+        yield tuple(_clusters(match[1])) if match[1] else (match[0],)
 
 
 def words(text: str) -> list[str]:
     """All words of a text, in order: what is indexed, asked and checked."""
     whole = folded(text).replace("_", " ")
     if whole.isascii():
-        return [word if len(word) <= LONGEST else word[:LONGEST] for word in _PLAIN.findall(whole)]
+        return _PLAIN.findall(whole)
     return [word for run in runs(text) for word in run]
+
+
+def parted(text: str) -> str:
+    """The words of a text with no letter or digit between them: what FTS5's tokenizer `ascii`, which keeps `+` and `#`,
+    parts into the same words."""
+    if text.isascii() and "+" not in text and "#" not in text:
+        return text
+    return " ".join(words(text))
 
 
 def _clusters(run: str) -> Iterator[str]:
@@ -89,7 +95,7 @@ def _clusters(run: str) -> Iterator[str]:
     start = 0
     for at in range(1, len(run) + 1):
         if at == len(run) or unicodedata.category(run[at])[0] != "M":
-            yield run[start:at][:LONGEST]
+            yield run[start:at]
             start = at
 
 
@@ -140,5 +146,5 @@ def joined(dotted: str) -> Iterator[str]:
 
 def humps(text: str) -> Iterator[str]:
     """TemporaryDirectory -> temporary, directory; of the names in a text that are written so."""
-    for word in _HUMPED.findall(text):
+    for word in _HUMPED.findall(" ".join(part for part in text.split() if not part.islower())):
         yield from (part.lower() for part in _HUMP.findall(word))
