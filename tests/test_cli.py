@@ -135,7 +135,7 @@ def test_every_yaml_of_the_project_is_read_and_assembled(registry):
     from tryplicity.model import assemble
     from tryplicity.spec import load_spec
 
-    in_tests = [path for path in ROOT.glob("tests/**/*.yaml") if path.name != "questions.yaml"]
+    in_tests = [path for path in ROOT.glob("tests/**/*.yaml") if path.parent.name != "search"]
     specs = [*ROOT.glob("specs/*.yaml"), *in_tests]
     assert len(specs) >= 5 and all(assemble(load_spec(str(path), registry)) is not None for path in specs)
     assert {load_hardware(str(p), registry).name for p in ROOT.glob("hardware/*.yaml")} == {

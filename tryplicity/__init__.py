@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "tryplicity.hookspecs": ["hookimpl"],
+    "tryplicity.bounds": ["Count", "Length", "Positive", "Seed", "Share", "Size", "Some", "Steps", "Weight"],
     "tryplicity.parts": ["Component", "Part", "uses"],
     "tryplicity.components": ["IGNORE", "Activation", "Brain", "Conversation", "Document", "FeedForward", "Head",
                               "Inhibition", "Judge", "Layer", "Linear", "Mean", "Mixer", "Night", "Norm", "Objective",
@@ -21,8 +22,10 @@ _EXPORTS = {
                               "output_and_report"],
     "tryplicity.functional": ["chunked_cross_entropy", "grouped_linear"],
     "tryplicity.model": ["initialise"],
+    "tryplicity.promises": ["check_experts", "check_routing"],
     "tryplicity.errors": ["PluginFault", "UserError"],
     "tryplicity.leftout": ["LeftOut"],
+    "tryplicity.data.documents": ["escaped"],
     "tryplicity.files": ["whole_file"],
     "tryplicity.search": ["PassageIndex", "ensure_index"],
     "tryplicity.plugins": ["load_plugins"],

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tryplicity import Mean, Routing
+from tryplicity import Count, Mean, Positive, Routing
 from tryplicity_plugins.layers.prepared import Told
 from tryplicity_plugins.layers.router import BalancedRouter, full_precision
 
@@ -53,11 +51,11 @@ class DynamicSparsityRouter(BalancedRouter):
 
     @dataclass(frozen=True)
     class Config(BalancedRouter.Config):
-        min_experts: Annotated[int, Field(gt=0)] = 4
+        min_experts: Count = 4
         """The fewest experts a token gets."""
-        max_experts: Annotated[int, Field(gt=0)] = 12
+        max_experts: Count = 12
         """The most experts a token gets."""
-        mean_experts: Annotated[float, Field(gt=0)] = 8.0
+        mean_experts: Positive = 8.0
         """Experts per token on average; held by a controller, and what a budget is planned with."""
 
     @classmethod

@@ -7,18 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from tryplicity import Inhibition, Mean, Report
+from tryplicity import Inhibition, Mean, Report, Steps, Weight
 from tryplicity_plugins.layers.router import TopKRouter, full_precision
-
-Strength = Annotated[float, Field(ge=0)]
-Steps = Annotated[int, Field(gt=0)]
 
 
 def similarity_of(sketch_EM: Tensor) -> Tensor:
@@ -42,7 +37,7 @@ class LateralInhibition(Inhibition):
 
     @dataclass(frozen=True)
     class Config:
-        strength: Strength = 0.3
+        strength: Weight = 0.3
         """How strongly a winner suppresses an expert with the same weights; 0 gives plain top-k."""
         refresh_steps: Steps = 20
         """Optimizer steps between two measurements of similarity."""
@@ -109,7 +104,7 @@ class LateralInhibitionRouter(TopKRouter):
 
     @dataclass(frozen=True)
     class Config(TopKRouter.Config):
-        strength: Strength = 0.3
+        strength: Weight = 0.3
         """How strongly a winner suppresses an expert with the same weights; 0 gives plain top-k."""
         refresh_steps: Steps = 20
         """Optimizer steps between two measurements of similarity."""

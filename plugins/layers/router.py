@@ -11,14 +11,13 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tryplicity import Mean, Part, Report, Router, Routing, uses
+from tryplicity import Mean, Part, Report, Router, Routing, Weight, uses
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.prepared import Told, address, describes, prepared
 
@@ -65,11 +64,11 @@ class BalancedRouter(Router):
         """How logits become scores; the weights of the chosen experts are their scores."""
         normalize: bool = True
         """Scale the weights of a token's experts to sum to 1 (with softmax: a softmax over the chosen)."""
-        bias_rate: Annotated[float, Field(ge=0)] = 1e-3
+        bias_rate: Weight = 1e-3
         """How far the balancing bias of an expert moves in one optimizer step; 0 switches it off."""
-        balance_loss: Annotated[float, Field(ge=0)] = 1e-4
+        balance_loss: Weight = 1e-4
         """Weight of the balance loss of each sequence."""
-        z_loss: Annotated[float, Field(ge=0)] = 0.0
+        z_loss: Weight = 0.0
         """Weight of the squared log-sum-exp of the logits (arXiv:2202.08906), which keeps them small."""
         inhibition: Part | None = uses("inhibition", optional=True)
         """What the choice of an expert does to the others; by default nothing."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import gc
+import os
 import queue
 import threading
 import weakref
@@ -17,16 +19,16 @@ from tryplicity.components import Linear
 from tryplicity.data.tokenizer import BOS, EOS, IM_END, SPECIAL_TOKENS
 from tryplicity.errors import UserError
 from tryplicity.inference import scheduler
-from tryplicity.inference.generation import Busy, Generation, Piece, Request, Token
+from tryplicity.inference.generation import LOOK, Busy, Generation, Piece, Request, Scored, Token
 from tryplicity.inference.grammar import Grammars
-from tryplicity.inference.packed import Info, load_model
+from tryplicity.inference.packed import Info, Opened, load_model
 from tryplicity.inference.sampler import Sampler, Sampling
 from tryplicity.inference.speculative import Drafter
 from tryplicity.inference.text import TextStream, token_bytes
 from tryplicity.model import Model
 
-__all__ = ["Busy", "Engine", "Generation", "ModelCard", "Piece", "Request", "Sampling", "Token", "decode",
-           "ready_for_decoding"]
+__all__ = ["Busy", "Engine", "Generation", "ModelCard", "Piece", "Request", "Sampling", "Scored", "Token",
+           "decode", "ready_for_decoding"]
 
 SMALL = 128e6  # bytes of floats: see fits_caches
 
@@ -38,6 +40,7 @@ class ModelCard:
     id: str
     name: str
     format: str  # of the weights in memory
+    weights_hash: str  # of the file they came from; "" for a model made by hand
     parameters: int
     active_parameters: int  # that work on one token
     packed_bytes: int  # of the weights in memory
@@ -86,8 +89,20 @@ def fits_caches(model: Model) -> bool:
     """Whether the weights are so few that a product for one token ends before a second thread has begun: then one
     thread decodes up to 1.5 times as fast as two."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    size += sum(m.matrix.nbytes for m in model.modules() if getattr(m, "matrix", None) is not None)
+    size += sum(module.packed_nbytes() for module in model.modules() if isinstance(module, Linear))
     return model.embedding.weight.device.type == "cpu" and size < SMALL
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Engine:
@@ -112,11 +127,16 @@ class Engine:
         self._token_bytes = None if tokenizer is None else token_bytes(tokenizer)
         self._grammars: Grammars | None = None
         self._making_grammars = threading.Lock()
+        _engines.add(self)
         # when nobody holds the engine any more, or the program ends
         self._finalizer = weakref.finalize(self, self.scheduler.close, drain=False)
 
+    def _after_fork(self) -> None:
+        self._making_grammars = threading.Lock()
+        self.scheduler.after_fork()
+
     @classmethod
-    def load(cls, what: str | Path, registry, device: str = "cpu", *, ternary: bool = True,
+    def load(cls, what: str | Path | Opened, registry, device: str = "cpu", *, ternary: bool = True,
              dtype: torch.dtype | None = None, **options: Any) -> Engine:
         """From a run folder (its model.safetensors, or while it trains its newest checkpoint) or an exported file.
 
@@ -156,7 +176,7 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         size, vocab_size = len(request.prompt), self.model.spec.vocab_size
-        if size >= self.context_length:
+        if size + min(request.max_tokens, 1) > self.context_length:
             raise UserError(f"the prompt has {size} tokens, and the context of this model holds {self.context_length}, "
                             "the answer included; shorten it")
         for what, ids in (("the prompt", request.prompt), ("logit_bias", request.sampling.logit_bias),
@@ -171,13 +191,7 @@ class Engine:
         pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
         generation = self.submit(request, pieces.put)
         try:
-            while True:
-                piece = pieces.get()
-                yield piece
-                if piece.finish is not None:
-                    if piece.finish == "error":
-                        raise RuntimeError(f"the engine failed: {generation.error}")
-                    return
+            yield from _to_the_end(generation, pieces)
         finally:
             generation.cancel()
 
@@ -185,6 +199,24 @@ class Engine:
         """At most `max_tokens` tokens after `prompt`, up to and without the end-of-text token."""
         for piece in self.generate(Request(tuple(prompt), sampling, max_tokens)):
             yield from (token.id for token in piece.tokens)
+
+    def score(self, prompt: Sequence[int], alternatives: int = 0) -> Scored:
+        """The probabilities of a prompt's own tokens, as OpenAI's `echo` with `logprobs` tells them.
+
+        Gives `Scored(tokens, offsets, text)`: `tokens[i]` is `Token(id, logprob, top)` for `prompt[i]`, with the
+        natural logarithm of its probability after `prompt[:i]` and the `alternatives` (0 to 20) likeliest tokens in its
+        place as pairs (id, logprob), best first; `tokens[0]` has logprob None and no alternatives. `offsets[i]` is the
+        number of whole characters of `text` before token i. Waits its turn among what the engine writes. Raises Busy
+        and UserError. To go on after the prompt as well, or not to wait, submit a Request with `score_prompt=True`,
+        `logprobs=n` and any max_tokens, and read `Generation.scored` from the first piece on.
+        """
+        request = Request(tuple(prompt), Sampling(), 0, logprobs=alternatives, score_prompt=True)
+        pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
+        generation = self.submit(request, pieces.put)
+        collections.deque(_to_the_end(generation, pieces), maxlen=0)
+        if generation.scored is None:
+            raise RuntimeError("the engine was closed before the prompt was read")
+        return generation.scored
 
     def stream(self, prompt: str, sampling: Sampling, max_tokens: int, stop: Sequence[str] = ()) -> Iterator[str]:
         """Text after `prompt`, in whole characters, until the text ends, a stop string or `max_tokens`. Raises
@@ -203,11 +235,27 @@ class Engine:
         self.scheduler.close(drain)
 
 
+def _to_the_end(generation: Generation, pieces: queue.SimpleQueue[Piece]) -> Iterator[Piece]:
+    while True:
+        try:
+            piece = pieces.get(timeout=LOOK)
+        except queue.Empty:
+            if not generation.wait(0):
+                continue
+            # all was given out by now; or it ended where no listener hears of it
+            piece = Piece("", (), generation.finish) if pieces.empty() else pieces.get()
+        yield piece
+        if piece.finish is not None:
+            if piece.finish == "error":
+                raise RuntimeError(f"the engine failed: {generation.error}")
+            return
+
+
 def _card(model: Model, info: Info | None) -> ModelCard:
     if info is None:  # a model made by hand
         size = sum(p.numel() for p in model.parameters())
         spec = model.spec
-        return ModelCard(spec.name, spec.name, "by hand", size, size, size * model.embedding.weight.element_size(),
+        return ModelCard(spec.name, spec.name, "by hand", "", size, size, size * model.embedding.weight.element_size(),
                          spec.context_length, any(phase.kind == "chat" for phase in spec.phases), ())
-    return ModelCard(info.name, info.name, info.format, info.parameters, info.active_parameters, info.packed_bytes,
-                     info.context_length, info.chat, info.layers)
+    return ModelCard(info.name, info.name, info.format, info.weights_hash, info.parameters, info.active_parameters,
+                     info.packed_bytes, info.context_length, info.chat, info.layers)
