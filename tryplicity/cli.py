@@ -242,9 +242,10 @@ def sampling_options(command: Callable) -> Callable:
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. May be repeated.")
 @click.option("--chat", is_flag=True, help="PROMPT is a question; the model answers it.")
 @click.option("--system", metavar="TEXT", help="With --chat: what the model is told before the question.")
+@click.option("--device", default="cpu", show_default=True, help="What the model runs on: cpu, cuda, cuda:1, mps.")
 @plugin_options
 def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], chat: bool, system: str | None,
-             plugins: Any, **sampling: Any) -> None:
+             device: str, plugins: Any, **sampling: Any) -> None:
     """Write on from PROMPT with the model of a run folder, as it comes; or answer it.
 
     \b
@@ -263,8 +264,8 @@ def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], cha
 
     chosen = Sampling(**sampling)
 
-    engine = Engine.load(run, plugins.registry)
-    if reason := kernels.why_not():
+    engine = Engine.load(run, plugins.registry, device)
+    if device == "cpu" and (reason := kernels.why_not()):
         click.echo(reason, err=True)
     if chat:
         from tryplicity.inference.chat import dialogue, reply

@@ -28,7 +28,7 @@ from tryplicity.inference.text import TextStream, token_bytes
 from tryplicity.model import Model
 
 __all__ = ["Busy", "Engine", "Generation", "ModelCard", "Piece", "Request", "Sampling", "Scored", "Token",
-           "decode", "ready_for_decoding"]
+           "decode", "ready_for_decoding", "usable_device"]
 
 SMALL = 128e6  # bytes of floats: see fits_caches
 
@@ -64,6 +64,21 @@ def decode(model: Model, prompt: Sequence[int], sampler: Sampler) -> Iterator[in
             ids_BT = torch.tensor([[token]], device=device)
     finally:
         torch.set_num_threads(threads)
+
+
+def usable_device(name: str) -> str:
+    """The name, if torch has this device here and can compute on it. Raises UserError."""
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it has no memory")
+        (torch.ones(2, device=device) + 1).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, TypeError) as error:
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        first = str(error).strip().partition("\n")[0]
+        raise UserError(f"--device {name}: cannot be used here ({first[:150]}); there is {', '.join(there)}") from None
+    return name
 
 
 def ready_for_decoding(model: Model) -> Model:
@@ -139,9 +154,10 @@ class Engine:
              dtype: torch.dtype | None = None, **options: Any) -> Engine:
         """From a run folder (its model.safetensors, or while it trains its newest checkpoint) or an exported file.
 
-        ternary: pack the linears of a run that can be packed. dtype: of the floats; fp32 by default. options: as the
-        constructor's.
+        device: as torch names it: cpu, cuda, cuda:1, mps. ternary: pack the linears of a run that can be packed. dtype:
+        of the floats; fp32 by default. options: as the constructor's. Raises UserError.
         """
+        device = usable_device(device)
         model, _, tokenizer, info = load_model(what, registry, device, ternary=ternary, dtype=dtype)
         return cls(model, tokenizer, info, **options)
 
