@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tryplicity import Mixer, Rows, State
+from tryplicity import Count, Mixer, Positive, Rows, Size, State
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.norms import ZERO
 from tryplicity_plugins.layers.prepared import Products, Told, packed, prepared, products
@@ -44,29 +44,29 @@ class Mamba2(Mixer):
 
     @dataclass(frozen=True)
     class Config:
-        state_size: Annotated[int, Field(gt=0)] = 128
+        state_size: Size = 128
         """numbers each channel remembers"""
-        head_dim: Annotated[int, Field(gt=0)] = 64
+        head_dim: Size = 64
         """channels that share one decay"""
-        expand: Annotated[int, Field(gt=0)] = 2
+        expand: Annotated[int, Field(ge=1, le=64)] = 2
         """inner channels per hidden channel"""
-        conv_width: Annotated[int, Field(ge=2)] = 4
+        conv_width: Annotated[int, Field(ge=2, le=64)] = 4
         """tokens the short convolution sees, the current one included"""
-        groups: Annotated[int, Field(gt=0)] = 1
+        groups: Count = 1
         """sets of heads, each with its own B and C"""
-        chunk: Annotated[int, Field(gt=0)] = 64
+        chunk: Count = 64
         """tokens per block of matrix products; changes speed and memory, not the result"""
-        dt_min: Annotated[float, Field(gt=0)] = 0.001
+        dt_min: Positive = 0.001
         """smallest initial time step"""
-        dt_max: Annotated[float, Field(gt=0)] = 0.1
+        dt_max: Positive = 0.1
         """largest initial time step"""
-        dt_floor: Annotated[float, Field(gt=0)] = 1e-4
+        dt_floor: Positive = 1e-4
         """initial time steps below this are raised to it"""
-        A_min: Annotated[float, Field(gt=0)] = 1.0
+        A_min: Positive = 1.0
         """slowest initial decay rate of a head"""
-        A_max: Annotated[float, Field(gt=0)] = 16.0
+        A_max: Positive = 16.0
         """fastest initial decay rate of a head"""
-        norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+        norm_eps: Positive = 1e-5
         """added to the mean square before its root"""
 
     def __init__(self, config: Config, site) -> None:

@@ -22,7 +22,7 @@ from tryplicity.inference import scheduler
 from tryplicity.inference.exactness import why_inexact
 from tryplicity.inference.generation import LOOK, Busy, Generation, Piece, Request, Scored, Token
 from tryplicity.inference.grammar import Grammars
-from tryplicity.inference.packed import Info, load_model
+from tryplicity.inference.packed import Info, Opened, load_model
 from tryplicity.inference.sampler import Sampler, Sampling
 from tryplicity.inference.speculative import Drafter
 from tryplicity.inference.text import TextStream, token_bytes
@@ -41,6 +41,7 @@ class ModelCard:
     id: str
     name: str
     format: str  # of the weights in memory
+    weights_hash: str  # of the file they came from; "" for a model made by hand
     parameters: int
     active_parameters: int  # that work on one token
     packed_bytes: int  # of the weights in memory
@@ -106,7 +107,7 @@ def fits_caches(model: Model) -> bool:
     """Whether the weights are so few that a product for one token ends before a second thread has begun: then one
     thread decodes up to 1.5 times as fast as two."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    size += sum(m.matrix.nbytes for m in model.modules() if getattr(m, "matrix", None) is not None)
+    size += sum(module.packed_nbytes() for module in model.modules() if isinstance(module, Linear))
     return model.embedding.weight.device.type == "cpu" and size < SMALL
 
 
@@ -154,7 +155,7 @@ class Engine:
         self.scheduler.after_fork()
 
     @classmethod
-    def load(cls, what: str | Path, registry, device: str = "cpu", *, ternary: bool = True,
+    def load(cls, what: str | Path | Opened, registry, device: str = "cpu", *, ternary: bool = True,
              dtype: torch.dtype | None = None, **options: Any) -> Engine:
         """From a run folder (its model.safetensors, or while it trains its newest checkpoint) or an exported file.
 
@@ -274,8 +275,8 @@ def _card(model: Model, info: Info | None, inexact: str | None) -> ModelCard:
     if info is None:  # a model made by hand
         size = sum(p.numel() for p in model.parameters())
         spec = model.spec
-        return ModelCard(spec.name, spec.name, "by hand", size, size, size * model.embedding.weight.element_size(),
+        return ModelCard(spec.name, spec.name, "by hand", "", size, size, size * model.embedding.weight.element_size(),
                          spec.context_length, any(phase.kind == "chat" for phase in spec.phases), (), not inexact,
                          inexact)
-    return ModelCard(info.name, info.name, info.format, info.parameters, info.active_parameters, info.packed_bytes,
-                     info.context_length, info.chat, info.layers, not inexact, inexact)
+    return ModelCard(info.name, info.name, info.format, info.weights_hash, info.parameters, info.active_parameters,
+                     info.packed_bytes, info.context_length, info.chat, info.layers, not inexact, inexact)
