@@ -124,12 +124,13 @@ def test_impossible_sampling_is_refused(options):
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "toaster", "meta", "cpu:", ""])
-def test_a_device_that_is_not_there_is_told_in_a_line(device):
+@pytest.mark.parametrize("command", [["generate", ".", "hello"], ["serve", "."]], ids=["generate", "serve"])
+def test_a_device_that_is_not_there_is_told_in_a_line(command, device):
     from click.testing import CliRunner
 
     from tryplicity.cli import main
 
-    done = CliRunner().invoke(main, ["generate", "nowhere", "hello", "--device", device])
+    done = CliRunner().invoke(main, [*command, "--device", device])
     assert done.exit_code == 2 and f"--device {device}: cannot be used here" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and "there is cpu" in done.stderr
 
