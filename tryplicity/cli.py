@@ -406,9 +406,10 @@ def sampling_options(command: Callable) -> Callable:
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. May be repeated.")
 @click.option("--chat", is_flag=True, help="PROMPT is a question; the model answers it.")
 @click.option("--system", metavar="TEXT", help="With --chat: what the model is told before the question.")
+@click.option("--device", default="cpu", show_default=True, help="What the model runs on: cpu, cuda, cuda:1, mps.")
 @plugin_options
 def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], chat: bool, system: str | None,
-             plugins: Any, **sampling: Any) -> None:
+             device: str, plugins: Any, **sampling: Any) -> None:
     """Write on from PROMPT with the model of a run folder, as it comes; or answer it.
 
     \b
@@ -427,8 +428,8 @@ def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], cha
 
     chosen = Sampling(**sampling)
 
-    engine = Engine.load(run, plugins.registry)
-    if reason := kernels.why_not():
+    engine = Engine.load(run, plugins.registry, device)
+    if device == "cpu" and (reason := kernels.why_not()):
         click.echo(reason, err=True)
     if chat:
         from tryplicity.inference.chat import dialogue, reply
@@ -526,6 +527,7 @@ def brain(run: Path, as_json: bool, follow: bool) -> None:
 @click.option("--conversations", metavar="FILE",
               help="Where they are kept, by default in your data folder; none: not at all.")
 @click.option("--slots", default=8, show_default=True, type=click.IntRange(1), help="Texts written at once.")
+@click.option("--device", default="cpu", show_default=True, help="What the model runs on: cpu, cuda, cuda:1, mps.")
 @click.option("--max-tokens", default=2048, show_default=True, type=click.IntRange(1), help="Most of one request.")
 @plugin_options
 def serve(run: str | None, plugins: Any, cors: tuple[str, ...], hosts: tuple[str, ...], **options: Any) -> None:
