@@ -209,7 +209,7 @@ def test_a_conversation_that_stays_busy_is_told(server, monkeypatch):
     ({"content": "a", "after": "none"}, 404, None), ({"content": "a", "serach": True}, 400, "serach"),
     ({"content": "a", "sampling": {"temperature": 9}}, 422, "sampling.temperature"),
     ({"content": "a", "sampling": {"seed": -1}}, 422, "sampling.seed"),
-    ({"content": "a", "sampling": {"heat": 1}}, 400, "heat")])
+    ({"content": "a", "sampling": {"heat": 1}}, 400, "sampling.heat")])
 def test_mistakes_change_nothing(server, body, status, param):
     id = server.new()
     answer = server.http.post(f"/api/conversations/{id}/ask", json=body)
