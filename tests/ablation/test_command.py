@@ -14,12 +14,14 @@ import pytest
 
 from tryplicity.ablation import cost
 from tryplicity.ablation.cell import BUSY, sampled
-from tryplicity.ablation.cells import Setting, cell, locked, result
+from tryplicity.ablation.cells import Setting, cell, result
 from tryplicity.ablation.modules import comparisons
 from tryplicity.ablation.runner import Job, run_cells
 from tryplicity.cli import main
 from tryplicity.errors import Refused
+from tryplicity.files import locked
 from tryplicity.hardware import load_hardware
+from tryplicity.run import Run
 from tryplicity.spec import read_yaml
 
 SMALL = str(Path(__file__).parents[1] / "small.yaml")
@@ -137,10 +139,8 @@ def test_a_cell_is_never_run_twice_at_once(registry, setting, prepared, tmp_path
                               stdin=subprocess.PIPE) as process:
             return process.wait(60)
 
-    with locked(folder) as mine:
-        assert mine
-        with locked(folder) as too:
-            assert not too
+    with locked(Run(folder).lock) as other:
+        assert other is None
         assert worker() == BUSY
     (folder / "result.json").write_text("{}")  # what finished meanwhile is left alone
     assert worker() == 0

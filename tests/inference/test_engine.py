@@ -548,3 +548,57 @@ def test_offsets_of_a_prompt_are_where_its_tokens_stand_in_the_text(packed_model
     for i, offset in enumerate(scored.offsets):  # so many characters are whole in the bytes before it
         assert text[:offset] == text.encode()[:sum(sizes[:i])].decode(errors="ignore")
     engine.close()
+
+
+def all_at_once(engine, requests, hear=lambda number, piece: None):
+    """Requests that the engine finds there in one round, however slowly they are submitted; what each was told."""
+    hold, ears = threading.Event(), [Ear() for _ in requests]
+    first = engine.submit(ask(99, 1, length=1), lambda piece: hold.wait(30))
+    generations = []
+    for number, (request, ear) in enumerate(zip(requests, ears, strict=True)):
+        def listener(piece, number=number, ear=ear):
+            hear(number, piece)
+            ear(piece)
+
+        generations.append(engine.submit(request, listener))
+    hold.set()
+    assert first.wait(30) and all(generation.wait(60) for generation in generations)
+    return [ear.tokens for ear in ears]
+
+
+def test_a_long_prompt_lets_short_ones_pass(packed_model, plain):
+    """Counted in tokens that were read before the short ones' first tokens; and the long one is not forgotten."""
+    engine = Engine(packed_model, None, slots=4, chunk=16)
+    requests = [ask(0, 2, length=230), ask(1, 3, length=5), ask(2, 3, length=4), ask(3, 3, length=5)]
+    read = {}
+
+    def hear(number, piece):
+        read.setdefault(number, engine.statistics()["prompt_tokens_total"])
+
+    assert all_at_once(engine, requests, hear) == [plain(packed_model, request) for request in requests]
+    assert max(read[1], read[2], read[3]) <= 1 + 3 * 16 and read[0] == 1 + 230 + 5 + 4 + 5
+    engine.close()
+
+
+def test_long_prompts_take_turns(packed_model, plain):
+    """While one of 60 tokens is read, the two of 200 read as much each, and one that comes later no less."""
+    engine, done = Engine(packed_model, None, slots=4, chunk=16), {}
+    requests = [ask(0, 1, length=200), ask(1, 1, length=200), ask(2, 1, length=60)]
+
+    def hear(number, piece):
+        done.setdefault(number, engine.statistics()["prompt_tokens_total"])
+
+    assert all_at_once(engine, requests, hear) == [plain(packed_model, request) for request in requests]
+    assert done[2] <= 1 + 3 * 60 + 3 * 16 and done[0] > 1 + 60 + 2 * 180
+    engine.close()
+
+
+def test_prompts_that_come_together_are_read_once_as_far_as_they_agree(packed_model, plain):
+    engine = Engine(packed_model, None, slots=6, chunk=16)
+    begin = ask(7, length=100).prompt
+    tails = [ask(20 + i, length=7 + i).prompt for i in range(3)]
+    requests = [Request(begin + tail, GREEDY, 4, end_tokens=NO_END) for tail in tails]
+    requests += [requests[0], Request(begin[:80] + tails[1], Sampling(seed=1), 4, end_tokens=NO_END)]
+    assert all_at_once(engine, requests) == [plain(packed_model, request) for request in requests]
+    assert engine.statistics()["prompt_tokens_total"] == 1 + 100 + 7 + 8 + 9 + 8
+    engine.close()

@@ -55,7 +55,7 @@ def ablate(request: Request, plugins: Any, *, train: bool = True, cost: bool = T
 
     Raises UserError and Refused before anything is trained when a variant of the spec cannot be.
     """
-    from tryplicity.training.process import StopSignals
+    from tryplicity.training.process import StopSignals, exit_code
 
     rows, setting, prepared = _prepare(request, plugins)
     cells, out = table(rows, request.seeds, setting), request.out
@@ -89,7 +89,7 @@ def ablate(request: Request, plugins: Any, *, train: bool = True, cost: bool = T
         counts = report["cells"]
         print(f"interrupted; {counts['finished']} of {counts['total']} cells are finished and all is saved. Go on with "
               "the same command", file=sys.stderr)
-        return 128 + signals.received
+        return exit_code(signals.received)
     return 1 if failures else 0
 
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -172,7 +171,7 @@ def page(report: Mapping[str, Any], console: Any) -> None:
         table.add_row(*(Text(figures[i], style=COLOURS.get(figures[i], "")) for i in shown))
     console.print()
     if wide:
-        Console(highlight=False, width=max(console.width, WIDE)).print(table)
+        console.print(table, width=max(console.width, WIDE))
     else:
         console.print(table)
     console.print()

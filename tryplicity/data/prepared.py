@@ -1,7 +1,8 @@
 """From a source to token files: read once, split, tokenise; kept in the cache and found there the next time.
 
-In the cache: documents/<key>/ (a source's text), tokenizers/<key>/ (trained on its training part) and
-tokens/<key>/ (what a training run reads):
+In the cache: sources/<key>.json (which documents a source gave), documents/<key>/ (their text), tokenizers/<key>/
+(trained on the training part) and tokens/<key>/ (what a training run reads). All keys but the first are made of the
+content:
 
     tokenizer.json           train.bin, heldout.bin                        uint16 (uint32 above 65536 tokens)
     manifest.json            train.documents.npy, heldout.documents.npy    each document's end, bytes, domain
@@ -30,13 +31,14 @@ from tryplicity.data.documents import Collection, Progress, collect, no_progress
 from tryplicity.data.packing import DOCUMENT, HeldOut, PackedStream, TokenFile
 from tryplicity.data.tokenizer import BOS, EOS, load_tokenizer, save_tokenizer, token_bytes, train_tokenizer
 from tryplicity.files import whole_file, write_text
+from tryplicity.leftout import LeftOut
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from tryplicity.components import Document, Source
 
-FORMAT = 1                          # raise when the files written here change
+FORMAT = 2                          # raise when the files written here change
 _BATCH_BYTES = 2_000_000            # of text tokenised at a time
 _SAMPLE_BYTES = 8_000_000           # the tokenizer is trained on at least so much, where there is so much
 
@@ -57,6 +59,11 @@ class Prepared:
     def identity(self) -> str:
         """Names exactly these tokens; a run that goes on must find the same."""
         return self.manifest["identity"]
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What was passed over when the source was read; to be said whenever this is used."""
+        return self.collection.left_out
 
     @cached_property
     def train(self) -> TokenFile:
@@ -123,7 +130,7 @@ def prepare(source: Source, vocab_size: int, cache: str | Path | None = None,
     collection = collect(source, root, progress)
     path = Path(tokenizer or _trained_tokenizer(collection, vocab_size, root, progress))
     content = path.read_bytes()
-    described = json.dumps([FORMAT, collection.manifest["fingerprint"], hashlib.sha256(content).hexdigest()])
+    described = json.dumps([FORMAT, collection.identity, hashlib.sha256(content).hexdigest()])
     key = hashlib.sha256(described.encode()).hexdigest()
     folder = root / "tokens" / key[:24]
     if not folder.exists():
@@ -209,8 +216,7 @@ def write_tokens(collection: Collection, tokenizer: Tokenizer, folder: Path, pro
                        "sha256": digest.hexdigest(), "domains": _by_domain(table, domains)}
         if mask_file is not None:
             parts[part]["mask_sha256"] = mask_digest.hexdigest()
-    manifest = {"format": FORMAT, "source": collection.manifest["source"],
-                "fingerprint": collection.manifest["fingerprint"], "vocab_size": vocab_size, "dtype": dtype,
+    manifest = {"format": FORMAT, "documents": collection.identity, "vocab_size": vocab_size, "dtype": dtype,
                 "domains": domains, "parts": parts,
                 "tokenizer_sha256": hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()}
     manifest["identity"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -3,9 +3,9 @@
     BM25 as FTS5 computes it: Robertson and Zaragoza, "The Probabilistic Relevance Framework" (2009), with k1 = 1.2 and
     b = 0.75, the words of a column counted as often as its weight says; https://sqlite.org/fts5.html
 
-The file holds the table `passages`, the full-text index `words` over it (external content: no text is stored twice)
-and the table `meta`. It is written under another name and renamed when whole, and never changed afterwards, so that
-any number of threads and processes may read it.
+The file holds the table `passages`, the full-text index `words` of what `words.words` makes of them (FTS5 parts that at
+spaces and stems it, nothing else; it keeps no text of its own) and the table `meta`. It is written under another name
+and renamed when whole, and never changed afterwards, so that any number of threads and processes may read it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,23 +25,23 @@ from tryplicity.errors import UserError
 from tryplicity.files import whole_file
 from tryplicity.search.cutting import cut
 from tryplicity.search.query import Term, terms
-from tryplicity.search.words import DOTTED, content_words, humps, joined, stem
+from tryplicity.search.words import DOTTED, content_words, folded, humps, joined, parted, stem, words
 
 if TYPE_CHECKING:
     from tryplicity.components import Document, Passage, Source
     from tryplicity.data.documents import Progress
     from tryplicity.registry import Registry
 
-FORMAT = 1                      # raise when the same documents would give another file
+FORMAT = 2                      # raise when the same documents would give another file
 DEFAULT_SOURCE = "python-reference"
 _APPLICATION = 0x54727970       # "Tryp", in the header of the file
-_WEIGHTS = (1.0, 1.0, 1.0)      # of a word in the title, in the text, and among the normal forms of names
+# The constants below were chosen on the questions for tuning (tests/search/), and tests say what each one does.
+_LEAD = 2.0                     # a word of a passage's first paragraph counts so often again
+_HOME = 2.0                     # a passage whose origin comes first counts so much more: see `_home`
 _ROWS = 12_000                  # matching passages whose score is computed for one question, about: bounds its time
-
-# The order of the best 40 by BM25 is reconsidered: see `_reordered`. The values were chosen, like the weights, on the
-# questions marked `tuning` in tests/search/questions.yaml.
-_REORDERED = 40
-_TITLE, _COVERED, _PER_PART = 1.0, 1.0, 0.85
+_REORDERED = 40                 # the order of so many, the best by BM25, is reconsidered: see `_reordered`
+_PER_PART = 0.85                # of the score is left for each further part of a dotted name
+_AGAIN = 0.8                    # of the score is left for each better passage of the same page
 
 _TABLES = """
     PRAGMA journal_mode = OFF;
@@ -48,8 +50,9 @@ _TABLES = """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
     CREATE TABLE passages (number INTEGER PRIMARY KEY, id TEXT NOT NULL, title TEXT NOT NULL, url TEXT NOT NULL,
                            text TEXT NOT NULL, names TEXT NOT NULL);
-    CREATE VIRTUAL TABLE words USING fts5 (title, text, names, content = 'passages', content_rowid = 'number',
-                                           tokenize = 'porter unicode61 remove_diacritics 2');
+    CREATE VIRTUAL TABLE words USING fts5 (title, lead, text, names, content = '',
+                                           tokenize = "porter ascii tokenchars '+#'");
+    INSERT INTO words (words, rank) VALUES ('hashsize', 16777216);
 """
 
 
@@ -60,8 +63,9 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
     """Cut documents into passages and write the index `path`, whole or not at all.
 
     A passage with the title and text of one before is left out. progress: called as `progress(stage, done, total)`.
-    source: where the documents come from, asked for its `read_share`. Raises UserError when there is no text, and
-    when the file cannot be written.
+    source: where the documents come from, asked for its `read_share`, and for the origin that comes `first` (documents
+    of an origin follow one another, and its name begins their ids: `python/...`). Raises UserError when there is no
+    text, and when the file cannot be written.
     """
     path = Path(path).expanduser()
     seen: set[bytes] = set()
@@ -73,10 +77,18 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
                 connection.executescript(_TABLES)
                 connection.execute("BEGIN")
                 number = 0
+                first = getattr(source, "first", "")
+                origins: dict[str, list[int]] = {first: [0, 0]} if first else {}
                 for count, document in enumerate(documents, 1):
                     rows = list(_rows(document, seen, number))
                     connection.executemany("INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?)", rows)
+                    connection.executemany("INSERT INTO words (rowid, title, lead, text, names) VALUES (?, ?, ?, ?, ?)",
+                                           [(row[0], *map(parted, (row[2], _lead(row[4]), row[4], row[5])))
+                                            for row in rows])
                     number += len(rows)
+                    if first and rows:
+                        span = origins.setdefault(document.id.partition("/")[0], [0, 0])
+                        span[:] = span[0] or rows[0][0], number
                     for row in rows:
                         identity.update(f"{row[2]}\0{row[4]}\0".encode())
                     if progress and count % 64 == 0:
@@ -86,12 +98,10 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
                     raise UserError(f"{path}: nothing to index: no document has any text in it")
                 if progress:
                     progress("indexing words", 0.0, 1.0)
-                connection.execute("INSERT INTO words (words) VALUES ('rebuild')")
-                if progress:
-                    progress("indexing words", 0.7, 1.0)
                 connection.execute("INSERT INTO words (words) VALUES ('optimize')")
                 meta = {"format": FORMAT, "passages": number, "source": getattr(source, "name", ""),
-                        "fingerprint": fingerprint, "identity": identity.hexdigest()}
+                        "fingerprint": fingerprint, "identity": identity.hexdigest(),
+                        "origins": json.dumps(origins)}
                 connection.executemany("INSERT INTO meta VALUES (?, ?)", [(k, str(v)) for k, v in meta.items()])
                 connection.execute("COMMIT")
                 connection.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -124,6 +134,15 @@ def _rows(document: Document, seen: set[bytes], number: int) -> Iterable[tuple[A
         yield number, f"{_storable(document.id)}:{part}", title, _storable(document.url), text, _names(title, text)
 
 
+_SIGNATURE = re.compile(r"[\w.]+\([^\n]*\)[^\n]*\n")
+
+
+def _lead(text: str) -> str:
+    """How a passage begins, behind a signature: what it is about is said there."""
+    text = text[found.end():] if (found := _SIGNATURE.match(text)) else text
+    return text.lstrip().partition("\n\n")[0]
+
+
 def _storable(text: str) -> str:
     """Without what SQLite cannot keep: lone surrogates, and the NUL that would end the text."""
     return text.encode("utf-8", "replace").decode().replace("\0", " ")
@@ -131,7 +150,7 @@ def _storable(text: str) -> str:
 
 def _names(title: str, text: str) -> str:
     """Words that the text holds only inside names."""
-    dotted = [form for name in DOTTED.findall(title) for form in joined(name)]
+    dotted = [form for name in DOTTED.findall(folded(title)) for form in joined(name)]
     return " ".join(dict.fromkeys([*dotted, *humps(title), *humps(text)]))
 
 
@@ -175,10 +194,21 @@ class PassageIndex:
         meta = self._meta()
         self.passages = int(meta.get("passages", 0))
         self.source, self.fingerprint = meta.get("source", ""), meta.get("fingerprint", "")
+        self._origins: dict[str, tuple[int, int]] = json.loads(meta.get("origins", "{}"))  # the one put first is first
         self.identity = meta.get("identity", "")            # changes when a passage does
 
     def __len__(self) -> int:
         return self.passages
+
+    def examples(self, limit: int) -> list[str]:
+        """At most `limit` questions that the passages can answer: their titles, spread over the whole index."""
+        titles: dict[str, None] = {}
+        for step in range(limit):
+            first = 1 + step * self.passages // limit
+            rows = self._run("SELECT title FROM passages WHERE number >= ? AND length(title) BETWEEN 4 AND 60 "
+                             "ORDER BY number LIMIT 1", first)
+            titles |= dict.fromkeys(" ".join(title.split()) for title, in rows)
+        return [f"What is {title}?" if " " not in title else title for title in titles]
 
     def search(self, question: str, limit: int = 5) -> list[Passage]:
         """At most `limit` passages, best first, none with the text of one before it. [] where nothing is found."""
@@ -196,8 +226,14 @@ class PassageIndex:
             return []
         return self._reordered(self._candidates(known, max(limit, _REORDERED)), known)[:limit]
 
+    def _home(self, known: list[tuple[int, Term]]) -> list[tuple[int, int]]:
+        """The numbers of the passages that come first: those of the origins that a question names (`numpy`), else of
+        the one that its source puts first. None where the source puts none first."""
+        named = {form[0] for _, term in known for form in term.forms} & self._origins.keys()
+        return [self._origins[name] for name in sorted(named)] or list(self._origins.values())[:1]
+
     def _candidates(self, known: list[tuple[int, Term]], limit: int) -> list[tuple[int, float]]:
-        """By BM25 alone. known: the question's terms and in how many passages each is, rarest first."""
+        """By BM25 and origin. known: the question's terms and in how many passages each is, rarest first."""
         chosen, rows = [], 0
         for count, term in known:
             rows += count
@@ -205,7 +241,7 @@ class PassageIndex:
                 break
             chosen.append(term.quoted)
         if chosen:
-            return self._matches(" OR ".join(chosen), limit)
+            return self._matches(" OR ".join(chosen), limit, home=self._home(known))
         every = [term.quoted for _, term in known]
         found = self._matches(" AND ".join(every), limit) if len(every) > 1 else []
         if len(found) < limit:
@@ -217,23 +253,31 @@ class PassageIndex:
     def _reordered(self, found: list[tuple[int, float]], known: list[tuple[int, Term]]) -> list[tuple[int, float]]:
         """The best candidates with their score raised by the share of the question that they cover (each term as its
         rarity says) and the share of their title that the question covers, and lowered for each part of a dotted
-        name: what is asked for by common words is rarely deep inside a package."""
-        rarity = {frozenset(stem(word) for word in (*term.words, *term.others)): math.log(1 + self.passages / count)
-                  for count, term in known}
-        asked = frozenset().union(*rarity)
+        name (what is asked for by common words is rarely deep inside a package) and for each better one of the same
+        page."""
+        rarity = [(term.stems, math.log(1 + self.passages / count)) for count, term in known]
+        whole = sum(weight for _, weight in rarity)
+        asked = frozenset().union(*(form for forms, _ in rarity for form in forms))
+        initials = frozenset(word[0] for word in asked)
         scored = []
         for number, score in found[:_REORDERED]:
             [(title, text, names)] = self._run("SELECT title, text, names FROM passages WHERE number = ?", number)
             of_title = content_words(title)
-            held = {*of_title, *content_words(text), *map(stem, names.split())}
-            covered = sum(weight for words, weight in rarity.items() if not words.isdisjoint(held))
+            # a stem begins as its word does: others need not be stemmed
+            held = {*of_title, *(stem(word) for word in {*words(text), *names.split()} if word[0] in initials)}
+            covered = sum(weight for forms, weight in rarity if any(form <= held for form in forms))
             share = sum(word in asked for word in of_title) / max(len(of_title), 1)
-            names = DOTTED.findall(title)
+            names = DOTTED.findall(folded(title))
             named = any(form in asked for name in names for form in joined(name))   # the name itself was asked for
             parts = 0 if named else max((name.count(".") for name in names), default=0)
-            scored.append((number, score * _PER_PART ** parts * (
-                1 + _TITLE * (share + named) + _COVERED * covered / sum(rarity.values()))))
-        scored.sort(key=lambda pair: (-pair[1], pair[0]))
+            scored.append((score * _PER_PART ** parts * (1 + share + named + covered / whole),
+                           number, title.partition(": ")[0]))
+        before: Counter[str] = Counter()
+        scored.sort(key=lambda found: (-found[0], found[1]))
+        for at, (score, number, title) in enumerate(scored):
+            scored[at] = score * _AGAIN ** before[title], number, title
+            before[title] += 1
+        scored = sorted(((number, score) for score, number, _ in scored), key=lambda found: (-found[1], found[0]))
         least = scored[-1][1] if scored else 0.0
         rest = found[_REORDERED:]       # behind them, their scores kept below
         return scored + [(number, least * score / max(rest[0][1], 1e-9)) for number, score in rest]
@@ -263,12 +307,13 @@ class PassageIndex:
             self._frequencies[quoted] = self._run("SELECT count(*) FROM words WHERE words MATCH ?", quoted)[0][0]
         return self._frequencies[quoted]
 
-    def _matches(self, query: str, limit: int, first: int | None = None) -> list[tuple[int, float]]:
-        """first: only passages up to this number are looked at."""
-        weights = ", ".join(map(str, _WEIGHTS))
+    def _matches(self, query: str, limit: int, first: int | None = None,
+                 home: Sequence[tuple[int, int]] = ()) -> list[tuple[int, float]]:
+        """first: only passages up to this number are looked at. home: (first, last) of passages that count more."""
         within = f"AND rowid <= {first}" if first else ""
-        rows = self._run(f"SELECT rowid, bm25(words, {weights}) AS score FROM words WHERE words MATCH ? {within} "
-                         "ORDER BY score, rowid LIMIT ?", query, limit)
+        at_home = " OR ".join(f"rowid BETWEEN {begin} AND {end}" for begin, end in home) or "FALSE"
+        rows = self._run(f"SELECT rowid, bm25(words, 1.0, {_LEAD}, 1.0, 1.0) * iif({at_home}, {_HOME}, 1.0) AS score "
+                         f"FROM words WHERE words MATCH ? {within} ORDER BY score, rowid LIMIT ?", query, limit)
         return [(number, -score) for number, score in rows]
 
     def _run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:

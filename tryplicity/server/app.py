@@ -36,6 +36,7 @@ from tryplicity.server.conversations import Store
 from tryplicity.server.limits import read_body, read_json
 from tryplicity.server.options import Options
 from tryplicity.server.service import Searcher, SearchUnavailable, Service
+from tryplicity.spec import parse_value
 
 if TYPE_CHECKING:
     from sanic_routing import Route
@@ -313,16 +314,14 @@ def engine_loader(what: str | Path, plugins: Plugins, slots: int) -> Callable[[]
     return load
 
 
+EXAMPLES = 4    # questions on the page's first screen
+
+
 def searcher_loader(search: str, plugins: Plugins) -> Callable[[], Searcher]:
     """search: the name of a retriever, or `{type: ..., option: ...}` as YAML."""
 
     def load() -> Searcher:
-        import yaml
-
-        try:
-            value = yaml.safe_load(search)
-        except yaml.YAMLError:
-            raise UserError(f"--search {search}: not the name of a retriever, nor a YAML mapping") from None
+        value = parse_value(search, "--search")
         part = registry_of(plugins).part("retriever", value)
         try:
             retriever = part.build()
@@ -331,7 +330,8 @@ def searcher_loader(search: str, plugins: Plugins) -> Callable[[], Searcher]:
         except Exception as error:  # a plugin's fault must not end the server
             raise SearchUnavailable(f"retriever {part.name}: {type(error).__name__}: {error}") from error
         passages = getattr(retriever, "passages", None)
-        return Searcher(retriever, retriever.name, passages if isinstance(passages, int) else None)
+        return Searcher(retriever, retriever.name, passages if isinstance(passages, int) else None,
+                        tuple(retriever.examples(EXAMPLES)))
 
     return load
 

@@ -98,6 +98,10 @@ class Unknown(LookupError):
     """No such conversation or message."""
 
 
+class Changed(Exception):
+    """The conversation's last message is another one."""
+
+
 class Store:
     """The conversations of one file. `path` None: in memory, gone at the end.
 
@@ -211,11 +215,18 @@ class Store:
                 raise Unknown(id)
         self.kept -= 1
 
-    def append(self, id: str, *messages: Message, after: str | bool | None = True, title: str | None = None) -> None:
-        """Add messages at the end, in one transaction. after: False drops all that was there, the id of a message
-        all behind it, True nothing. title: for a conversation that has none yet. Raises Unknown."""
+    def append(self, id: str, *messages: Message, after: str | bool | None = True, last: str | bool | None = True,
+               title: str | None = None) -> None:
+        """Add messages at the end, in one transaction. after: None drops all that was there, the id of a message
+        all behind it, True nothing. last: the id of the message that must be the last one (None: that there is none),
+        else Changed is raised; True: any. title: for a conversation that has none yet. Raises Unknown."""
         with _transaction(self._database):
             self._touch(id, first_title=title)
+            if last is not True:
+                row = self._database.execute("SELECT id FROM messages WHERE conversation = ? ORDER BY number DESC "
+                                             "LIMIT 1", (id,)).fetchone()
+                if (row[0] if row else None) != last:
+                    raise Changed(id)
             if after is not True:
                 number = 0
                 if after:

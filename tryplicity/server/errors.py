@@ -20,7 +20,7 @@ from typing import Any
 from sanic.exceptions import SanicException
 
 from tryplicity.errors import UserError
-from tryplicity.server.conversations import Unknown
+from tryplicity.server.conversations import Changed, Unknown
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error",
           500: "server_error", 503: "server_error", 504: "server_error", 507: "server_error"}
@@ -87,6 +87,11 @@ def database(error: sqlite3.Error) -> ApiError | None:
     return None
 
 
+def changed() -> ApiError:
+    return ApiError(409, "this conversation was gone on with elsewhere, and nothing was changed; read it again, then "
+                         "decide", code="conversation_changed", headers={"x-should-retry": "false"})
+
+
 def internal() -> ApiError:
     return ApiError(500, "the server made a mistake; its log says more", code="internal_error")
 
@@ -99,6 +104,8 @@ def as_api_error(exception: BaseException) -> ApiError:
         return ApiError(499, "the client has gone", code="client_closed")
     if isinstance(exception, UserError):
         return wrong(str(exception))
+    if isinstance(exception, Changed):
+        return changed()
     if isinstance(exception, Unknown):
         return ApiError(404, "there is no such conversation or message", code="not_found")
     if isinstance(exception, sqlite3.Error) and (told := database(exception)):

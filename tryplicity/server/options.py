@@ -48,9 +48,12 @@ class Options:
             raise UserError(f"--host {self.host}: anyone who reaches this machine could use the model and read the "
                             "conversations; set --api-key, or say --allow-public")
         for origin in self.cors:
-            if not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+", origin):
-                raise UserError(f"--cors {origin}: an origin is a scheme and a host, as https://example.org; "
-                                "name each one")
+            if origin.lower() == "null":
+                raise UserError("--cors null: any sandboxed page of the web has this origin; open the page over http "
+                                "and name that, as http://localhost:8000")
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.\-]*://[A-Za-z0-9.\-\[\]:_]+", origin):
+                raise UserError(f"--cors {origin}: an origin is a scheme and a host, as https://example.org, "
+                                "app://obsidian.md or chrome-extension://ID; name each one")
 
     @property
     def loopback(self) -> bool:
