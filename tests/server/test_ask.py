@@ -350,7 +350,8 @@ def test_without_a_model_the_sources_still_come_and_stay(started):
         server.ask(id, content="a zebra", search=True)      # nothing found, nothing to keep
         assert [m["role"] for m in kept(server, id)] == ["user", "assistant", "user"]
         assert server.http.get("/api/search?q=tuple").json()["results"] == [SHELF[1]._asdict()]
-        assert server.http.get("/api/model").json()["search"] == {"available": True, "name": "shelf", "passages": 2}
+        assert server.http.get("/api/model").json()["search"] == {
+            "available": True, "state": "ready", "name": "shelf", "passages": 2, "examples": []}
 
 
 def test_without_a_search_it_is_told(started):

@@ -159,7 +159,8 @@ def test_the_passages_of_an_index_are_found_and_asked_from(started, chat_run, tm
     with started(chat_run, search=f"{{type: passages, index: {index}}}") as server:
         server.until(lambda: server.http.get("/api/model").json()["search"]["available"])
         assert server.http.get("/api/model").json()["search"] == {
-            "available": True, "name": "passages", "passages": 2}
+            "available": True, "state": "ready", "name": "passages", "passages": 2,
+            "examples": ["What is list.append?", "What is tuple?"]}
         found = server.http.get("/api/search", params={"q": "immutable tuple"}).json()["results"]
         assert set(found[0]) == {"id", "title", "url", "text", "score"} and "immutable" in found[0]["text"]
         events = server.ask(server.new(), content="What is a tuple?", search=True, sampling={"max_tokens": 8})
