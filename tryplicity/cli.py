@@ -525,7 +525,8 @@ def brain(run: Path, as_json: bool, follow: bool) -> None:
 @click.option("--search", default="passages", show_default=True, metavar="RETRIEVER",
               help="passages, semantic, '{type: passages, index: FILE}', '{type: searxng, url: ...}', or none.")
 @click.option("--conversations", metavar="FILE",
-              help="Where they are kept, by default in your data folder; none: not at all.")
+              help="Where they are kept, by default in the run folder, or without one in your data folder; none: not "
+                   "at all.")
 @click.option("--slots", default=8, show_default=True, type=click.IntRange(1), help="Texts written at once.")
 @click.option("--device", default="cpu", show_default=True, help="What the model runs on: cpu, cuda, cuda:1, mps.")
 @click.option("--max-tokens", default=2048, show_default=True, type=click.IntRange(1), help="Most of one request.")
