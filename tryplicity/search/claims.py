@@ -33,6 +33,7 @@ _NEGATES_NEXT = frozenset(("no", "none", "without", "non"))
 _PARTS = frozenset((                # words that begin a clause
     "if", "when", "whenever", "unless", "but", "because", "while", "although", "though", "otherwise", "whereas",
     "which", "that", "who", "and", "or", "so", "then", "until", "except"))
+_CONDITIONS = frozenset(("if", "when", "whenever", "unless"))
 _DIRECTIONS = frozenset((
     "to", "from", "into", "onto", "before", "after", "by", "than", "over", "under", "through", "for"))
 # how strong a claim is, and the words of a passage that are as strong
@@ -40,7 +41,7 @@ _STRONG = {"always": {"always", "all", "every", "each"}, "only": {"only"}, "must
            "every": {"all", "every", "each", "any"}, "all": {"all", "every", "each", "any"}}
 _NUMBERS = {word: str(number) for number, word in enumerate((
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"))}
-_VALUES = frozenset(("true", "false", "none"))
+_VALUES = frozenset(map(stem, ("true", "false", "none")))
 # a sentence may begin with one of these though the passage does not say it
 _HEADS = frozenset(map(stem, (
     "function", "method", "class", "module", "argument", "parameter", "statement", "object", "code", "python",
@@ -144,6 +145,7 @@ class Claim:
         text = text.replace("\u2019", "'")
         self.names = _names(text) & frozenset(words(text))
         self.order: list[str] = []                          # content, numbers and directions as they follow each other
+        self.conditional: dict[str, set[bool]] = defaultdict(set)   # of each of these: whether in a condition
         self.signs: dict[str, set[bool]] = defaultdict(set)  # of each stem: whether a clause affirms it
         self.all: set[str] = set()                          # stems of all words
         # outside of names, where `ignore_errors` ignores nothing
@@ -151,28 +153,26 @@ class Claim:
         self.by = bool(_PASSIVE.search(text))
         clauses: list[list[tuple[str, bool]]] = [[]]
         negated = [False]
-        next_negated = False
+        condition = next_negated = False
         for token in _TOKEN.finditer(_separated(text)):
-            if token[1]:
-                if clauses[-1]:
-                    clauses.append([])
-                    negated.append(False)
-                continue
-            for word in [token[2]] if token[2] else words(token[0]):
+            for word in [token[2]] if token[2] else words(token[0]) or [""]:
                 word = _NUMBERS.get(word, word)
                 self.all.add(stem(word))
-                if word in _PARTS:
+                if token[1] or word in _PARTS:
                     clauses.append([])
                     negated.append(False)
+                    condition, next_negated = word in _CONDITIONS, False
                 if word in _NEGATES_CLAUSE or (word == "t" and token[0].lower().endswith("n't")):
                     negated[-1] = not negated[-1]
                 elif word in _NEGATES_NEXT and not (word == "none" and token[0] == "None"):
                     next_negated = not next_negated
                 elif word in _DIRECTIONS:
                     self.order.append(word)
-                elif word not in STOP_WORDS or token[0] == "None":
+                    self.conditional[word].add(condition)
+                elif word and (word not in STOP_WORDS or token[0] == "None"):
                     clauses[-1].append((stem(word), next_negated))
                     self.order.append(stem(word))
+                    self.conditional[stem(word)].add(condition)
                     next_negated = False
         for clause, flip in zip(clauses, negated, strict=True):
             for stemmed, local in clause:
@@ -221,7 +221,11 @@ def disagreement(said: Claim, written: Claim, title: frozenset[str] = frozenset(
             return "strength"
     if _misplaced(said, written):
         return "values"
-    straight, turned = _triples(said.order, written.order)
+    moved = {sign for word in said.stems & written.stems for sign in said.conditional[word]
+             if said.conditional[word].isdisjoint(written.conditional[word])}
+    if len(moved) == 2:
+        return "condition"
+    straight, turned = _triples(said, written)
     if said.by == written.by:
         return "order" if turned else None
     return "order" if straight and not turned else None     # one says it in the passive: then the order is turned
@@ -238,14 +242,14 @@ def _opposite(said: set[str], written: set[str]) -> bool:
                for prefix in _PREFIXES if len(short) > 2)
 
 
-def _triples(said: list[str], written: list[str]) -> tuple[bool, bool]:
+def _triples(said: Claim, written: Claim) -> tuple[bool, bool]:
     """Whether any two words stand on the same sides of a third in both, and whether any have changed places around
-    one (`a to b`, `b to a`)."""
-    here, there = ({word: at for at, word in enumerate(order) if count[word] == 1}
-                   for order in (said, written) for count in [Counter(order)])
-    places = [there[word] for word in here if word in there]
-    triples = list(itertools.combinations(places, 3))
-    return any(a < b < c for a, b, c in triples), any(a > b > c for a, b, c in triples)
+    one (`a to b`, `b to a`). A condition that is said last instead of first changes nothing."""
+    here, there = ({word: at for at, word in enumerate(claim.order) if count[word] == 1}
+                   for claim in (said, written) for count in [Counter(claim.order)])
+    places = [(there[word], said.conditional[word] | written.conditional[word]) for word in here if word in there]
+    triples = [(a[0], b[0], c[0], a[1] == c[1]) for a, b, c in itertools.combinations(places, 3)]
+    return any(a < b < c for a, b, c, _ in triples), any(a > b > c and alike for a, b, c, alike in triples)
 
 
 def _misplaced(said: Claim, written: Claim) -> bool:
