@@ -61,7 +61,8 @@ def test_what_is_quoted_is_borne_out(page):
 
 
 WORDS = ["if", "the", "path", "is", "not", "no", "raised", "OSError", "3.9", "10", "seconds", "never", "to", "from",
-         "by", "`a.b`", "True", "False", ",", "without", "unless", "removed", "must", "only", "don't", "and", "two", "-1"]
+         "by", "`a.b`", "True", "False", ",", "without", "unless", "removed", "must", "only", "don't", "and", "two",
+         "-1"]
 
 
 @settings(max_examples=300, deadline=None)

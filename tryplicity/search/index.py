@@ -17,9 +17,10 @@ import re
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tryplicity.errors import UserError
 from tryplicity.files import whole_file
@@ -182,15 +183,19 @@ def ensure_index(source: str | Mapping[str, Any] | Source, registry: Registry | 
 class PassageIndex:
     """An index file, opened for reading. `search` and the other methods may be called from several threads at once.
 
+    The object is one generation of the file: where another is put in its place it goes on with what it opened, and
+    `replaced` says so.
+
     Raises UserError, saying what to do, when the file is not there, is no index of this version, or is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
-        self._here = threading.local()
         self._frequencies: dict[str, int] = {}      # of words and phrases asked for before
-        if not self.path.is_file():
-            raise UserError(f"{self.path}: no such index; make it: tryplicity search index FOLDER --out {self.path}")
+        if self.path.exists() and not self.path.is_file():
+            raise UserError(f"{self.path}: not a search index but a folder or the like; give the file")
+        self._idle = threading.Condition()
+        self._connections: list[sqlite3.Connection] = []    # those that no thread is using
         meta = self._meta()
         self.passages = int(meta.get("passages", 0))
         self.source, self.fingerprint = meta.get("source", ""), meta.get("fingerprint", "")
@@ -306,37 +311,98 @@ class PassageIndex:
                          f"FROM words WHERE words MATCH ? {within} ORDER BY score, rowid LIMIT ?", query, limit)
         return [(number, -score) for number, score in rows]
 
+    @property
+    def replaced(self) -> bool:
+        """Whether another file is in its place now."""
+        now = _generation(self.path)
+        return now is not None and now != self._generation
+
     def _run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         try:
-            return self._connection().execute(statement, values).fetchall()
+            with self._connection() as connection:
+                return connection.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise UserError(f"{self.path}: the index is damaged ({error}); build it again: tryplicity search index "
                             f"SOURCE --out {self.path}") from error
 
-    def _connection(self) -> sqlite3.Connection:
-        """This thread's own."""
-        if not hasattr(self._here, "connection"):
-            uri = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
-            self._here.connection = sqlite3.connect(uri, uri=True, isolation_level=None)
-            self._here.connection.execute("PRAGMA mmap_size = 1073741824")
-        return self._here.connection
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """One that no other thread uses meanwhile. All are to the file that was opened first: when that is no longer
+        there, no more are made, and who finds none waits for one."""
+        with self._idle:
+            while not self._connections:
+                if (made := self._connected()) is not None:
+                    self._connections.append(made)
+                else:
+                    self._idle.wait()
+            connection = self._connections.pop()
+        try:
+            yield connection
+        finally:
+            with self._idle:
+                self._connections.append(connection)
+                self._idle.notify()
+
+    def _connected(self) -> sqlite3.Connection | None:
+        """A further connection; None where another file has taken the place of the one that was opened."""
+        if _generation(self.path) != self._generation:
+            return None
+        uri = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA mmap_size = 1073741824")
+        if _generation(self.path) != self._generation:
+            connection.close()
+            return None
+        return connection
 
     def _meta(self) -> dict[str, str]:
+        """Of the file that is there now, whole: where it is replaced meanwhile, of the one after."""
+        while (now := _generation(self.path)) is not None:
+            self._generation = now
+            try:
+                opened = self._connected()
+            except sqlite3.Error as error:
+                raise UserError(f"{self.path}: the index cannot be read ({error})") from error
+            if opened is not None:
+                self._connections = [opened]
+                return self._checked(opened)
+        raise UserError(f"{self.path}: no such index; make it: tryplicity search index FOLDER --out {self.path}")
+
+    def _checked(self, opened: sqlite3.Connection) -> dict[str, str]:
         again = f"build it again: tryplicity search index SOURCE --out {self.path}"
+        foreign = UserError(f"{self.path}: not a search index; make one: tryplicity search index SOURCE --out FILE")
+
+        def pragma(name: str) -> int:
+            return opened.execute(f"PRAGMA {name}").fetchone()[0]
+
         try:
-            with open(self.path, "rb") as file:
-                foreign = file.read(16) != b"SQLite format 3\0"
-            if foreign or self._connection().execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
-                raise UserError(f"{self.path}: not a search index; make one: tryplicity search index SOURCE "
-                                "--out FILE")
-            version = self._connection().execute("PRAGMA user_version").fetchone()[0]
-            if version != FORMAT:
+            if pragma("application_id") != _APPLICATION:
+                raise foreign
+            if (version := pragma("user_version")) != FORMAT:
                 raise UserError(f"{self.path}: an index of format {version}, and this program reads format {FORMAT}; "
                                 f"{again}")
-            pages, size = (self._connection().execute(f"PRAGMA {name}").fetchone()[0]
-                           for name in ("page_count", "page_size"))
-            if self.path.stat().st_size < pages * size:
+            if self._generation.size < pragma("page_count") * pragma("page_size"):
                 raise UserError(f"{self.path}: the index was cut short; {again}")
             return dict(self._run("SELECT key, value FROM meta"))
         except (sqlite3.Error, OSError) as error:
+            if "not a database" in str(error):
+                raise foreign from error
             raise UserError(f"{self.path}: the index cannot be read ({error}); {again}") from error
+
+
+class _Generation(NamedTuple):
+    """What tells a file from one that is put in its place."""
+
+    device: int
+    inode: int
+    size: int
+    changed: int
+
+
+def _generation(path: Path) -> _Generation | None:
+    """None where there is no file."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return _Generation(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)

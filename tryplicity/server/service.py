@@ -131,7 +131,7 @@ class Service:
         return {"state": self.state, "card": asdict(engine.card) if engine else None,
                 "statistics": engine.statistics() if engine else {}, "kernels": self.kernels,
                 "search": {"available": searcher is not None, "name": searcher.name if searcher else None,
-                           "passages": searcher.passages if searcher else None},
+                           "passages": searcher and getattr(searcher.retriever, "passages", searcher.passages)},
                 "limits": {"max_tokens": self.options.max_tokens, "body_bytes": self.options.body_bytes}}
 
     async def search(self, question: str, limit: int) -> tuple[list[Passage], float]:
