@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tryplicity.components import Linear
 from tryplicity.data.tokenizer import load_tokenizer
 from tryplicity.errors import Refused, UserError
-from tryplicity.files import whole_file
+from tryplicity.files import may_be_written, whole_file
 from tryplicity.model import Model, Table, assemble
 from tryplicity.planner.count import count
 from tryplicity.run import Run
@@ -242,13 +242,17 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
         spec = load_spec(str(what), registry)
         words = tokenizer and load_tokenizer(tokenizer, spec.vocab_size).to_str()
         out = out or Path(f"{spec.name}-ternary.safetensors")
+        sources = [Path(what), *([tokenizer] if tokenizer else [])]
     else:
         run = Run.open(what)
         spec = load_spec(str(run.spec), registry)
         words = load_tokenizer(run.tokenizer, spec.vocab_size).to_str()
         out = out or run.folder / "model-ternary.safetensors"
+        sources = [_newest_weights(run), *(path for path in run.folder.rglob("*")
+                                           if path.is_file() and not is_exported(path))]
     if out.is_dir():
         raise UserError(f"{out}: this is a folder; give the file to write")
+    may_be_written(out, "an exported model", is_exported, sources)
     model = _for_inference(spec)
     packing = {path: module for path, module in model.named_modules() if _packs(module)}
     if not packing:
@@ -300,6 +304,15 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
         writer.finish()
         sizes.file_bytes = file.seek(0, 2)
     return sizes
+
+
+def is_exported(path: Path) -> bool:
+    """Whether `export` wrote this file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
 
 
 @contextmanager

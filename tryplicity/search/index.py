@@ -19,11 +19,13 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tryplicity.errors import UserError
-from tryplicity.files import whole_file
+from tryplicity.files import may_be_written, whole_file
+from tryplicity.leftout import LeftOut
 from tryplicity.search.cutting import cut
 from tryplicity.search.query import Term, terms
 from tryplicity.search.words import DOTTED, content_words, folded, humps, joined, parted, stem, words
@@ -64,11 +66,14 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
     """Cut documents into passages and write the index `path`, whole or not at all.
 
     A passage with the title and text of one before is left out. progress: called as `progress(stage, done, total)`.
-    source: where the documents come from, asked for its `read_share`, and for the origin that comes `first` (documents
-    of an origin follow one another, and its name begins their ids: `python/...`). Raises UserError when there is no
-    text, and when the file cannot be written.
+    source: where the documents come from, asked for its `read_share`, for what it `left_out`, and for the origin that
+    comes `first` (documents of an origin follow one another, and its name begins their ids: `python/...`). Raises
+    UserError when there is no text, and when the file cannot be written or is something else.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        raise UserError(f"{path}: this is a folder; give the file to write")
+    may_be_written(path, "a search index", is_index)
     seen: set[bytes] = set()
     identity = hashlib.sha256()
     try:
@@ -78,10 +83,11 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
                 connection.executescript(_TABLES)
                 connection.execute("BEGIN")
                 number = 0
+                repeated = LeftOut("passages")
                 first = getattr(source, "first", "")
                 origins: dict[str, list[int]] = {first: [0, 0]} if first else {}
                 for count, document in enumerate(documents, 1):
-                    rows = list(_rows(document, seen, number))
+                    rows = list(_rows(document, seen, number, repeated))
                     connection.executemany("INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?)", rows)
                     connection.executemany("INSERT INTO words (rowid, title, lead, text, names) VALUES (?, ?, ?, ?, ?)",
                                            [(row[0], *map(parted, (row[2], _lead(row[4]), row[4], row[5])))
@@ -102,7 +108,9 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
                 connection.execute("INSERT INTO words (words) VALUES ('optimize')")
                 meta = {"format": FORMAT, "passages": number, "source": getattr(source, "name", ""),
                         "fingerprint": fingerprint, "identity": identity.hexdigest(),
-                        "origins": json.dumps(origins)}
+                        "origins": json.dumps(origins),
+                        "left_out": json.dumps([asdict(one) for one in (getattr(source, "left_out", None), repeated)
+                                                if one])}
                 connection.executemany("INSERT INTO meta VALUES (?, ?)", [(k, str(v)) for k, v in meta.items()])
                 connection.execute("COMMIT")
                 connection.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -124,11 +132,19 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
     return path
 
 
-def _rows(document: Document, seen: set[bytes], number: int) -> Iterable[tuple[Any, ...]]:
+def is_index(path: Path) -> bool:
+    """Whether a file is a search index, of whatever format."""
+    with open(path, "rb") as file:
+        header = file.read(72)
+    return header.startswith(b"SQLite format 3\0") and header[68:72] == _APPLICATION.to_bytes(4, "big")
+
+
+def _rows(document: Document, seen: set[bytes], number: int, repeated: LeftOut) -> Iterable[tuple[Any, ...]]:
     for part, (title, text) in enumerate(cut(document), 1):
         title, text = _storable(title), _storable(text)
         digest = hashlib.blake2b(f"{title}\0{' '.join(text.split())}".encode(), digest_size=12).digest()
         if digest in seen:
+            repeated.add("the same as one before", title)
             continue
         seen.add(digest)
         number += 1
@@ -200,6 +216,8 @@ class PassageIndex:
         self.passages = int(meta.get("passages", 0))
         self.source, self.fingerprint = meta.get("source", ""), meta.get("fingerprint", "")
         self._origins: dict[str, tuple[int, int]] = json.loads(meta.get("origins", "{}"))  # the one put first is first
+        #: what of the source is not in the index, by kind
+        self.left_out = [LeftOut(**counted) for counted in json.loads(meta.get("left_out", "[]"))]
         self.identity = meta.get("identity", "")            # changes when a passage does
 
     def __len__(self) -> int:
