@@ -213,3 +213,14 @@ def test_a_cost_that_cannot_be_measured_says_why(registry, setting, prepared, tm
     with pytest.raises(Refused, match="the data is not what this cell was begun with"):
         cost.measure(row, wrong, tmp_path, {"baseline": {}, "without-spike": {}}, tokenizer, lambda share: None,
                      lambda: False)
+
+
+def test_what_is_no_ablation_is_not_written_into(capfd, line, tmp_path):
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "a.md").write_text("mine")
+    code, _, err = call(capfd, line("notes"))
+    assert code == 2 and err.count("\n") == 1 and "is not an ablation's folder; it is not written over" in err
+    code, _, err = call(capfd, line("notes/a.md"))
+    assert code == 2 and err.count("\n") == 1 and "this is a file; give the folder" in err
+    assert [path.name for path in notes.iterdir()] == ["a.md"] and (notes / "a.md").read_text() == "mine"

@@ -19,8 +19,8 @@ from tryplicity.ablation.modules import Comparison, comparisons
 from tryplicity.ablation.picture import svg
 from tryplicity.ablation.report import markdown, measured, page
 from tryplicity.ablation.runner import Job, cores, run_cells
-from tryplicity.errors import Refused
-from tryplicity.files import write_text
+from tryplicity.errors import Refused, UserError
+from tryplicity.files import may_be_written, write_text
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ class Request:
         return shlex.join([*words, "--rows", str(self.rows), "--out", str(self.out)])
 
 
+def _is_ablation(path: Path) -> bool:
+    return any((path / name).exists() for name in ("cells", "cost.json", "report.json"))
+
+
 def ablate(request: Request, plugins: Any, *, train: bool = True, cost: bool = True, as_json: bool = False) -> int:
     """Train the cells that are missing, measure the cost that is missing, report; returns the exit code.
 
@@ -57,6 +61,9 @@ def ablate(request: Request, plugins: Any, *, train: bool = True, cost: bool = T
     """
     from tryplicity.training.process import StopSignals, exit_code
 
+    if request.out.is_file():
+        raise UserError(f"{request.out}: this is a file; give the folder to keep the cells and reports in")
+    may_be_written(request.out, "an ablation's folder", _is_ablation)
     rows, setting, prepared = _prepare(request, plugins)
     cells, out = table(rows, request.seeds, setting), request.out
     missing = [one for one in cells if result(one.folder(out)) is None] if train else []
