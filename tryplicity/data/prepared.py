@@ -9,7 +9,7 @@ content:
     token_bytes.npy          train.ids.jsonl, heldout.ids.jsonl            each document's id
     bigram.json              train.grades-1.npy                            made when first asked for
 
-Memory is bounded by a few megabytes of text at a time, beside 17 bytes a document. Loads no torch.
+Memory is bounded by what a megabyte of text takes, beside 17 bytes a document. Loads no torch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tryplicity.components import Document, Source
 
 FORMAT = 2                          # raise when the files written here change
-_BATCH_BYTES = 2_000_000            # of text tokenised at a time
+_BATCH_BYTES = 1_000_000            # of text tokenised at a time, which takes some hundred times as much memory
 _SAMPLE_BYTES = 8_000_000           # the tokenizer is trained on at least so much, where there is so much
 
 
@@ -186,7 +186,7 @@ def write_tokens(collection: Collection, tokenizer: Tokenizer, folder: Path, pro
     vocab_size = tokenizer.get_vocab_size()
     dtype = "<u2" if vocab_size <= 65536 else "<u4"
     domains = list(collection.manifest["domains"])
-    np.save(folder / "token_bytes.npy", np.array(token_bytes(tokenizer), dtype=np.uint16))
+    np.save(folder / "token_bytes.npy", np.array(token_bytes(tokenizer), dtype=np.uint32))
     total, done, parts = collection.manifest["bytes"], 0, {}
     for part in ("train", "heldout"):
         digest, mask_digest, ends, sizes, domain_numbers = hashlib.sha256(), hashlib.sha256(), [0], [], []
