@@ -351,6 +351,7 @@ def _train_in(run: Any, spec: str, hardware: str, settings: tuple[str, ...], dat
         for name, passed_over in zip((source.name, *(own[i].name for i in own)), left_out.values(), strict=True):
             if passed_over:
                 pages.status.print(f"{name}: {passed_over}", markup=False)
+        pages.status.print(prepared.yardsticks(progress).sentences()[-1], markup=False)
         for warning in stages.warnings(budget["tokens"]):
             pages.status.print(f"warning: {warning}")
     if not run.exists():
