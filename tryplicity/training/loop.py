@@ -19,6 +19,7 @@ from tryplicity.training.metrics import MetricsFile
 from tryplicity.training.process import StopSignals
 from tryplicity.training.session import Session, Stepped
 from tryplicity.training.stages import data_of_phases
+from tryplicity.training.threads import Threads
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     plugins.call("tryplicity_run_started", run=run.folder, spec=build.spec, model=session.model)
     bad_steps, announced, half_asleep = 0, None, False
 
-    with StopSignals() as signals:
+    with StopSignals() as signals, Threads(progress.threads, fixed=session.device.type != "cpu") as threads:
+        if session.device.type == "cpu":
+            watcher.note(threads.chosen)
         while signals.received is None:
             phase = session.plan.at(budget.spent(progress), progress.sleeps)
             if phase is None:
@@ -103,6 +106,9 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                     watcher.note(_in_words("slept", said))
                 continue
 
+            if said := threads.between_steps():
+                watcher.note(said)
+            progress.threads = threads.number
             stepped = session.step(phase, budget.spent(progress))
             here = (build.spec.phases[phase].kind, stepped.stage.name)
             if here != announced and (len(build.spec.phases) > 1 or stepped.stage.name):
