@@ -242,7 +242,8 @@ class Layer(_Module):
         """x_BTD: any length. Returns the output, or (output, Report).
 
         state: what `new_state` gave; the tokens continue those the state has seen, and it is updated in place.
-        doc_ids: [B, T] integers; tokens with different ids never reach one another. None: one document a row.
+        doc_ids: [B, T] integers from 0; tokens with different ids never reach one another, in one chunk or two: the
+        state must know the last token's id. None: one document a row, with a state the one it stands in.
         No host synchronisation (no .item(), no shape that depends on data) while gradients are on.
         """
         raise NotImplementedError
