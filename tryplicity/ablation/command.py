@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -41,13 +43,24 @@ class Request:
     plugin_files: tuple[str, ...]
 
     def command(self) -> str:
-        """The command line that asks for this."""
-        words = ["tryplicity", "ablate", self.spec, "--hw", self.hardware, "--data", self.data]
+        """The command line that asks for this, without the paths of this machine."""
+        words = ["tryplicity", "ablate", portable(self.spec), "--hw", portable(self.hardware), "--data",
+                 portable(self.data)]
         for name, values in (("--without", self.modules), ("--set", self.settings), ("--plugin", self.plugin_files)):
+            values = [*map(portable, values)]
             values = [",".join(values)] if values and name == "--without" else values
             words += [word for value in values for word in (name, value)]
         words += ["--alone"] * self.alone + ["--seeds", str(self.seeds), "--tokens", str(self.tokens)]
-        return shlex.join([*words, "--rows", str(self.rows), "--out", str(self.out)])
+        return shlex.join([*words, "--rows", str(self.rows), "--out", portable(self.out)])
+
+
+def portable(path: str | Path) -> str:
+    """A path as another machine may have it too: what is below this folder from here, else the name alone; so with
+    every absolute path in a text. What is no path stays as it is."""
+    if not os.path.isabs(path):
+        return re.sub(r"(?<![\w.:/-])/[^\s,'\"{}\[\]]+", lambda found: portable(found[0]), str(path))
+    relative = os.path.relpath(path)
+    return Path(path).name if relative.startswith("..") else relative
 
 
 def _is_ablation(path: Path) -> bool:
@@ -157,7 +170,8 @@ def _report(request: Request, rows: list[Comparison], cells: list[Cell], setting
     measured_costs = {row.module: costs[key(row, setting)] for row in rows if key(row, setting) in costs}
     return {
         "spec": rows[0].with_it.spec.name, "command": request.command(), "alone": request.alone,
-        "tokens": request.tokens, "seeds": request.seeds, "rows": request.rows, "data": request.data,
+        "tokens": request.tokens, "seeds": request.seeds, "rows": request.rows,
+        "data": portable(request.data),
         "data_identity": setting.data_identity,
         "commits": sorted({done["commit"] for done in finished.values() if done["commit"]}),
         "torch": sorted({done["torch"] for done in finished.values()}), "processor": processor(), "cores": cores(),
