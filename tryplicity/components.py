@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from tryplicity.errors import UserError
 from tryplicity.functional import grouped_linear
+from tryplicity.guard import broken
 from tryplicity.parts import Component, Part
 
 if TYPE_CHECKING:
@@ -244,6 +245,8 @@ class Linear(_Module):
         spread: makes such rows of tokens x_NI; applied after `effective_input`, so that a token is prepared once.
         """
         weight, x = self.effective_weight(self.weight), self.effective_input(x)
+        if weight.shape != self.weight.shape:
+            raise broken(self, f"effective_weight gave {list(weight.shape)} for {list(self.weight.shape)}")
         if self.experts is None:
             return F.linear(x, weight, self.bias)
         return grouped_linear(x if spread is None else spread(x), weight, offsets_E)
