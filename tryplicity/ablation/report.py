@@ -16,6 +16,7 @@ from rich.text import Text
 
 from tryplicity.ablation.cells import Setting, cell
 from tryplicity.ablation.modules import Comparison
+from tryplicity.pages import Console
 
 #: Student's t, 97.5%, by degrees of freedom from 1 on
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -171,7 +172,7 @@ def page(report: Mapping[str, Any], console: Any) -> None:
         table.add_row(*(Text(figures[i], style=COLOURS.get(figures[i], "")) for i in shown))
     console.print()
     if wide:
-        console.print(table, width=max(console.width, WIDE))
+        Console(highlight=False, width=max(console.width, WIDE)).print(table)
     else:
         console.print(table)
     console.print()
