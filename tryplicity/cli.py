@@ -232,6 +232,9 @@ def build(spec: str, hardware: str, settings: tuple[str, ...], as_json: bool, pl
 
     SPEC is a YAML file or the name of an installed spec (tiny, 5090, full). Exits with 1 if it does not fit.
 
+    Active parameters are all but those of the experts that a token does not choose, as model cards count: embeddings
+    and heads are in them.
+
     Example: tryplicity build specs/full.yaml --hw hardware/h200.yaml
     """
     import gc

@@ -300,6 +300,32 @@ class Routing(NamedTuple):
     report: Report
 
 
+class Inhibition(_Module):
+    """`Class(config, experts)`: how the choice of one expert for a token lowers the standing of the others.
+
+    Any router can have one: an option `inhibition: Part = uses("inhibition", optional=True)`, built as
+    `self.inhibition`, which then chooses from the router's scores.
+    """
+
+    family = "inhibition"
+    #: as a router's own
+    wants_sketch: bool = False
+
+    def choose(self, scores_NE: Tensor, standing_NE: Tensor, most: int, k_N: Tensor | None = None,
+               sketch_EM: Tensor | None = None) -> tuple[Tensor, Report]:
+        """The experts of each token, [N, most], in the order in which they were chosen, and a report that the router
+        includes as `inhibition`.
+
+        scores_NE: detached, fp32; the weights of the chosen come from them. standing_NE: what is chosen by, scores
+        and whatever else (balance) the router adds. k_N: how many of a token's experts will be used; None: all.
+        sketch_EM: as a router's own.
+        """
+        raise NotImplementedError
+
+    def revive(self, dead: list[int]) -> None:
+        """These experts were drawn anew: what was known of them is no longer so."""
+
+
 class Router(_Module):
     """`Class(config, site, experts, top_k)`: chooses experts for each token.
 
@@ -311,6 +337,8 @@ class Router(_Module):
     mean_k: float
     #: True in the steps in which the router wants `sketch_EM` (see forward); host-side, set in before_step
     wants_sketch: bool = False
+    #: what its choices do to one another; a router without it, or with None, has nothing of the kind
+    inhibition: Inhibition | None
 
     def forward(self, x_BTD: Tensor, sketch_EM: Tensor | None = None) -> Routing:
         """x_BTD: the tokens, N = B*T. sketch_EM: a random projection of each expert's weights whose inner
@@ -552,6 +580,9 @@ class Parallelism(Component):
     """A strategy: how a model is laid over devices. `Class(config)`."""
 
     family = "parallelism"
+    #: where a profile says `auto` the first that fits is taken, tried by this, the lowest first; the project's own are
+    #: at 10 (one device), 20 (copies) and 30 (shards)
+    order: ClassVar[float] = 100
 
     def place(self, model: nn.Module, device: torch.device, seed: int) -> nn.Module:
         """Lay out a model assembled on the meta device, give it memory and its initial values."""
@@ -575,7 +606,7 @@ class Parallelism(Component):
 
 FAMILIES: dict[str, type[Component]] = {
     cls.family: cls
-    for cls in (Mixer, FeedForward, Linear, Norm, Activation, Router, Residual, Head, Objective, Brain,
+    for cls in (Mixer, FeedForward, Linear, Norm, Activation, Router, Inhibition, Residual, Head, Objective, Brain,
                 Parallelism, Optimizer, Schedule, Source, Judge, Retriever)
 }
 
@@ -589,6 +620,7 @@ __all__ = [
     "Document",
     "FeedForward",
     "Head",
+    "Inhibition",
     "Iterable",
     "Judge",
     "Layer",

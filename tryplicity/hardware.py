@@ -33,7 +33,8 @@ class Hardware:
     accelerator: str
     """The device's market name, for people."""
     memory_gb: Amount
-    """Memory in GB of 10^9 bytes, as datasheets count."""
+    """Memory in GB of 10^9 bytes that the device offers, which is seldom its name: MiB of nvidia-smi or rocm-smi
+    times 1.048576e-3."""
     tflops: Amount
     """Peak dense matrix TFLOP/s at `precision`, without sparsity."""
     memory_bandwidth_gbs: Amount

@@ -163,7 +163,7 @@ def tryplicity_run_finished(run: Path, step: int, reason: str) -> None:
 #: hooks that return component classes, and the families each may bring
 COMPONENT_HOOKS: dict[str, tuple[str, ...]] = {
     "tryplicity_layers": ("mixer", "feed_forward", "linear", "norm", "activation", "router", "residual", "head"),
-    "tryplicity_brain_modules": ("activation", "router", "objective", "brain"),
+    "tryplicity_brain_modules": ("activation", "router", "inhibition", "objective", "brain"),
     "tryplicity_parallelism": ("parallelism",),
     "tryplicity_components": ("optimizer", "schedule", "source", "judge", "retriever"),
 }

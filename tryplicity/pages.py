@@ -88,7 +88,7 @@ def build_page(built: Any) -> None:
     facts = _plain_table("", "", right=(1,))
     facts.show_header = False
     facts.add_row("parameters", f"{parameters['total']:,}")
-    facts.add_row("active on a token", f"{parameters['active']:,}")
+    facts.add_row("active on a token (all but the experts it does not choose)", f"{parameters['active']:,}")
     facts.add_row("packed bytes read per token", f"{plan['packed_bytes_per_token']:,}")
     console.print(facts)
     console.print()

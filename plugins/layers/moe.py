@@ -218,7 +218,9 @@ class MixtureOfExperts(FeedForward):
                 return self._one_token(x_BTD.view(-1)).view(x_BTD.shape)
             return torch.stack([self._one_token(x_D) for x_D in x_BTD.flatten(0, 1)]).view(x_BTD.shape)
         report = Report()
-        sketch_EM = self._sketch() if self.router.wants_sketch and self.training else None
+        inhibition = getattr(self.router, "inhibition", None)
+        wanted = self.router.wants_sketch or (inhibition is not None and inhibition.wants_sketch)
+        sketch_EM = self._sketch() if wanted and self.training else None
         routing = self.router(x_BTD, sketch_EM)
         check_routing(self.router, routing, x_BTD.shape[0] * x_BTD.shape[1], self.config.experts)
         report.include("router", routing.report)

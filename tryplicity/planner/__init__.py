@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from tryplicity.registry import Registry
 
 
-#: the strategies tried first, in this order
-ORDER = ("single", "ddp", "fsdp")
-
-
 @dataclass(frozen=True)
 class Option:
     """A strategy and what became of it."""
@@ -84,15 +80,15 @@ class Plan:
 
 
 def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
-    """model: assembled on the meta device. Strategies are tried in the order single, ddp, fsdp, then others by
-    name; a profile that names one gets that one, fitting or not.
+    """model: assembled on the meta device. Strategies are tried by their `order`, equal ones by name; a profile that
+    names one gets that one, fitting or not.
     """
     from tryplicity.planner.count import count
     from tryplicity.promises import check_memory
 
     counts = count(model)
     facts = gather_facts(model, hardware, counts)
-    names = sorted(registry.names("parallelism"), key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
+    names = sorted(registry.names("parallelism"), key=lambda name: (registry.get("parallelism", name).order, name))
     costs = facts.measured("fp32", hardware.accumulation > 1 or hardware.count > 1)  # a layer's fault is no strategy's
     options, refused = [], set()
     for name in names:
@@ -129,14 +125,13 @@ def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
 def gather_facts(model: Model, hardware: Hardware, counts: Counts) -> Facts:
     """What strategies plan with. Stages are measured when a strategy first asks for them."""
     from tryplicity.planner.count import parameters_of
-    from tryplicity.planner.measure import measure_stages
+    from tryplicity.planner.measure import bytes_of_a_row, measure_stages
 
     spec = model.spec
     blocks = [Stage(f"layer {i}", parameters_of(block)) for i, block in enumerate(model.layers)]
     table = model.embedding.weight.numel()
     rest = counts.total - table - sum(b.parameters for b in blocks)
     tokens = hardware.batch * spec.context_length
-    objectives = 1 + len(spec.heads)
 
     @functools.cache
     def measured(weights: str, gradients_exist: bool) -> Sequence[Cost]:
@@ -144,7 +139,7 @@ def gather_facts(model: Model, hardware: Hardware, counts: Counts) -> Facts:
 
     return Facts(
         stages=[Stage("the embedding", table), *blocks, Stage("the losses", rest)],
-        buffer_bytes=counts.buffer_bytes + 8 * tokens * hardware.accumulation * (2 + objectives),
+        buffer_bytes=counts.buffer_bytes + bytes_of_a_row(model) * hardware.batch * hardware.accumulation,
         tokens=tokens,
         optimizer_state_bytes=spec.training.optimizer.component.state_bytes,
         optimizer_step_bytes=spec.training.optimizer.component.step_bytes,

@@ -63,7 +63,7 @@ def test_a_run_leaves_what_its_metrics_say(go, run):
         assert scalars(events, f"load/{place}/{expert}") == [
             (s, pytest.approx(lines[s - 1][f"{place}.load"][expert], rel=1e-6)) for s in (1, 11)]
     # measured every 20 steps only: not missed by writing every 10th
-    assert [step for step, _ in scalars(events, f"similarity/{place}")] == [1]
+    assert [step for step, _ in scalars(events, f"similarity/{place}.inhibition")] == [1]
     assert not plugin._open
 
 
