@@ -21,7 +21,7 @@ FLOORS = [
     {"parts", "functional", "kernels", "guard"},
     {"components", "registry"},
     {"plugins", "spec", "hardware", "files", "run"},
-    {"model", "planner", "promises"},
+    {"model", "planner", "promises", "contract"},
     {"builder"},
     {"training", "inference", "search", "data"},
     {"cli", "server", "ablation", "pages", "brain_page", "__main__"},

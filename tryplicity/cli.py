@@ -432,12 +432,12 @@ def _print(pieces: Iterable[str]) -> None:
 
 @main.command()
 @click.argument("run")
-@click.option("--format", "format_", type=click.Choice(["ternary"]), default="ternary", show_default=True,
-              help="ternary: BitLinear weights at 1.6 bits each.")
+@click.option("--format", "format_", type=click.Choice(["packed", "ternary"]), default="packed", show_default=True,
+              help="packed: every linear as it packs itself, bitlinear at 1.6 bits a weight; ternary: the same.")
 @click.option("--rest", type=click.Choice(["bf16", "int8", "fp32"]), default="bf16", show_default=True,
               help="What is not packed; int8: the embedding, with a scale for each row, all else in bf16.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
-              help="By default RUN/model-ternary.safetensors.")
+              help="By default RUN/model-FORMAT.safetensors, such as model-ternary.safetensors.")
 @click.option("--initialised", is_flag=True, help="RUN is a spec: pack its initial weights, module by module.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), metavar="FILE",
               help="With --initialised: the tokenizer.json to put inside.")
@@ -458,8 +458,8 @@ def export(run: str, format_: str, rest: str, out: Path | None, initialised: boo
         sizes = packed.export(run, plugins.registry, out, rest, initialised=initialised, tokenizer=tokenizer,
                               progress=lambda done, total: progress("packing", done, total))
     if as_json:
-        click.echo(json.dumps({"path": str(sizes.path), "format": format_, "rest": sizes.rest,
-                               "ternary_weights": sizes.ternary_weights, "ternary_bytes": sizes.ternary_bytes,
+        click.echo(json.dumps({"path": str(sizes.path), "format": sizes.packed_as, "rest": sizes.rest,
+                               "packed_weights": sizes.packed_weights, "packed_bytes": sizes.packed_bytes,
                                "rest_bytes": sizes.rest_bytes, "file_bytes": sizes.file_bytes,
                                "smaller_than_fp16": round(sizes.ratio, 3)}, indent=1))
     else:

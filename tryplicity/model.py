@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tryplicity import kernels
-from tryplicity.components import IGNORE, Mean, Objective, Report, Rows, State, output_and_report
-from tryplicity.errors import UserError
+from tryplicity.components import IGNORE, Layer, Mean, Objective, Report, Rows, State, output_and_report
+from tryplicity.errors import PluginFault, UserError
 from tryplicity.functional import cross_entropy_and_nll
 from tryplicity.guard import broken
 from tryplicity.parts import Component
@@ -282,9 +282,36 @@ def _short(module: str) -> str:
 
 
 def assemble(spec: Spec) -> Model:
-    """The model on the meta device: every shape, no memory."""
+    """The model on the meta device: every shape, no memory. Raises PluginFault for a layer that could be trained and
+    not decoded, since its state is none."""
     with torch.device("meta"):
-        return Model(spec)
+        model = Model(spec)
+        for i, block in enumerate(model.layers):
+            for role, part in block.named_children():
+                if isinstance(part, SubLayer):
+                    _check_state(part.layer, f"layers.{i}.{role}")
+    return model
+
+
+def _check_state(layer: Layer, path: str) -> None:
+    """Whether the empty state of a layer can be made, as decoding makes it, and copied, as the engine copies it."""
+    def refuse(why: str) -> PluginFault:
+        made = type(layer).new_state.__code__
+        return PluginFault(f"{path} ({layer.family} {layer.name}): {why} (new_state, {made.co_filename}:"
+                           f"{made.co_firstlineno})")
+
+    try:
+        state = layer.new_state(1, device=torch.device("meta"), dtype=torch.float32)
+    except Exception as error:
+        raise refuse(f"cannot make its decoding state: {type(error).__name__}: {error}") from error
+    if state is None:
+        return
+    if not isinstance(state, State):
+        raise refuse(f"its decoding state is a {type(state).__name__}; return a State, or None for a layer without one")
+    try:
+        state.clone()
+    except TypeError as error:
+        raise refuse(str(error)) from error
 
 
 def _component_of(model: nn.Module, name: str) -> nn.Module:

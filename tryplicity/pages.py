@@ -290,8 +290,8 @@ def next_steps(folder: Path) -> None:
 def export_page(sizes: Any) -> None:
     """What an export wrote, and how much smaller it is."""
     table = _plain_table("", "MB", "", right=(1,))
-    table.add_row("ternary weights", f"{sizes.ternary_bytes / 1e6:,.2f}",
-                  f"{sizes.ternary_weights:,} weights; {sizes.ratio:.2f} times smaller than in fp16")
+    table.add_row(f"{sizes.packed_as} weights", f"{sizes.packed_bytes / 1e6:,.2f}",
+                  f"{sizes.packed_weights:,} weights; {sizes.ratio:.2f} times smaller than in fp16")
     forms = ", ".join(f"{bytes_ / 1e6:,.2f} in {form.lower()}" for form, bytes_ in sorted(sizes.rest.items()))
     table.add_row("everything else", f"{sizes.rest_bytes / 1e6:,.2f}", forms)
     table.add_row("file", f"{sizes.file_bytes / 1e6:,.2f}", str(sizes.path))

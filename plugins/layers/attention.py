@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from tryplicity import Count, Mixer, Rows, Site, Size, State
 from tryplicity_plugins.layers import native
+from tryplicity_plugins.layers.masked_attention import masked_attention
 from tryplicity_plugins.layers.prepared import Prepared, Products, Told, packed, prepared, products
 
 NO_DOCUMENT = -1  # of tokens seen before any ids were given
@@ -240,21 +241,11 @@ class GroupedQueryAttention(Mixer):
         q, k, documents = qk[:, :H], qk[:, H:], doc_ids
         if state is not None:
             k, v, documents = _remember(state, k, v, doc_ids)
-        mask = None
-        if documents is not None:
-            mask = documents[:, seen:, None] == documents[:, None, :]
-            if T > 1:
-                mask = mask & _causal(T, seen, qkv.device)
-            mask = mask.unsqueeze(1)
-        elif T > 1 and seen > 0:
-            mask = _causal(T, seen, qkv.device)
-        y_BHTK = F.scaled_dot_product_attention(q, k, v, mask, is_causal=T > 1 and mask is None,
-                                                enable_gqa=G != H)
+        if documents is None and (T == 1 or seen == 0):
+            y_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=G != H)
+        else:
+            y_BHTK = masked_attention(q, k, v, documents)
         return y_BHTK.transpose(1, 2).flatten(2)
-
-
-def _causal(new: int, seen: int, device: torch.device) -> Tensor:
-    return torch.ones(new, seen + new, dtype=torch.bool, device=device).tril(seen)
 
 
 def _capacity(tokens: int) -> int:

@@ -31,7 +31,7 @@ from tryplicity import (
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.activations import Elementwise, GateInC, gate_in_c, gated
 from tryplicity_plugins.layers.gated_mlp import GatedMLPInC, mlp_in_c
-from tryplicity_plugins.layers.prepared import Told, packed, prepared, products
+from tryplicity_plugins.layers.prepared import Told, matrix_of, packed, prepared, products
 from tryplicity_plugins.layers.router import BalancedRouter, RouterInC, full_precision, router_in_c
 
 #: Every group begins and ends at a multiple of this many rows. MKL rounds a product of 1, and of 2 or 3 rows,
@@ -201,7 +201,7 @@ class MixtureOfExperts(FeedForward):
                           and isinstance(self.activation, Elementwise))
 
     def forward(self, x_BTD: Tensor, *, state=None, doc_ids=None):
-        if getattr(self.down, "matrix", None) is not None:
+        if matrix_of(self.gate_up) is not None and matrix_of(self.down) is not None:
             told = prepared(self, self._in_c) if native.works_on(x_BTD) else None
             if told is None:
                 return self._packed(x_BTD.flatten(0, 1)).view(x_BTD.shape)

@@ -86,7 +86,7 @@ def fits_caches(model: Model) -> bool:
     """Whether the weights are so few that a product for one token ends before a second thread has begun: then one
     thread decodes up to 1.5 times as fast as two."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    size += sum(m.matrix.nbytes for m in model.modules() if getattr(m, "matrix", None) is not None)
+    size += sum(module.packed_nbytes() for module in model.modules() if isinstance(module, Linear))
     return model.embedding.weight.device.type == "cpu" and size < SMALL
 
 

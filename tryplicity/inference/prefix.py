@@ -7,31 +7,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from tryplicity.components import State
+from tryplicity.components import State, tensors
 
 
 def clone(state: list) -> list:
     """A copy, which goes its own way, of what `Model.new_state` gave: layers, each a list over sub-layers."""
     return [[None if own is None else own.clone() for own in layer] for layer in state]
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor inside nested states, mappings and lists."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from tensors(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from tensors(inner)
 
 
 @dataclass
