@@ -25,6 +25,7 @@ _EXPORTS = {
     "tryplicity.promises": ["check_experts", "check_routing"],
     "tryplicity.errors": ["PluginFault", "UserError"],
     "tryplicity.leftout": ["LeftOut"],
+    "tryplicity.data.documents": ["escaped"],
     "tryplicity.files": ["whole_file"],
     "tryplicity.search": ["PassageIndex", "ensure_index"],
     "tryplicity.plugins": ["load_plugins"],

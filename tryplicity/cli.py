@@ -266,9 +266,11 @@ def build(spec: str, hardware: str, settings: tuple[str, ...], as_json: bool, pl
 @click.option("--tokens", type=Number(1, 1e18, whole=True), help="End after so many tokens (2e6 will do).")
 @click.option("--minutes", type=Number(0, 1e9, min_open=True), help="End after so many minutes of training.")
 @click.option("--resume", is_flag=True, help="Go on exactly where the newest complete checkpoint stands.")
+@click.option("--other-data", is_flag=True, help="With --resume: even if the data is not what the run was begun with.")
 @plugin_options
 def train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None, folder: Path,
-          steps: int | None, tokens: int | None, minutes: float | None, resume: bool, plugins: Any) -> None:
+          steps: int | None, tokens: int | None, minutes: float | None, resume: bool, other_data: bool,
+          plugins: Any) -> None:
     """Train SPEC from scratch into a run folder. Ctrl-C and SIGTERM save first.
 
     Example: tryplicity train tiny --hw cpu --data python-docs --run runs/first --minutes 2
@@ -276,11 +278,11 @@ def train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None,
     if sum(x is not None for x in (steps, tokens, minutes)) != 1:
         raise UserError("say when to end: exactly one of --steps, --tokens and --minutes")
     _train(spec, hardware, settings, data, chat_data, folder, resume, plugins,
-           steps=steps, tokens=tokens, minutes=minutes)
+           other_data=other_data, steps=steps, tokens=tokens, minutes=minutes)
 
 
 def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None, folder: Path,
-           resume: bool, plugins: Any, **budget: Any) -> Any:
+           resume: bool, plugins: Any, other_data: bool = False, **budget: Any) -> Any:
     """What `train` and `quickstart` share: check, prepare the data, train with a live line, sum up."""
     from tryplicity.training.process import polite_threads, tune_malloc
 
@@ -321,6 +323,11 @@ def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None
         of_phases = data_of_phases(built.spec, prepared, phase_data)
         stages = Stages(built.spec, brains_of(built.spec), of_phases, plugins.registry, built.spec.training.seed,
                         progress)
+        left_out = {"data": prepared.left_out, **{f"phases[{i}]": phase_data[i].left_out for i in own}}
+        for name, passed_over in zip((source.name, *(own[i].name for i in own)), left_out.values(), strict=True):
+            if passed_over:
+                pages.status.print(f"{name}: {passed_over}", markup=False)
+        pages.status.print(prepared.yardsticks(progress).sentences()[-1], markup=False)
         for warning in stages.warnings(budget["tokens"]):
             pages.status.print(f"warning: {warning}")
     if not run.exists():
@@ -330,13 +337,14 @@ def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None
 
         run.create(spec=built.spec.as_yaml(), hardware=dump_yaml(asdict(built.hardware)),
                    build=built.plan.as_dict(), tokenizer=prepared.tokenizer_path.read_text(encoding="utf-8"),
-                   data={"source": data, "fingerprint": prepared.identity})
+                   data={"source": data, "fingerprint": prepared.identity,
+                         "left_out": {what: passed_over.as_dict() for what, passed_over in left_out.items()}})
     run.remember(_plugin_files(click.get_current_context()))
     from tryplicity.training.loop import Budget, train
 
     with pages.training() as watcher:
         outcome = train(built, prepared, run, Budget(**budget), plugins, phase_data=phase_data, resume=resume,
-                        watcher=watcher)
+                        other_data=other_data, watcher=watcher)
     pages.training_summary(run, outcome, prepared)
     if outcome.signal is not None:
         sys.exit(130 if outcome.signal == signal.SIGINT else 143)

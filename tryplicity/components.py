@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from torch.nn import functional as F
 from tryplicity.errors import UserError
 from tryplicity.functional import grouped_linear
 from tryplicity.guard import broken
+from tryplicity.leftout import LeftOut
 from tryplicity.parts import Component, Part
 
 if TYPE_CHECKING:
@@ -603,7 +605,11 @@ class Schedule(Component):
 
 
 class Document(NamedTuple):
-    """A text with an identity that does not change between harvests and a URL a reader can check."""
+    """A text with an identity that does not change between harvests and a URL a reader can check.
+
+    What stands in the id before a `#` is the work that the document is part of: its parts are all trained on or all
+    held out. A foreign name (of a file, a data set) goes through `tryplicity.escaped` before it becomes part of an id.
+    """
 
     id: str
     text: str
@@ -612,10 +618,11 @@ class Document(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """A dialogue to learn from. The messages are mappings of `role` (system, user, assistant, tool) and `content`."""
+    """A dialogue to learn from. The messages are mappings of `role` (system, user, assistant, tool) and `content`; one
+    of the assistant's with a `weight` of 0 is read, but not learnt to write. The id is like a Document's."""
 
     id: str
-    messages: tuple[Mapping[str, str], ...]
+    messages: tuple[Mapping[str, Any], ...]
     url: str
 
 
@@ -624,8 +631,15 @@ class Source(Component):
 
     family = "source"
 
+    @functools.cached_property
+    def left_out(self) -> LeftOut:
+        """What `documents` or `conversations` passed over (files, rows) when last iterated, counted by reason. Add to
+        it while they run; whoever reads them to the end prints it."""
+        return LeftOut("items")
+
     def fingerprint(self) -> str:
-        """Changes when the documents do; names the prepared data in the cache."""
+        """Changes when the documents may have: under this the cache finds them without reading the source. It may be
+        made of paths and times; what the data is, is told by the documents alone."""
         raise NotImplementedError
 
     def documents(self) -> Iterator[Document]:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import time
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
-from tryplicity import Conversation, Document, Some, Source, Steps, UserError
-from tryplicity_plugins.sources.chat_rows import messages_of
+from tryplicity import Conversation, Document, LeftOut, Source, Steps, UserError, escaped
+from tryplicity_plugins.sources.chat_rows import conversation_of
+from tryplicity_plugins.sources.rows import BadRow, BadRows, text_of
 
-_FIRST_WAIT = 2.0       # seconds before the first retry; doubled each time
-_STATE_EVERY = 1000     # rows between two notes of where the stream stands
+VERSION = 2             # raise when the same rows would give other documents
 
 
 class HuggingFace(Source):
-    """Rows of a data set, streamed through `datasets`; nothing is downloaded but the rows that are read.
+    """Rows of a data set, streamed through `datasets`; nothing is downloaded but the rows that are read. Where the
+    connection breaks, `datasets` asks again for what is missing.
 
     What was read stays in the cache under the options given here: change `revision` to read a newer version.
     """
@@ -44,8 +46,8 @@ class HuggingFace(Source):
         """the commit, branch or tag to read"""
         domain: Literal["text", "code", "math"] = "text"
         """what kind of text it is"""
-        retries: Some = 5
-        """how often to try again, in a row, after the connection broke"""
+        bad_rows: Literal["error", "skip"] = "error"
+        """a row that cannot be used: stop and say which, or leave it out and count it"""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -58,35 +60,48 @@ class HuggingFace(Source):
             pattern = Path(self.config.data_files).expanduser()
             local = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns)
                      for path in sorted(pattern.parent.glob(pattern.name))]
-        options = asdict(self.config)
-        del options["retries"]
-        return hashlib.sha256(json.dumps([self.name, options, local]).encode()).hexdigest()
+        described = json.dumps([self.name, VERSION, asdict(self.config), local])
+        return hashlib.sha256(described.encode()).hexdigest()
 
     def documents(self) -> Iterator[Document]:
-        """Raises UserError when the data set cannot be reached or has no such column."""
+        """Raises UserError when the data set cannot be reached and, unless they are skipped, for a row without text."""
         key = self.config.text_key
-        for number, row in self._numbered_rows():
-            text = row.get(key)
-            if text is None and key in row:
-                continue
-            if not isinstance(text, str):
-                raise UserError(f"{self._called()}: row {number} has no text in the column {key!r}; its "
-                                f"columns are {', '.join(row)}; name the one that holds the text: text_key")
+        for number, text in self._used(lambda row: text_of(row.get(key), key, row)):
             yield Document(self._id(number), text, self.config.domain, self._url(number))
 
     def conversations(self) -> Iterator[Conversation]:
         """Each row is one, in OpenAI's form or another common one (see `chat_rows`). Raises UserError when the data
-        set cannot be reached or a row is none."""
+        set cannot be reached and, unless they are skipped, for a row that is none."""
+        for number, (messages, unused) in self._used(conversation_of):
+            for key in unused:
+                self.left_out.add(f"fields {key!r} of rows", f"row {number}")
+            yield Conversation(self._id(number), messages, self._url(number))
+
+    def _used(self, made_of: Callable[[dict[str, Any]], Any]) -> Iterator[tuple[int, Any]]:
+        """The number of each row that can be used, and what `made_of` makes of it."""
+        self.left_out = LeftOut("items")
+        name = self.config.dataset
+        quoted = name if re.fullmatch(r"[\w./-]+", name) else json.dumps(name)
+        remedy = f"'{{type: huggingface, dataset: {quoted}, bad_rows: skip}}'"
+        bad = BadRows(self.config.bad_rows, self.left_out, remedy)
         for number, row in self._numbered_rows():
-            yield Conversation(self._id(number), messages_of(row, f"{self._called()}: row {number}"),
-                               self._url(number))
+            try:
+                made = made_of(row)
+            except BadRow as odd:
+                bad(odd, f"{self._called()}: row {number}", f"row {number}")
+                continue
+            if made is None or (isinstance(made, str) and not made.strip()):
+                bad.empty(f"row {number}")
+            else:
+                yield number, made
 
     def _id(self, number: int) -> str:
-        return f"{self.config.dataset}/{self.config.name or ''}/{self.config.split}:{number}"
+        config = self.config
+        return f"{escaped(config.dataset)}/{escaped(config.name or '')}/{escaped(config.split)}:{number}"
 
     def _url(self, number: int) -> str:
-        page = self.config.data_files or f"https://huggingface.co/datasets/{self.config.dataset}"
-        return f"{page}#{self.config.split}-{number}"
+        page = quote(self.config.data_files or f"https://huggingface.co/datasets/{self.config.dataset}", safe=":/*@")
+        return f"{page}#{quote(self.config.split)}-{number}"
 
     def _numbered_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, row in enumerate(itertools.islice(self._rows(), self.config.limit)):
@@ -104,29 +119,10 @@ class HuggingFace(Source):
                             data_files=self.config.data_files, revision=self.config.revision)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        """The rows in order, going on where it stood after the connection broke."""
-        done, kept, state = 0, 0, None     # rows given; the stream's state after the first `kept` of them
-        failures, wait = 0, _FIRST_WAIT
-        while True:
-            try:
-                stream = self._open()
-                if state is not None:
-                    stream.load_state_dict(state)
-                for number, row in enumerate(stream, kept):
-                    if number < done:
-                        continue
-                    failures, wait = 0, _FIRST_WAIT
-                    yield row
-                    done += 1
-                    if done - kept >= _STATE_EVERY:
-                        kept, state = done, stream.state_dict()
-                return
-            except Exception as error:
-                failures += 1
-                if not _may_pass(error) or failures > self.config.retries:
-                    raise UserError(self._explained(error)) from error
-                time.sleep(wait)
-                wait *= 2
+        try:
+            yield from self._open()
+        except Exception as error:      # of datasets, huggingface_hub, fsspec, pyarrow and what these use
+            raise UserError(self._explained(error)) from error
 
     def _explained(self, error: Exception) -> str:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -152,12 +148,3 @@ def _is_offline(error: Exception) -> bool:
     names = {base.__name__ for link in _chain(error) for base in type(link).__mro__}
     return bool(names & {"ConnectionError", "ConnectError", "TransportError", "TimeoutError",
                          "TimeoutException", "OfflineModeIsEnabled", "LocalEntryNotFoundError"})
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether the same may succeed a little later: a broken connection, a busy server; not a wrong name."""
-    names = {base.__name__ for link in _chain(error) for base in type(link).__mro__}
-    if "OfflineModeIsEnabled" in names or any("OfflineMode" in str(link) for link in _chain(error)):
-        return False    # `datasets` keeps only the name of that one
-    statuses = {getattr(getattr(link, "response", None), "status_code", None) for link in _chain(error)}
-    return _is_offline(error) or bool(statuses & {408, 429, 500, 502, 503, 504})

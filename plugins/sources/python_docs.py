@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from tryplicity import Document, Source, UserError
+from tryplicity import Document, Source, UserError, escaped
 from tryplicity_plugins.sources import harvest
 
 Package = Literal["python", "torch", "numpy", "sympy", "networkx", "mpmath"]
@@ -126,7 +126,7 @@ def _file_documents(package: str, root: Path, path: Path, seen: set[bytes]) -> I
     module = inner.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     if package != "python":
         module = package if module == "__init__" else f"{package}.{module}"
-    work = f"{package}/{inner}"
+    work = f"{package}/{escaped(inner)}"
 
     prose, examples = [], []
     for docstring in harvest.docstrings(source):
@@ -250,7 +250,7 @@ def _language_reference(root: Path, seen: set[bytes]) -> Iterator[Document]:
                 paragraphs.append(block.text)
         text = "\n\n".join([text.strip().split("\n", 1)[0], *paragraphs])
         if _long_enough("text", text):
-            yield _document(f"python/pydoc_data/topics/{topic}#text", text + "\n", "text", _topic_url(topic))
+            yield _document(f"python/pydoc_data/topics/{escaped(topic)}#text", text + "\n", "text", _topic_url(topic))
 
 
 def _topic_url(topic: str) -> str:

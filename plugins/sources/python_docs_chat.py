@@ -26,7 +26,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
-from tryplicity import Conversation, Source, UserError
+from tryplicity import Conversation, Source, UserError, escaped
 from tryplicity_plugins.sources import harvest, python_docs
 
 VERSION = 1             # raise when the same files would give other conversations
@@ -83,7 +83,7 @@ class PythonDocsChat(Source):
             meaning = meanings[name]
             if shared[meaning.answer] <= 2:     # what many names share tells none of them apart
                 for part, question in enumerate(_questions(meaning, self.config.phrasings)):
-                    yield Conversation(f"{name}#{part}", ({"role": "user", "content": question},
+                    yield Conversation(f"{escaped(name)}#{part}", ({"role": "user", "content": question},
                                                           {"role": "assistant", "content": meaning.answer}),
                                        meaning.url)
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tryplicity import Document, Source, UserError
+from tryplicity import Document, Source, UserError, escaped
 from tryplicity_plugins.sources import harvest, python_docs
 from tryplicity_plugins.sources.python_docs_chat import _C_MODULES, Meaning, _c_meanings, _package_meanings
 
@@ -60,7 +60,7 @@ class PythonReference(Source):
             for meaning in (meaning for part in pages for meaning in part):
                 if meaning.name not in found:
                     found.add(meaning.name)
-                    yield Document(f"{package}/{meaning.name}#{meaning.kind}",
+                    yield Document(f"{package}/{escaped(meaning.name)}#{meaning.kind}",
                                    _plain(f"{meaning.name}\n\n{meaning.answer}\n"), "text", meaning.url)
         self.read_share = 1.0
         if not found:

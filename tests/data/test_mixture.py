@@ -87,10 +87,11 @@ def test_any_batch_size_and_any_stop_give_the_same_rows(tokens):
 
 
 def test_positions_are_given_back_not_changed(tokens):
-    mixture, positions = Mixture(tokens, 1, {"text": 0.5, "code": 0.5}), {"code:1": 5}
+    mixture, positions = Mixture(tokens, 1, {"text": 0.5, "code": 0.5}), {"code:1": {"epoch": 5}}
     first, moved = mixture.batch(positions, 4, LENGTH)
     again, _ = mixture.batch(positions, 4, LENGTH)
-    assert positions == {"code:1": 5} and moved["code:1"] == 5 and torch.equal(first.ids_BT, again.ids_BT)
+    assert positions == {"code:1": {"epoch": 5}} and moved["code:1"] == {"epoch": 5}
+    assert torch.equal(first.ids_BT, again.ids_BT)
 
 
 def test_without_a_mixture_the_rows_are_those_of_the_plain_stream(tokens):
@@ -103,7 +104,7 @@ def test_without_a_mixture_the_rows_are_those_of_the_plain_stream(tokens):
         assert all(torch.equal(a, b) for a, b in zip(batch[:3], plain[:3], strict=True))
         assert batch.bytes == plain.bytes
         assert all(np.array_equal(a, b) for a, b in zip(batch.documents, plain.documents, strict=True))
-    assert list(positions.values()) == [5 * 6 * LENGTH]
+    assert list(positions.values()) == [PackedStream(tokens, 4).at(5 * 6 * LENGTH, LENGTH)]
 
 
 def test_a_stage_of_the_same_documents_goes_on_with_its_own_shares(tokens):
@@ -116,7 +117,7 @@ def test_a_stage_of_the_same_documents_goes_on_with_its_own_shares(tokens):
     begun = Mixture(tokens, 0, second).batch({}, 20, LENGTH)[0]
     assert not torch.equal(later.ids_BT, begun.ids_BT)
     text, = (name for name in after if name.startswith("text:"))
-    assert after[text] == (18 + 5) * LENGTH
+    assert after[text]["rows"] == [[LENGTH, 18 + 5]]
 
 
 def test_only_the_documents_asked_for_are_delivered(tokens):

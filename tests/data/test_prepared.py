@@ -89,7 +89,7 @@ def test_an_interruption_leaves_nothing_half_visible_and_it_can_be_done_again(tm
 
     with pytest.raises(KeyboardInterrupt):
         prepare(source, 280, tmp_path, interrupt)
-    complete = {"reading documents": 0, "training the tokenizer": 1, "tokenising": 2}[stage]
+    complete = {"reading documents": 0, "training the tokenizer": 2, "tokenising": 3}[stage]
     assert len(visible(tmp_path)) == complete
     assert not list(tmp_path.glob("*/.building-*"))
     assert prepare(source, 280, tmp_path).identity == prepare(source, 280, tmp_path / "other").identity
@@ -125,7 +125,7 @@ def test_two_at_once_end_with_the_same(tmp_path, make_source):
     for thread in threads:
         thread.join(timeout=60)
     assert len(results) == 2 and results[0].identity == results[1].identity
-    assert len(visible(tmp_path)) == 3 and not list(tmp_path.glob("*/.building-*"))
+    assert len(visible(tmp_path)) == 4 and not list(tmp_path.glob("*/.building-*"))
 
 
 def test_a_full_disk_is_told_in_a_line(tmp_path, make_source, monkeypatch):

@@ -35,7 +35,8 @@ def test_the_ways_to_name_a_source(registry, tmp_path, monkeypatch):
     ("{type: file, path: x}", "did you mean files"),
     ("{type: files, pth: x}", r"(?s)pth: unknown key .did you mean path"),
     ("{path: x}", "type is missing"),
-    ("{type: files, path: x, encoding_errors: ignore}", "encoding_errors: .*ignore"),
+    ("{type: files, path: x, encoding_errors: skip}", "unknown key .there are: bad_rows"),
+    ("{type: files, path: x, bad_rows: ignore}", "bad_rows: .*ignore"),
     ("{type: python-docs, packages: [perl]}", "perl"),
     ("{type: huggingface, dataset: x, limit: 0}", "limit: .*0"),
 ])

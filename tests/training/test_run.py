@@ -115,7 +115,7 @@ def test_resuming_with_another_spec_or_other_data_is_refused(go, prepared, regis
     for i in range(4):
         (folder / f"{i}.txt").write_text(f"other words entirely {i} " * 200)
     other = prepare(parse_source(registry, str(folder)), 300, tmp_path / "cache", tokenizer=prepared.tokenizer_path)
-    with pytest.raises(UserError, match="belongs to another data set"):
+    with pytest.raises(UserError, match=r"belongs to another data set; .*--other-data"):
         go(steps=8, resume=True, data=other)
 
 

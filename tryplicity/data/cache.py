@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tryplicity.errors import UserError
@@ -25,9 +25,10 @@ def cache_root(cache: str | Path | None = None) -> Path:
 
 
 @contextlib.contextmanager
-def building(target: Path) -> Iterator[Path]:
+def building(target: Path, named: Callable[[], str] | None = None) -> Iterator[Path]:
     """A folder to write into; renamed to `target` when the block ends well, removed when it does not.
 
+    named: gives the last part of the target then, where it depends on what was written.
     Several processes may build the same target at once: the first to end is kept. Raises UserError when the
     disk is full or the cache cannot be written.
     """
@@ -44,6 +45,8 @@ def building(target: Path) -> Iterator[Path]:
         yield temporary
         for path in temporary.iterdir():
             sync(path)
+        if named is not None:
+            target = target.with_name(named())
         try:
             os.rename(temporary, target)
         except OSError as error:

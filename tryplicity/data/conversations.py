@@ -3,7 +3,8 @@
     <|bos|>  then for each message  <|im_start|>role\\n content <|im_end|>\\n  then  <|eos|>
 
 The form is ChatML (https://github.com/openai/openai-python/blob/release-v0.28.0/chatml.md). A model learns to write
-the assistant's messages and the <|im_end|> after each; the mask is 1 there and 0 elsewhere. Loads no torch.
+the assistant's messages and the <|im_end|> after each, save those of weight 0; the mask is 1 there and 0 elsewhere.
+Loads no torch.
 """
 
 from __future__ import annotations
@@ -12,23 +13,24 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tryplicity.data.cache import building, cache_root
-from tryplicity.data.documents import Progress, collect, no_progress
+from tryplicity.data.documents import LONGEST, Progress, collect, no_progress
 from tryplicity.data.prepared import Encoded, Prepared, write_tokens
 from tryplicity.data.tokenizer import BOS, EOS, IM_END, IM_START, load_tokenizer
 from tryplicity.errors import UserError
+from tryplicity.leftout import LeftOut
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from tryplicity.components import Conversation, Document, Source
 
-FORMAT = 1                          # raise when the files written here change
+FORMAT = 2                          # raise when the files written here change
 ROLES = ("system", "user", "assistant", "tool")
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 
 
 class ChatFormat:
@@ -52,7 +54,7 @@ class ChatFormat:
             for message in messages:
                 head, written = self._head[message["role"]], [*next(contents), IM_END]
                 ids += [*head, *written, *self._line_end]
-                mask += [0] * len(head) + [int(message["role"] == "assistant")] * len(written)
+                mask += [0] * len(head) + [int(_is_learnt(message))] * len(written)
                 mask += [0] * len(self._line_end)
             yield [*ids, EOS], [*mask, 0]
 
@@ -72,6 +74,10 @@ class ChatFormat:
         if go_on:
             return ids[:-1 - len(self._line_end)]
         return [*ids, *self._head["assistant"]]
+
+
+def _is_learnt(message: Mapping[str, Any]) -> bool:
+    return message["role"] == "assistant" and message.get("weight") != 0
 
 
 def check_messages(messages: Messages, where: str) -> None:
@@ -102,9 +108,9 @@ def prepare_conversations(source: Source, tokenizer_path: str | Path, vocab_size
     progress = progress or no_progress
     root = cache_root(cache)
     load_tokenizer(tokenizer_path, vocab_size)
-    collection = collect(_AsDocuments(source), root, progress)
+    collection = collect(_AsDocuments(source), root, progress, longest=None)
     content = Path(tokenizer_path).read_bytes()
-    described = json.dumps(["conversations", FORMAT, collection.manifest["fingerprint"],
+    described = json.dumps(["conversations", FORMAT, collection.identity,
                             hashlib.sha256(content).hexdigest()])
     folder = root / "tokens" / hashlib.sha256(described.encode()).hexdigest()[:24]
     if not folder.exists():
@@ -125,6 +131,10 @@ class _AsDocuments:
     def read_share(self) -> float | None:
         return getattr(self.source, "read_share", None)
 
+    @property
+    def left_out(self) -> LeftOut:
+        return self.source.left_out
+
     def fingerprint(self) -> str:
         return f"conversations {FORMAT} {self.source.fingerprint()}"
 
@@ -133,13 +143,17 @@ class _AsDocuments:
 
         for conversation in self.source.conversations():
             self._check(conversation)
-            messages = [{"role": m["role"], "content": m["content"]} for m in conversation.messages]
-            yield Document(conversation.id, json.dumps(messages, ensure_ascii=False), "chat", conversation.url)
+            messages = [{"role": m["role"], "content": m["content"], **({"weight": 0} if m.get("weight") == 0 else {})}
+                        for m in conversation.messages]
+            if sum(len(message["content"]) for message in messages) > LONGEST:
+                self.left_out.add(f"longer than {LONGEST:,} characters", conversation.id)
+            else:
+                yield Document(conversation.id, json.dumps(messages, ensure_ascii=False), "chat", conversation.url)
 
     @staticmethod
     def _check(conversation: Conversation) -> None:
         check_messages(conversation.messages, conversation.id)
-        if all(message["role"] != "assistant" for message in conversation.messages):
+        if not any(map(_is_learnt, conversation.messages)):
             raise UserError(f"{conversation.id}: no message of the assistant; it is what a model learns from")
 
 
@@ -152,5 +166,5 @@ class _Encode:
     def __call__(self, tokenizer: Tokenizer, documents: list[Document]) -> Iterator[Encoded]:
         conversations = [json.loads(document.text) for document in documents]
         for messages, (ids, mask) in zip(conversations, self.format.encode(conversations), strict=True):
-            learnt = sum(len(m["content"].encode()) for m in messages if m["role"] == "assistant")
+            learnt = sum(len(m["content"].encode()) for m in messages if _is_learnt(m))
             yield Encoded(ids, learnt, mask)

@@ -2,10 +2,10 @@
 
 Each domain has a PackedStream of its own. The next row is taken from the domain that lacks most of its share so far,
 so that after any number of rows every domain is within one row of its share, without a random number. The state
-is a dict of whole numbers, tokens delivered, which a checkpoint keeps as it is:
+is a dict that a checkpoint keeps as it is:
 
-    {"text:1706": 40960, "code:1068": 8192,                                      of each stream
-     "code=0.25,text=0.75/text": 24576, "code=0.25,text=0.75/code": 8192}        of each domain under these shares
+    {"text:1706": {"epoch": 0, "start": 0, "rows": [[512, 80]]}, "code:1068": ...       where each stream stands
+     "code=0.25,text=0.75/text": 24576, "code=0.25,text=0.75/code": 8192}     tokens of each domain under these shares
 
 A stream is named by its domain and the number of its documents: the stages of a curriculum that read the same
 documents go on where the one before stopped, each with shares of its own, and one dict serves them all.
@@ -13,8 +13,9 @@ documents go on where the one before stopped, each with shares of its own, and o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from tryplicity.data.prepared import Prepared
 
-Positions = Mapping[str, int]
+Positions = Mapping[str, Any]
 
 
 class Mixture:
@@ -68,8 +69,8 @@ class Mixture:
             became = ", ".join(f"{domain} {share:.0%}" for domain, share in self.shares.items())
             self.warning = (f"no training text{description} in the domain{'s' if len(absent) > 1 else ''} "
                             f"{', '.join(absent)}; the share goes to the others: {became}")
-        signature = ",".join(f"{domain}={share:g}" for domain, share in self.shares.items())
-        self._names = {domain: (f"{domain or 'all'}:{len(stream.chosen)}", f"{signature}/{domain}")
+        signature = ",".join(f"{_name(domain)}={share:g}" for domain, share in self.shares.items())
+        self._names = {domain: (f"{_name(domain) or 'all'}:{len(stream.chosen)}", f"{signature}/{_name(domain)}")
                        for domain, stream in self._streams.items()}
 
     @classmethod
@@ -88,26 +89,21 @@ class Mixture:
                 f" ({whole.warning})" if whole.warning else "")
             return whole
 
-    def batch(self, positions: Positions, rows: int, context_length: int) -> tuple[Batch, dict[str, int]]:
+    def batch(self, positions: Positions, rows: int, context_length: int) -> tuple[Batch, dict[str, Any]]:
         """The `rows` rows that follow on `positions` ({} at the beginning), and the positions after them."""
-        positions = dict(positions)
-        found = [stream.batch(position, 1, context_length)
-                 for stream, position in self._rows(positions, rows, context_length)]
+        positions, found = dict(positions), []
+        for _ in range(rows):
+            domain = self._next(positions, context_length)
+            at, delivered = self._names[domain]
+            row, positions[at] = self._streams[domain].take(positions.get(at, {}), 1, context_length)
+            found.append(row)
+            if self.shares:
+                positions[delivered] = positions.get(delivered, 0) + context_length
         return joined(found), positions
 
     def tokens(self) -> dict[str, int]:
         """Tokens of each stream's documents; a stage that asks for more goes over them again."""
         return {domain or "all": stream.tokens_per_epoch for domain, stream in self._streams.items()}
-
-    def _rows(self, positions: dict[str, int], rows: int, context_length: int) -> Iterator[tuple[PackedStream, int]]:
-        """The stream and its position that each row comes from; moves `positions` on."""
-        for _ in range(rows):
-            domain = self._next(positions, context_length)
-            at, delivered = self._names[domain]
-            yield self._streams[domain], positions.get(at, 0)
-            positions[at] = positions.get(at, 0) + context_length
-            if self.shares:
-                positions[delivered] = positions.get(delivered, 0) + context_length
 
     def _next(self, positions: Positions, context_length: int) -> str:
         """The domain that lacks most of its share, the next row counted; of several, the first by name."""
@@ -116,3 +112,8 @@ class Mixture:
         delivered = {domain: positions.get(self._names[domain][1], 0) for domain in self.shares}
         total = sum(delivered.values()) + context_length
         return max(self.shares, key=lambda domain: self.shares[domain] * total - delivered[domain])
+
+
+def _name(domain: str) -> str:
+    """A domain, which any source may name as it likes, as a piece of a position's name."""
+    return quote(domain, safe="")

@@ -1,11 +1,16 @@
-"""Rows of packed documents as a pure function of (seed, position).
+"""Rows of packed documents as a pure function of (seed, state).
 
 Every epoch the documents of the training part are put in a new order and joined into one stream of tokens; the
 stream is cut into rows of T tokens, and these are delivered in an order of their own, so that the rows of a batch
-are of different documents even where documents are long. The only state of a training run is how many tokens were
-delivered: any batch size or number of ranks goes on from there with the same rows. Rank r of W that takes R rows of
-T tokens a step asks for `batch(position + r * R * T, R, T)` and all of them go on at `position + W * R * T`. With
-another T the rest of the epoch is cut anew.
+are of different documents even where documents are long. The last row of an epoch is filled up with the beginning of
+the next, which is not delivered again: every token is, once an epoch, whatever T. Where T changes inside an epoch, what
+is left of it is cut anew and put in a new order: a row may then hold pieces that do not follow one another, and
+these are told apart like documents.
+
+The state of a stream is the epoch, how much of it the row before it took, and how many rows of which length were
+delivered since: any batch size or number of ranks goes on from there with the same rows. As long as T is the same,
+that is how many tokens were delivered: rank r of W that takes R rows of T tokens a step asks for
+`batch(position + r * R * T, R, T)` and all of them go on at `position + W * R * T`.
 
 Shapes: B rows, T time (tokens of a row), N tokens in a run of the stream.
 """
@@ -14,9 +19,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -115,6 +120,19 @@ def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(mix(np.arange(size, dtype=np.uint64) ^ key), kind="stable")
 
 
+class Piece(NamedTuple):
+    """Tokens of an epoch that follow one another in it."""
+
+    epoch: int
+    start: int
+    end: int
+
+
+#: where a stream stands: {"epoch", "start": tokens of it that were delivered before it began, "rows": [[T, rows], ...]
+#: delivered since}; {} at the beginning
+StreamState = Mapping[str, Any]
+
+
 class PackedStream:
     """The endless training stream of a part's documents, or of some of them."""
 
@@ -132,12 +150,89 @@ class PackedStream:
             among = "" if documents is None else f" among the {len(documents)} documents asked for"
             raise UserError(f"no training text in the domains {', '.join(domains or tokens.domains)}{among}")
         self._epoch = functools.lru_cache(maxsize=2)(self._order_of)
-        self._row_order = functools.lru_cache(maxsize=2)(functools.partial(permutation, seed=seed + 1))
+        self._row_order = functools.lru_cache(maxsize=2)(permutation)
+        # the last answer of `_left`: of which epoch, start and cuts, and what was left
+        self._known_left: tuple[Any, Any] = ((-1, 0, ()), None)
 
     def _order_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The documents in an epoch's order, and where in the epoch each ends."""
         order = permutation(len(self.chosen), self.seed, epoch)
         return self.chosen[order], np.cumsum(self.length_D[order])
+
+    # --- which tokens come next ---
+
+    def at(self, position: int, context_length: int) -> StreamState:
+        """The state after `position` tokens in rows of `context_length`."""
+        row = position // context_length
+        epoch = row * context_length // self.tokens_per_epoch
+        first = -(-epoch * self.tokens_per_epoch // context_length)     # the first row that begins in this epoch
+        return {"epoch": epoch, "start": first * context_length - epoch * self.tokens_per_epoch,
+                "rows": [[context_length, row - first]]}
+
+    def take(self, state: StreamState, rows: int, context_length: int) -> tuple[Batch, StreamState]:
+        """The `rows` rows that come after a state, and the state after them."""
+        found = []
+        for _ in range(rows):
+            pieces, state = self.next_row(state, context_length)
+            found.append(self._row(pieces))
+        return joined(found), state
+
+    def batch(self, position: int, rows: int, context_length: int) -> Batch:
+        """The `rows` rows that are delivered from `position` (in tokens) on, where all rows are of one length."""
+        return self.take(self.at(position, context_length), rows, context_length)[0]
+
+    def next_row(self, state: StreamState, context_length: int) -> tuple[list[Piece], StreamState]:
+        """The pieces of the epoch that make up the next row, and the state after it."""
+        epoch, start = state.get("epoch", 0), state.get("start", 0)
+        rows = [list(cut) for cut in state.get("rows", ())]
+        if not rows or rows[-1][0] != context_length:
+            rows = [cut for cut in rows if cut[1]] + [[context_length, 0]]
+        left_at, left_end = self._left(epoch, start, tuple(map(tuple, rows[:-1])))
+        total, done = int(left_end[-1]) if len(left_end) else 0, rows[-1][1]
+        if done < total // context_length:
+            rows[-1][1] += 1
+            place = int(self._row_order(total // context_length, self.seed + len(rows), epoch)[done])
+            pieces = _pieces(epoch, left_at, left_end, place * context_length, (place + 1) * context_length)
+            return pieces, {"epoch": epoch, "start": start, "rows": rows}
+        # what is left is shorter than a row; the next epoch begins in it
+        pieces = _pieces(epoch, left_at, left_end, done * context_length, total)
+        missing = context_length - (total - done * context_length)
+        while missing > 0:
+            epoch, start = epoch + 1, min(missing, self.tokens_per_epoch)
+            pieces.append(Piece(epoch, 0, start))
+            missing -= start
+        return pieces, {"epoch": epoch, "start": start, "rows": []}
+
+    def _left(self, epoch: int, start: int, cuts: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray]:
+        """What of an epoch was not delivered, as runs of it: where each begins, and how many tokens there are up to
+        its end. cuts: (length, rows delivered) from its `start` on."""
+        known, found = self._known_left
+        if known[:2] != (epoch, start) or cuts[:len(known[2])] != known[2]:
+            known, found = (epoch, start, ()), (np.array([start]), np.array([self.tokens_per_epoch - start]))
+        for number in range(len(known[2]), len(cuts)):
+            found = self._without(epoch, *found, number + 1, *cuts[number])
+        self._known_left = (epoch, start, cuts), found
+        return found
+
+    def _without(self, epoch: int, left_at: np.ndarray, left_end: np.ndarray, number: int, length: int,
+                 delivered: int) -> tuple[np.ndarray, np.ndarray]:
+        """What is left after so many rows of the cut of this number, 1, 2, ..."""
+        total = int(left_end[-1]) if len(left_end) else 0
+        kept = np.sort(self._row_order(total // length, self.seed + number, epoch)[delivered:]) * length
+        kept = np.append(kept, total // length * length)        # and what is shorter than a row
+        kept_end = np.append(kept[:-1] + length, total)
+        # at these borders a piece can begin or end
+        borders = np.unique(np.concatenate([[0], kept, kept_end, left_end]))
+        begin, end = borders[:-1], borders[1:]
+        is_kept = begin < kept_end[np.maximum(np.searchsorted(kept, begin, side="right") - 1, 0)]
+        is_kept &= begin >= kept[0]
+        begin, end = begin[is_kept], end[is_kept]
+        run = np.searchsorted(left_end, begin, side="right")
+        at = left_at[run] + begin - np.append(0, left_end)[run]
+        new = np.append(True, at[1:] != (at + end - begin)[:-1])[:len(at)]      # runs that touch are one
+        return at[new], np.cumsum(end - begin)[np.append(new[1:], True)[:len(at)]]
+
+    # --- the tokens ---
 
     def run(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """`count` tokens of the stream from `position` on, and for each the number of its document, counted
@@ -163,26 +258,27 @@ class PackedStream:
                 done, offset, place = done + taken, offset + taken, place + 1
         return places_N, docs_N
 
-    def starts(self, position: int, rows: int, context_length: int) -> list[int]:
-        """Where in the stream the rows begin that are delivered from `position` on. The last row of an epoch may
-        reach into the next epoch."""
-        per_epoch = -(-self.tokens_per_epoch // context_length)
-        starts = []
-        for row in range(position // context_length, position // context_length + rows):
-            epoch, place = divmod(row, per_epoch)
-            place = int(self._row_order(per_epoch, epoch=epoch)[place])
-            starts.append(epoch * self.tokens_per_epoch + place * context_length)
-        return starts
-
-    def batch(self, position: int, rows: int, context_length: int) -> Batch:
-        """The `rows` rows that are delivered from `position` (in tokens) on."""
-        return joined([self._row(start, context_length) for start in self.starts(position, rows, context_length)])
-
-    def _row(self, start: int, context_length: int) -> Batch:
-        places_N, docs_N = self._places(start, context_length + 1)
-        epochs, in_epoch = np.divmod(np.arange(docs_N[0], docs_N[-2] + 1), len(self.chosen))
+    def _row(self, pieces: list[Piece]) -> Batch:
+        found = [self._places(piece.epoch * self.tokens_per_epoch + piece.start, piece.end - piece.start)
+                 for piece in pieces]
+        places_N, docs_N = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        # a new number for each document, and where something is missing in between
+        begins_N = np.append(True, (docs_N[1:] != docs_N[:-1]) | (places_N[1:] != places_N[:-1] + 1))
+        epochs, in_epoch = np.divmod(docs_N[begins_N], len(self.chosen))
         documents = np.array([self._epoch(int(epoch))[0][place] for epoch, place in zip(epochs, in_epoch, strict=True)])
-        return _row(self.tokens, places_N, docs_N, documents)
+        return _row(self.tokens, places_N, np.cumsum(begins_N) - 1, documents)
+
+
+def _pieces(epoch: int, left_at: np.ndarray, left_end: np.ndarray, begin: int, end: int) -> list[Piece]:
+    """The part `begin` to `end` of what is left of an epoch, see `PackedStream._left`."""
+    pieces, run = [], int(np.searchsorted(left_end, begin, side="right"))
+    while begin < end:
+        before = int(left_end[run - 1]) if run else 0
+        taken = min(end, int(left_end[run])) - begin
+        start = int(left_at[run]) + begin - before
+        pieces.append(Piece(epoch, start, start + taken))
+        begin, run = begin + taken, run + 1
+    return pieces
 
 
 class HeldOut:
@@ -222,31 +318,30 @@ class HeldOut:
             yield joined(parts)
 
     def _row(self, number: int, context_length: int) -> Batch:
-        part = slice(number * context_length, (number + 1) * context_length + 1)
+        part = slice(number * context_length, (number + 1) * context_length)
         places_N, docs_N = (whole_N[part] for whole_N in self._all)
-        missing, padding = context_length + 1 - len(places_N), len(self.chosen)
-        docs_N = np.concatenate([docs_N, np.full(missing, padding)])
-        documents = np.append(self.chosen, -1)[docs_N[0]:docs_N[-2] + 1]
-        return _row(self.tokens, places_N, docs_N, documents)
+        missing = context_length - len(places_N)
+        documents = self.chosen[docs_N[0]:docs_N[-1] + 1]
+        docs_N = np.append(docs_N - docs_N[0], np.full(missing, len(documents)))
+        return _row(self.tokens, places_N, docs_N, np.append(documents, -1) if missing else documents)
 
 
-def _row(tokens: TokenFile, places_N: np.ndarray, docs_N: np.ndarray, documents: np.ndarray) -> Batch:
-    """One row out of T + 1 tokens that follow one another: where in the file each stands (those missing at the end
-    are padding), numbers that rise by one from document to document, and the documents of the first T."""
+def _row(tokens: TokenFile, places_N: np.ndarray, docs_T: np.ndarray, documents: np.ndarray) -> Batch:
+    """One row: where in the file its tokens stand (those missing at the end are padding), a number for each document,
+    0, 1, ..., and which these are. What a token's target is, the token behind it in the file says."""
     import torch
 
-    ids_N = np.zeros(len(docs_N), dtype=np.int64)
-    ids_N[:len(places_N)] = tokens.tokens_N[places_N]
-    wanted_N = docs_N[1:] == docs_N[:-1]
-    wanted_N[len(places_N) - 1:] = False
+    ids_T, targets_T = np.zeros(len(docs_T), dtype=np.int64), np.full(len(docs_T), IGNORE)
+    there, next_N = slice(len(places_N)), np.minimum(places_N + 1, len(tokens) - 1)
+    ids_T[there] = tokens.tokens_N[places_N]
+    wanted_N = places_N + 1 < tokens.end_D[documents[docs_T[there]]]
     if tokens.mask_N is not None:
-        wanted_N[:len(places_N) - 1] &= tokens.mask_N[places_N[1:]] != 0
-    targets_N = np.where(wanted_N, ids_N[1:], IGNORE)
-    # numbered anew in each row
-    doc_ids_N = (docs_N[:-1] - docs_N[0]).astype(np.int32)
-    return Batch(ids_BT=torch.from_numpy(ids_N[None, :-1].copy()), targets_BT=torch.from_numpy(targets_N[None]),
-                 doc_ids_BT=torch.from_numpy(doc_ids_N[None]),
-                 bytes=int(tokens.token_bytes_V[ids_N[1:][wanted_N]].sum(dtype=np.int64)), documents=(documents,))
+        wanted_N &= tokens.mask_N[next_N] != 0
+    targets_T[there][wanted_N] = tokens.tokens_N[next_N[wanted_N]]
+    return Batch(ids_BT=torch.from_numpy(ids_T[None]), targets_BT=torch.from_numpy(targets_T[None]),
+                 doc_ids_BT=torch.from_numpy(docs_T[None].astype(np.int32)),
+                 bytes=int(tokens.token_bytes_V[targets_T[there][wanted_N]].sum(dtype=np.int64)),
+                 documents=(documents,))
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

@@ -1,14 +1,15 @@
 """From a source to token files: read once, split, tokenise; kept in the cache and found there the next time.
 
-In the cache: documents/<key>/ (a source's text), tokenizers/<key>/ (trained on its training part) and
-tokens/<key>/ (what a training run reads):
+In the cache: sources/<key>.json (which documents a source gave), documents/<key>/ (their text), tokenizers/<key>/
+(trained on the training part) and tokens/<key>/ (what a training run reads). All keys but the first are made of the
+content:
 
     tokenizer.json           train.bin, heldout.bin                        uint16 (uint32 above 65536 tokens)
     manifest.json            train.documents.npy, heldout.documents.npy    each document's end, bytes, domain
     token_bytes.npy          train.ids.jsonl, heldout.ids.jsonl            each document's id
-    bigram.json              train.grades-1.npy                            made when first asked for
+    bigram.json  yardsticks-1.json  train.grades-1.npy                     made when first asked for
 
-Memory is bounded by a few megabytes of text at a time, beside 17 bytes a document. Loads no torch.
+Memory is bounded by what a megabyte of text takes, beside 17 bytes a document. Loads no torch.
 """
 
 from __future__ import annotations
@@ -17,27 +18,29 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tryplicity.data import bigram, grades
+from tryplicity.data import bigram, grades, yardsticks
 from tryplicity.data.cache import building, cache_root
 from tryplicity.data.documents import Collection, Progress, collect, no_progress, unit_hash
 from tryplicity.data.packing import DOCUMENT, HeldOut, PackedStream, TokenFile
 from tryplicity.data.tokenizer import BOS, EOS, load_tokenizer, save_tokenizer, token_bytes, train_tokenizer
+from tryplicity.data.yardsticks import Yardsticks
 from tryplicity.files import whole_file, write_text
+from tryplicity.leftout import LeftOut
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from tryplicity.components import Document, Source
 
-FORMAT = 1                          # raise when the files written here change
-_BATCH_BYTES = 2_000_000            # of text tokenised at a time
+FORMAT = 2                          # raise when the files written here change
+_BATCH_BYTES = 1_000_000            # of text tokenised at a time, which takes some hundred times as much memory
 _SAMPLE_BYTES = 8_000_000           # the tokenizer is trained on at least so much, where there is so much
 
 
@@ -57,6 +60,11 @@ class Prepared:
     def identity(self) -> str:
         """Names exactly these tokens; a run that goes on must find the same."""
         return self.manifest["identity"]
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What was passed over when the source was read; to be said whenever this is used."""
+        return self.collection.left_out
 
     @cached_property
     def train(self) -> TokenFile:
@@ -104,6 +112,40 @@ class Prepared:
             write_text(path, json.dumps({"bits_per_byte": value}))
         return json.loads(path.read_text(encoding="utf-8"))["bits_per_byte"]
 
+    def yardsticks(self, progress: Progress = no_progress) -> Yardsticks:
+        """What compressors reach on the held-out text, beside the bigram, and how much of it the training text holds
+        (see `tryplicity.data.yardsticks`). Computed once, in seconds, then kept in the folder."""
+        path = self.folder / f"yardsticks-{yardsticks.FORMAT}.json"
+        if not path.exists():
+            sizes = [sum(part["bytes"] for part in self.manifest["parts"][name]["domains"].values())
+                     for name in ("train", "heldout")]
+            scored = "".join(self._sample(True, yardsticks.SCORED, sizes[1])).encode()
+            primed = "".join(self._sample(False, yardsticks.PRIMED, sizes[0])).encode()
+            bigram_bits = self.bigram_bits_per_byte(progress)
+            what, done, whole = "measuring the yardsticks", 0, min(yardsticks.COMPARED, sizes[0])
+            progress(what, 0, None)
+
+            def told(text: str) -> None:
+                nonlocal done
+                done += len(text.encode())
+                progress(what, done, whole)
+
+            overlap = yardsticks.overlap((d.text for d in self.collection.documents(True)),
+                                         self._sample(False, yardsticks.COMPARED, sizes[0]), told)
+            found = Yardsticks(bigram=bigram_bits, xz=yardsticks.xz_bits_per_byte(scored),
+                               xz_primed=yardsticks.xz_bits_per_byte(scored, primed),
+                               ppm=yardsticks.ppm_bits_per_byte(scored, primed), overlap=overlap,
+                               primed_bytes=len(primed), scored_bytes=len(scored), compared_bytes=done,
+                               train_bytes=sizes[0])
+            write_text(path, json.dumps(asdict(found), indent=1))
+        return Yardsticks(**json.loads(path.read_text(encoding="utf-8")))
+
+    def _sample(self, held_out: bool, most: int, size: int) -> Iterator[str]:
+        """The texts of a part, or where it has more bytes than `most` an even choice of them of about so many."""
+        for document in self.collection.documents(held_out):
+            if size <= most or unit_hash(document.id, "yardsticks") < most / size:
+                yield document.text
+
 
 def prepare(source: Source, vocab_size: int, cache: str | Path | None = None,
             progress: Progress | None = None, tokenizer: str | Path | None = None) -> Prepared:
@@ -123,7 +165,7 @@ def prepare(source: Source, vocab_size: int, cache: str | Path | None = None,
     collection = collect(source, root, progress)
     path = Path(tokenizer or _trained_tokenizer(collection, vocab_size, root, progress))
     content = path.read_bytes()
-    described = json.dumps([FORMAT, collection.manifest["fingerprint"], hashlib.sha256(content).hexdigest()])
+    described = json.dumps([FORMAT, collection.identity, hashlib.sha256(content).hexdigest()])
     key = hashlib.sha256(described.encode()).hexdigest()
     folder = root / "tokens" / key[:24]
     if not folder.exists():
@@ -179,7 +221,7 @@ def write_tokens(collection: Collection, tokenizer: Tokenizer, folder: Path, pro
     vocab_size = tokenizer.get_vocab_size()
     dtype = "<u2" if vocab_size <= 65536 else "<u4"
     domains = list(collection.manifest["domains"])
-    np.save(folder / "token_bytes.npy", np.array(token_bytes(tokenizer), dtype=np.uint16))
+    np.save(folder / "token_bytes.npy", np.array(token_bytes(tokenizer), dtype=np.uint32))
     total, done, parts = collection.manifest["bytes"], 0, {}
     for part in ("train", "heldout"):
         digest, mask_digest, ends, sizes, domain_numbers = hashlib.sha256(), hashlib.sha256(), [0], [], []
@@ -209,8 +251,7 @@ def write_tokens(collection: Collection, tokenizer: Tokenizer, folder: Path, pro
                        "sha256": digest.hexdigest(), "domains": _by_domain(table, domains)}
         if mask_file is not None:
             parts[part]["mask_sha256"] = mask_digest.hexdigest()
-    manifest = {"format": FORMAT, "source": collection.manifest["source"],
-                "fingerprint": collection.manifest["fingerprint"], "vocab_size": vocab_size, "dtype": dtype,
+    manifest = {"format": FORMAT, "documents": collection.identity, "vocab_size": vocab_size, "dtype": dtype,
                 "domains": domains, "parts": parts,
                 "tokenizer_sha256": hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()}
     manifest["identity"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -33,7 +33,7 @@ class Progress:
     phase_step: int = 0  # steps done in it
     sleeps: int = 0  # sleep phases done
     slept_at: int = -1  # the step after which the last sleep was
-    positions: dict[str, dict[str, int]] = field(default_factory=dict)  # tokens delivered, by phase and stream
+    positions: dict[str, dict[str, Any]] = field(default_factory=dict)  # what was delivered, by data and stream
     brain: dict[str, Any] = field(default_factory=dict)  # states of brain modules
     identity: str = ""  # of the spec's architecture
     data: str = ""  # of the prepared data

@@ -73,16 +73,17 @@ class Watcher:
 @guarded()
 def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: Plugins, *,
           phase_data: Mapping[int, Prepared] | None = None, resume: bool = False,
-          watcher: Watcher | None = None) -> Outcome:
+          other_data: bool = False, watcher: Watcher | None = None) -> Outcome:
     """Train a built spec on prepared data into a run folder.
 
     phase_data: the data of phases, by their number, that have data of their own; a chat phase needs conversations.
+    other_data: a run that is resumed may go on with other data than it was begun with.
     Raises UserError when the folder's checkpoints belong to another spec or other data, and Refused when the loss
     is not a number for several steps, or the last checkpoint cannot be written.
     """
     watcher, training = watcher or Watcher(), build.spec.training
     data = data_of_phases(build.spec, prepared, phase_data or {})
-    session = Session(build, data, run, plugins, resume=resume)
+    session = Session(build, data, run, plugins, resume=resume, other_data=other_data)
     progress = session.progress
     metrics_file = MetricsFile(run.metrics, progress.step, progress.slept_at)
     plugins.call("tryplicity_run_started", run=run.folder, spec=build.spec, model=session.model)

@@ -46,7 +46,8 @@ class Stepped:
 class Session:
     """The model, its optimizer, the data of each phase and how far all of it is."""
 
-    def __init__(self, build: Build, data: Mapping[int, Prepared], run: Run, plugins: Plugins, *, resume: bool) -> None:
+    def __init__(self, build: Build, data: Mapping[int, Prepared], run: Run, plugins: Plugins, *, resume: bool,
+                 other_data: bool = False) -> None:
         self.build, self.data, self.run, self.plugins = build, data, run, plugins
         self.spec, self.hardware, self.training = build.spec, build.hardware, build.spec.training
         self.device = torch.device(self.hardware.torch_device)
@@ -66,10 +67,14 @@ class Session:
         self.progress = Progress(identity=self.spec.identity(), data="+".join(identities), seed=self.training.seed)
         self.saved_step = -1
         if resume and (newest := checkpoint.newest(run.checkpoints)) is not None:
-            _check_belongs(newest, self.progress)
+            data = self.progress.data
+            _check_belongs(newest, self.progress, other_data)
             self.progress = checkpoint.load(newest, self.model, self.optimizer)
             for name, state in self.progress.brain.items():
-                self.brains[name].load_state(state)
+                # what a module remembers of documents, by their numbers, is of no use with others
+                if data == self.progress.data or type(self.brains[name]).observe is Brain.observe:
+                    self.brains[name].load_state(state)
+            self.progress.data = data
             self.saved_step = self.progress.step
         self.model.train()
 
@@ -222,10 +227,13 @@ def document_losses(batch: Batch, nll_BT: torch.Tensor) -> tuple[np.ndarray, np.
     return numbers[count > 0], total[count > 0] / count[count > 0]
 
 
-def _check_belongs(saved: Path, progress: Progress) -> None:
-    """Raises UserError when a checkpoint is of another architecture, other data or another seed."""
+def _check_belongs(saved: Path, progress: Progress, other_data: bool) -> None:
+    """Raises UserError when a checkpoint is of another architecture, another seed or, unless that is wanted, other
+    data."""
     theirs = checkpoint.read_progress(saved)
     for what, key in (("spec (its layers, sizes or brain modules differ)", "identity"), ("data set", "data"),
                       ("seed", "seed")):
-        if getattr(theirs, key) != getattr(progress, key):
-            raise UserError(f"{saved}: belongs to another {what}; give the one it was begun with, or another --run")
+        if getattr(theirs, key) != getattr(progress, key) and not (key == "data" and other_data):
+            anyway = ", or go on with this one all the same: --other-data" if key == "data" else ""
+            raise UserError(f"{saved}: belongs to another {what}; give the one it was begun with{anyway}, or another "
+                            "--run")

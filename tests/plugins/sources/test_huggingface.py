@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from tryplicity import UserError
-from tryplicity_plugins.sources import huggingface
 from tryplicity_plugins.sources.huggingface import HuggingFace
 
 
@@ -41,51 +40,54 @@ def test_parquet(tmp_path):
     assert [(d.text, d.domain) for d in HuggingFace(config).documents()] == [("a", "math"), ("b", "math")]
 
 
-class Flaky:
-    """A stream that breaks off after some rows, the first few times it is read."""
+def test_datasets_itself_asks_again_after_the_connection_broke(tmp_path, monkeypatch):
+    """What this project leaves to the library: a file whose reading breaks off is read on, and no row is lost."""
+    import datasets
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+    from huggingface_hub.utils import httpx
 
-    def __init__(self, stream, breaks, after):
-        self.stream, self.breaks, self.after = stream, breaks, after
+    breaks = [1, 1, 1]
 
-    def __iter__(self):
-        for number, row in enumerate(self.stream):
-            if self.breaks and number == self.after:
-                self.breaks.pop()
-                raise ConnectionError("connection reset")
-            yield row
+    class Flaky(LocalFileSystem):
+        protocol = "flaky"
 
-    def state_dict(self):
-        return self.stream.state_dict()
+        @classmethod
+        def _strip_protocol(cls, path):
+            return LocalFileSystem._strip_protocol("/" + path.removeprefix("flaky:").lstrip("/"))
 
-    def load_state_dict(self, state):
-        self.stream.load_state_dict(state)
+        def unstrip_protocol(self, name):
+            return f"flaky://{self._strip_protocol(name)}"
+
+        def _open(self, path, mode="rb", **options):
+            file = super()._open(path, mode, **options)
+            read, times = file.read, []
+
+            def sometimes(*size):
+                times.append(1)
+                if breaks and len(times) > 1:
+                    breaks.pop()
+                    raise httpx.ReadError("connection reset")
+                return read(*size)
+
+            file.read = sometimes
+            return file
+
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    monkeypatch.setattr(datasets.config, "STREAMING_READ_RETRY_INTERVAL", 0.01)
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(500)))
+    documents = list(source(f"flaky://{tmp_path}/x.jsonl").documents())
+    assert [d.text for d in documents] == [f"row {i}" for i in range(500)] and not breaks
 
 
-@pytest.mark.parametrize("every", [1, 3, 1000])
-@pytest.mark.parametrize("after", [0, 4, 7, 10])
-def test_goes_on_where_it_stood_after_the_connection_broke(data_files, monkeypatch, after, every):
-    waits, really = [], HuggingFace._open
-    breaks = [1, 1]
-    monkeypatch.setattr(huggingface, "_STATE_EVERY", every)
-    monkeypatch.setattr(huggingface.time, "sleep", waits.append)
-    monkeypatch.setattr(HuggingFace, "_open", lambda self: Flaky(really(self), breaks, after))
-    assert [d.text for d in source(data_files).documents()] == [f"row {i}" for i in range(20)]
-    # the waits grow only while nothing new comes through
-    assert waits == ([2.0, 4.0] if after == 0 or every == 1000 else [2.0] * len(waits))
-    assert len(waits) == (1 if after == 10 and every == 1 else 2)
-
-
-def test_gives_up_after_the_retries_in_a_row(data_files, monkeypatch):
-    waits = []
-    monkeypatch.setattr(huggingface.time, "sleep", waits.append)
-
-    def refuse(self):
-        raise ConnectionError("no route to host")
-
-    monkeypatch.setattr(HuggingFace, "_open", refuse)
-    with pytest.raises(UserError, match=r"no route to host.*cannot be reached.*--data python-docs"):
-        list(source(data_files, retries=3).documents())
-    assert waits == [2.0, 4.0, 8.0]
+def test_odd_rows_stop_with_their_place_or_are_counted(tmp_path):
+    rows = [{"text": "a"}, {"text": None}, {"text": ""}, {"text": "b"}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    empty = source(str(tmp_path / "x.jsonl"))
+    assert [d.text for d in empty.documents()] == ["a", "b"] and empty.left_out.as_dict() == {"empty": 2}
+    odd = source(str(tmp_path / "x.jsonl"), bad_rows="skip", text_key="body", limit=3)
+    assert not list(odd.documents()) and str(odd.left_out) == (
+        "left out 3 items: 3 with no text under the key 'body' (row 0, ...)")
 
 
 def test_offline_is_told_at_once_and_in_a_line():
@@ -100,7 +102,7 @@ def test_offline_is_told_at_once_and_in_a_line():
 
 
 def test_wrong_names_are_told(data_files, tmp_path):
-    with pytest.raises(UserError, match="row 0 has no text in the column 'body'; its columns are text, n"):
+    with pytest.raises(UserError, match=r"row 0: no text under the key 'body': its keys are text, n; .*bad_rows"):
         list(source(data_files, text_key="body").documents())
     with pytest.raises(UserError, match="check dataset, name, split"):
         list(source(str(tmp_path / "nothing*.jsonl")).documents())
@@ -110,7 +112,7 @@ def test_wrong_names_are_told(data_files, tmp_path):
 
 def test_the_fingerprint_follows_options_and_local_files(data_files, tmp_path):
     first = source(data_files).fingerprint()
-    assert first == source(data_files, retries=9).fingerprint() != source(data_files, limit=5).fingerprint()
+    assert first == source(data_files).fingerprint() != source(data_files, limit=5).fingerprint()
     (tmp_path / "part2.jsonl").write_text('{"text": "more"}\n')
     assert source(data_files).fingerprint() != first
 
