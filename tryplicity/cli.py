@@ -9,7 +9,6 @@ import io
 import json
 import math
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -105,7 +104,7 @@ def _failed(error: BaseException) -> int:
     from tryplicity import guard
 
     if isinstance(error, KeyboardInterrupt | EOFError | click.Abort):
-        return _say("interrupted", 130)
+        return _say(str(error) or "interrupted", 130)  # training says what is lost
     if isinstance(error, BrokenPipeError):  # who reads the output has seen enough: the answer is the same
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _Group.verdict
@@ -283,18 +282,40 @@ def train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None,
 
 def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None, folder: Path,
            resume: bool, plugins: Any, other_data: bool = False, **budget: Any) -> Any:
-    """What `train` and `quickstart` share: check, prepare the data, train with a live line, sum up."""
-    from tryplicity.training.process import polite_threads, tune_malloc
+    """What `train` and `quickstart` share: the folder is this process's alone; train in it; end as a signal asks."""
+    from tryplicity.run import Run
+    from tryplicity.training.folder import alone, check_free
+    from tryplicity.training.process import exit_code, polite_threads
 
     polite_threads()
-    from tryplicity import pages
-    from tryplicity.run import Run
-
     run = Run(folder)
-    if run.exists() and not resume:
-        raise UserError(f"{folder}: a run is there already; add --resume to go on with it, or give another --run")
+    with alone(run):
+        if run.exists() and not resume:
+            raise UserError(f"{folder}: a run is there already; add --resume to go on with it, or give another --run")
+        check_free(run, resume)
+        outcome = _train_in(run, spec, hardware, settings, data, chat_data, resume, other_data, plugins, budget)
+    if outcome.signal is not None:
+        _forget_a_terminal_that_is_gone()
+        sys.exit(exit_code(outcome.signal))
+    return outcome
+
+
+def _forget_a_terminal_that_is_gone() -> None:
+    """What could not be written to it would end this process with another exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _train_in(run: Any, spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None,
+              resume: bool, other_data: bool, plugins: Any, budget: dict[str, Any]) -> Any:
+    """Check, prepare the data, train with a live line, sum up."""
+    from tryplicity import pages
     from tryplicity.builder import build as assemble
     from tryplicity.data import parse_source, prepare, prepare_conversations
+    from tryplicity.training.process import tune_malloc
     from tryplicity.training.stages import Stages, brains_of, data_of_phases
 
     built = assemble(spec, hardware, plugins.registry, settings)
@@ -307,6 +328,9 @@ def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None
     vocab_size, phases = built.spec.vocab_size, built.spec.phases
     named, data = data is not None, _named(data, plugins, "pretrain")
     source = parse_source(plugins.registry, data)
+    if chat_data and all(phase.kind != "chat" for phase in phases):
+        raise UserError("--chat-data: the spec has no chat phase to learn it in; leave it out, or add one: --set "
+                        "'phases=[{kind: pretrain, share: 0.8}, {kind: chat, share: 0.2}]'")
     own = {i: part.build() for i, part in built.data.items()}
     for i, phase in enumerate(phases):
         if phase.kind == "chat" and (chat_data or i not in own):
@@ -342,12 +366,15 @@ def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None
     run.remember(_plugin_files(click.get_current_context()))
     from tryplicity.training.loop import Budget, train
 
-    with pages.training() as watcher:
-        outcome = train(built, prepared, run, Budget(**budget), plugins, phase_data=phase_data, resume=resume,
-                        other_data=other_data, watcher=watcher)
-    pages.training_summary(run, outcome, prepared)
-    if outcome.signal is not None:
-        sys.exit(130 if outcome.signal == signal.SIGINT else 143)
+    outcome = None
+    try:
+        with pages.training() as watcher:
+            outcome = train(built, prepared, run, Budget(**budget), plugins, phase_data=phase_data, resume=resume,
+                            other_data=other_data, watcher=watcher)
+        pages.training_summary(run, outcome, prepared)
+    except OSError:
+        if outcome is None or outcome.signal is None:
+            raise  # else the terminal went, and all is saved
     return outcome
 
 
@@ -407,6 +434,9 @@ def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], cha
     if chat:
         from tryplicity.inference.chat import dialogue, reply
 
+        if not engine.card.chat:
+            click.echo(f"warning: {run}: a base model: it has learned no conversations, and what follows is its guess "
+                       "at how a text goes on; a chat phase in `phases` teaches them", err=True)
         _print(reply(engine, dialogue(prompt, system), chosen, max_tokens, stop))
     else:
         _write(engine, prompt, chosen, max_tokens, stop)

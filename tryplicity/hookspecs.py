@@ -151,8 +151,9 @@ def tryplicity_checkpoint_saved(run: Path, step: int, checkpoint: Path) -> None:
 
 
 @hookspec
-def tryplicity_run_finished(run: Path, step: int, reason: str) -> None:
-    """Training ended: reason is "budget", "interrupted" or "failed".
+def tryplicity_run_finished(run: Path, step: int, reason: str, scores: dict) -> None:
+    """Training ended: reason is "budget", "interrupted" or "failed"; `scores` is what the whole held-out part gave,
+    as in the last line of metrics.jsonl, and empty unless the budget is spent.
 
         @hookimpl
         def tryplicity_run_finished(reason):

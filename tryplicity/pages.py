@@ -187,7 +187,7 @@ class _Live:
         self.smooth, self.held_out = _Smooth(), ""
 
     def step(self, progress: Any, metrics: dict[str, Any], spent: float, left: float) -> None:
-        loss, speed = self.smooth(metrics)
+        loss, speed = self.smooth(metrics), metrics["tokens_per_second"]
         if (held_out := _held_out(metrics)) is not None:
             self.held_out = f"  held-out {held_out:.2f} bits/byte"
         figures = f"loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left{self.held_out}"
@@ -196,8 +196,9 @@ class _Live:
     def note(self, text: str) -> None:
         self.bar.console.print(text)
 
-    def scoring(self, share: float) -> None:
-        self.bar.update(self.task, completed=share, description="scoring held-out text", figures="")
+    def scoring(self, share: float, left: float) -> None:
+        self.bar.update(self.task, completed=share, description="scoring held-out text",
+                        figures=f"{duration(left)} left")
 
 
 def _held_out(metrics: dict[str, Any]) -> float | None:
@@ -206,16 +207,15 @@ def _held_out(metrics: dict[str, Any]) -> float | None:
 
 
 class _Smooth:
-    """Running means of loss and speed, so that the live line can be read."""
+    """The running mean of the loss, so that the live line can be read."""
 
     def __init__(self) -> None:
-        self.loss = self.speed = None
+        self.loss = None
 
-    def __call__(self, metrics: dict[str, Any]) -> tuple[float, float]:
-        loss, speed = metrics["loss"], metrics["tokens_per_second"]
+    def __call__(self, metrics: dict[str, Any]) -> float:
+        loss = metrics["loss"]
         self.loss = loss if self.loss is None or loss != loss else 0.9 * self.loss + 0.1 * loss
-        self.speed = speed if self.speed is None else 0.9 * self.speed + 0.1 * speed
-        return self.loss, self.speed
+        return self.loss
 
 
 class _Lines:
@@ -225,7 +225,7 @@ class _Lines:
         self.smooth, self.last = _Smooth(), 0.0
 
     def step(self, progress: Any, metrics: dict[str, Any], spent: float, left: float) -> None:
-        loss, speed = self.smooth(metrics)
+        loss, speed = self.smooth(metrics), metrics["tokens_per_second"]
         text = f"step {progress.step}  {spent:4.0%}  loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left"
         if (held_out := _held_out(metrics)) is not None:
             self._print(f"{text}  held-out {held_out:.3f} bits/byte")
@@ -235,9 +235,9 @@ class _Lines:
     def note(self, text: str) -> None:
         self._print(text)
 
-    def scoring(self, share: float) -> None:
+    def scoring(self, share: float, left: float) -> None:
         if time.monotonic() - self.last > 10:
-            self._print(f"scoring held-out text  {share:4.0%}")
+            self._print(f"scoring held-out text  {share:4.0%}  {duration(left)} left")
 
     def _print(self, text: str) -> None:
         self.last = time.monotonic()
@@ -255,10 +255,13 @@ def training_summary(run: Any, outcome: Any, prepared: Any) -> None:
         console.print(Text(drawn, style=ACCENT))
     progress = outcome.progress
     console.print(f"{progress.step:,} steps, {_count(progress.tokens)} tokens, {duration(progress.seconds)}")
+    if outcome.left_out:
+        console.print(str(outcome.left_out))
     if outcome.reason == "interrupted":
         console.print(f"interrupted; all is saved at step {progress.step}. Go on with the same command and --resume")
     else:
-        console.print(f"held-out bits per byte: {outcome.bits_per_byte:.3f}, and a byte bigram model of the same text: "
+        own = "none" if outcome.bits_per_byte is None else f"{outcome.bits_per_byte:.3f}"
+        console.print(f"held-out bits per byte: {own}, and a byte bigram model of the same text: "
                       f"{prepared.bigram_bits_per_byte():.3f}")
         for sentence in prepared.yardsticks().sentences():
             console.print(sentence, style="dim", markup=False)

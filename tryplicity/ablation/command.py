@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -41,13 +43,24 @@ class Request:
     plugin_files: tuple[str, ...]
 
     def command(self) -> str:
-        """The command line that asks for this."""
-        words = ["tryplicity", "ablate", self.spec, "--hw", self.hardware, "--data", self.data]
+        """The command line that asks for this, without the paths of this machine."""
+        words = ["tryplicity", "ablate", portable(self.spec), "--hw", portable(self.hardware), "--data",
+                 portable(self.data)]
         for name, values in (("--without", self.modules), ("--set", self.settings), ("--plugin", self.plugin_files)):
+            values = [*map(portable, values)]
             values = [",".join(values)] if values and name == "--without" else values
             words += [word for value in values for word in (name, value)]
         words += ["--alone"] * self.alone + ["--seeds", str(self.seeds), "--tokens", str(self.tokens)]
-        return shlex.join([*words, "--rows", str(self.rows), "--out", str(self.out)])
+        return shlex.join([*words, "--rows", str(self.rows), "--out", portable(self.out)])
+
+
+def portable(path: str | Path) -> str:
+    """A path as another machine may have it too: what is below this folder from here, else the name alone; so with
+    every absolute path in a text. What is no path stays as it is."""
+    if not os.path.isabs(path):
+        return re.sub(r"(?<![\w.:/-])/[^\s,'\"{}\[\]]+", lambda found: portable(found[0]), str(path))
+    relative = os.path.relpath(path)
+    return Path(path).name if relative.startswith("..") else relative
 
 
 def ablate(request: Request, plugins: Any, *, train: bool = True, cost: bool = True, as_json: bool = False) -> int:
@@ -55,7 +68,7 @@ def ablate(request: Request, plugins: Any, *, train: bool = True, cost: bool = T
 
     Raises UserError and Refused before anything is trained when a variant of the spec cannot be.
     """
-    from tryplicity.training.process import StopSignals
+    from tryplicity.training.process import StopSignals, exit_code
 
     rows, setting, prepared = _prepare(request, plugins)
     cells, out = table(rows, request.seeds, setting), request.out
@@ -89,7 +102,7 @@ def ablate(request: Request, plugins: Any, *, train: bool = True, cost: bool = T
         counts = report["cells"]
         print(f"interrupted; {counts['finished']} of {counts['total']} cells are finished and all is saved. Go on with "
               "the same command", file=sys.stderr)
-        return 128 + signals.received
+        return exit_code(signals.received)
     return 1 if failures else 0
 
 
@@ -150,7 +163,8 @@ def _report(request: Request, rows: list[Comparison], cells: list[Cell], setting
     measured_costs = {row.module: costs[key(row, setting)] for row in rows if key(row, setting) in costs}
     return {
         "spec": rows[0].with_it.spec.name, "command": request.command(), "alone": request.alone,
-        "tokens": request.tokens, "seeds": request.seeds, "rows": request.rows, "data": request.data,
+        "tokens": request.tokens, "seeds": request.seeds, "rows": request.rows,
+        "data": portable(request.data),
         "data_identity": setting.data_identity,
         "commits": sorted({done["commit"] for done in finished.values() if done["commit"]}),
         "torch": sorted({done["torch"] for done in finished.values()}), "processor": processor(), "cores": cores(),
