@@ -15,6 +15,7 @@ from rich.text import Text
 
 from tryplicity.ablation.cells import Setting, cell
 from tryplicity.ablation.modules import Comparison
+from tryplicity.pages import Console
 
 ALPHA = 0.05
 
@@ -199,7 +200,7 @@ def page(report: Mapping[str, Any], console: Any) -> None:
         table.add_row(*(Text(figures[i], style=COLOURS.get(figures[i], "")) for i in shown))
     console.print()
     if wide:
-        console.print(table, width=max(console.width, WIDE))
+        Console(highlight=False, width=max(console.width, WIDE)).print(table)
     else:
         console.print(table)
     console.print()
