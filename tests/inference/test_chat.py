@@ -148,7 +148,7 @@ def test_generate_chat_prints_the_answer_alone(engine, prepared, tmp_path):
     question, answer = learnt(chats)[0]
     command = ["generate", str(run.folder), "--temperature", "0", "--repetition-penalty", "1"]
     done = CliRunner().invoke(main, [*command, "--chat", question["content"]])
-    assert (done.exit_code, done.output) == (0, answer["content"] + "\n")
+    assert (done.exit_code, done.stdout) == (0, answer["content"] + "\n")
     told = CliRunner().invoke(main, [*command, "--chat", question["content"], "--system", "Be short."])
     assert told.exit_code == 0
     refused = CliRunner().invoke(main, [*command, "hello", "--system", "Be short."])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,19 +58,12 @@ class ChatFormat:
                 mask += [0] * len(self._line_end)
             yield [*ids, EOS], [*mask, 0]
 
-    def prompt(self, messages: Messages, *, written: Callable[[list[int], str], list[int] | None] | None = None,
-               go_on: bool = False) -> list[int]:
+    def prompt(self, messages: Messages, *, go_on: bool = False) -> list[int]:
         """The tokens after which the assistant's next message begins; or, go_on: after which the last message goes on.
-
-        written: of the tokens before an assistant's message and its text, the tokens it was once written with, if
-        they are known: a text can be tokenised in more than one way.
-        """
+        They depend on the messages alone."""
         ids = [BOS]
         for message, content in zip(messages, self._ids([message["content"] for message in messages]), strict=True):
-            ids += self._head[message["role"]]
-            if written and message["role"] == "assistant":
-                content = written(ids, message["content"]) or content
-            ids += [*content, IM_END, *self._line_end]
+            ids += [*self._head[message["role"]], *content, IM_END, *self._line_end]
         if go_on:
             return ids[:-1 - len(self._line_end)]
         return [*ids, *self._head["assistant"]]
