@@ -2,6 +2,7 @@
 #   make quickstart   the whole way on this machine: plan, prepare, train a tiny model, open its page
 #   make test         the test suite          make nightly      the slow checks too, the page in a browser, other torches
 #   make browser      the page alone, in a headless Chromium
+#   make clients      other people's clients against the server
 #   make lint         ruff                    make bench        the timings in tests/benchmarks
 #   make test-oldest  the suite with the oldest torch that setup.cfg admits, in .venv-oldest
 #   make test-torch TORCH=torch==2.12.0       with any other, in .venv-2.12.0
@@ -21,7 +22,7 @@ VENV := .venv
 endif
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-oldest test-torch nightly browser lint bench clean
+.PHONY: quickstart test test-oldest test-torch nightly browser clients lint bench clean
 
 quickstart: $(VENV)/.tryplicity
 	$(BIN)/tryplicity quickstart
@@ -36,13 +37,16 @@ test-oldest:
 test-torch:
 	$(MAKE) test VENV=.venv-$(lastword $(subst ==, ,$(TORCH)))
 
-nightly: $(VENV)/.tryplicity-test
+nightly: $(VENV)/.tryplicity-test .venv-clients/.installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "slow or browser or not slow"
 	$(MAKE) test-oldest
 	$(MAKE) test-torch TORCH=torch==$(BETWEEN)
 
 browser: $(VENV)/.tryplicity-test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m browser
+
+clients: $(VENV)/.tryplicity-test .venv-clients/.installed
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m clients
 
 lint: $(VENV)/.tryplicity-test
 	$(BIN)/ruff check .
@@ -62,6 +66,17 @@ $(VENV)/.tryplicity: setup.cfg pyproject.toml | $(BIN)/python
 
 $(VENV)/.tryplicity-test: $(VENV)/.tryplicity
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@touch $@
+
+# Clients get environments of their own: they do not agree on their dependencies, nor with ours.
+.venv-clients/.installed: $(wildcard tests/clients/requirements/*.txt) tests/clients/node/package.json | $(BIN)/python
+	for file in tests/clients/requirements/*.txt; do \
+		place=.venv-clients/$$(basename $$file .txt); \
+		$(BIN)/python -m venv --clear $$place && $$place/bin/python -m pip install --quiet -r $$file || exit 1; \
+	done
+	mkdir -p .venv-clients/node && cp tests/clients/node/package.json .venv-clients/node
+	if command -v npm >/dev/null; then npm install --prefix .venv-clients/node --no-audit --no-fund --silent; \
+	else echo "there is no npm: the clients in JavaScript are left out"; fi
 	@touch $@
 
 clean:

@@ -241,7 +241,7 @@ def test_a_conversation_that_stays_busy_is_told(server, monkeypatch):
     ({"content": "a", "after": None, "last": "none"}, 409, None), ({"content": "a", "serach": True}, 400, "serach"),
     ({"content": "a", "sampling": {"temperature": 9}}, 422, "sampling.temperature"),
     ({"content": "a", "sampling": {"seed": -1}}, 422, "sampling.seed"),
-    ({"content": "a", "sampling": {"heat": 1}}, 400, "heat")])
+    ({"content": "a", "sampling": {"heat": 1}}, 400, "sampling.heat")])
 def test_mistakes_change_nothing(server, body, status, param):
     id = server.new()
     answer = server.http.post(f"/api/conversations/{id}/ask", json=body)
@@ -350,7 +350,8 @@ def test_without_a_model_the_sources_still_come_and_stay(started):
         server.ask(id, content="a zebra", search=True)      # nothing found, nothing to keep
         assert [m["role"] for m in kept(server, id)] == ["user", "assistant", "user"]
         assert server.http.get("/api/search?q=tuple").json()["results"] == [SHELF[1]._asdict()]
-        assert server.http.get("/api/model").json()["search"] == {"available": True, "name": "shelf", "passages": 2}
+        assert server.http.get("/api/model").json()["search"] == {
+            "available": True, "state": "ready", "name": "shelf", "passages": 2, "examples": []}
 
 
 def test_without_a_search_it_is_told(started):

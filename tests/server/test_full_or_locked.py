@@ -50,7 +50,9 @@ def kept(started, chat_run, tmp_path, monkeypatch):
 
 
 def test_a_file_that_another_process_holds_is_a_503(kept):
-    id = kept.new(title="before")
+    id, waits = kept.new(title="before"), []
+    store = kept.service.store
+    store.call(lambda: store._database.set_trace_callback(waits.append)).result()
     with held(kept.path):
         answers = []
 
@@ -67,6 +69,8 @@ def test_a_file_that_another_process_holds_is_a_503(kept):
         assert asked.status_code == 200
         for thread in threads:
             thread.join()
+        # all together wait no longer than one of them would
+        assert sum(int(said.rpartition("=")[2]) for said in waits if "busy_timeout" in said) < 2 * 1500
         for answer in answers:
             error = answer.json()["error"]
             assert (answer.status_code, error["code"]) == (503, "database_locked")

@@ -25,6 +25,7 @@ from tryplicity.components import Layer, Report, Router
 from tryplicity.functional import grouped_product_works
 from tryplicity.model import next_token_loss
 from tryplicity.planner.shapes import Shape, ShapeMode, shape_like
+from tryplicity.promises import check_mean
 
 if TYPE_CHECKING:
     from tryplicity.hardware import Hardware
@@ -352,7 +353,7 @@ def _measure_batch(model: Model, hardware: Hardware, batch: int, weights: str, g
         h_BTD = norm(residual.reduce(streams))
         table_VD = embedding.weight if model.unembedding is None else ends[-1].weight
         total, _ = next_token_loss(h_BTD, table_VD, ids_BT, objectives, Report())
-        return [total, *(head(h_BTD, head.targets(ids_BT, ids_BT, doc_ids_BT), table_VD).total
+        return [total, *(check_mean(head, head(h_BTD, head.targets(ids_BT, ids_BT, doc_ids_BT), table_VD)).total
                          for head in heads.values())]
 
     # a tied table has its gradient from the losses before the embedding's own backward pass

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tryplicity.errors import UserError
+from tryplicity.server import wording
 
 FORMAT = 2              # of the file and of what `export` gives; raise when either changes
 TITLE_CHARACTERS = 200
@@ -342,9 +343,9 @@ def read_export(value: Any) -> Export:
     try:
         export = Export.model_validate(value)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{where or 'import'}: {problem['msg']}; import what an export gave") from None
+        problem = error.errors(include_url=False, include_input=False)[0]
+        raise UserError(f"{wording.place(problem) or 'import'}: {wording.said(problem)}; import what an export "
+                        "gave") from None
     for conversation in export.conversations:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", conversation.id) or conversation.id in _RESERVED:
             conversation.id = uuid.uuid4().hex      # it is a part of addresses
