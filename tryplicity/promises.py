@@ -53,8 +53,8 @@ def check_promises(model: Model, spec: Spec) -> None:
 
 @contextmanager
 def _compiler_left_out() -> Iterator[None]:
-    """A torch optimizer, when made, imports torch's compiler so as to be left alone by it: half of the time that `build`
-    takes. This gives it what it would get where nothing is compiled."""
+    """A torch optimizer, when made, imports torch's compiler so as to be left alone by it: half of the time of `build`.
+    This gives it what it would get where nothing is compiled."""
     wrapped = getattr(torch.optim.Optimizer.add_param_group, "__wrapped__", None)
     if wrapped is None or "torch._dynamo" in sys.modules or hasattr(wrapped, "__dynamo_disable"):
         yield
