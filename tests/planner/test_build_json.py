@@ -55,6 +55,18 @@ def built(tmp_path, capfd):
     return build
 
 
+@pytest.mark.parametrize("profile", ["cpu", "h200"])
+def test_a_layer_that_reads_data_is_told_once_and_no_strategy_is_blamed(tmp_path, capfd, profile):
+    plugin, spec = tmp_path / "reads.py", tmp_path / "spec.yaml"
+    plugin.write_text(PLUGIN.replace("return x_BTD @", "return x_BTD * x_BTD.sum().item() @"))
+    spec.write_text(DENSE)
+    with pytest.raises(SystemExit) as end:
+        main(["build", str(spec), "--hw", profile, "--plugin", str(plugin), "--set", BARE[0], "--set", BARE[1]],
+             prog_name="tryplicity")
+    said = capfd.readouterr().err
+    assert end.value.code == 2 and said.count("needs the data of a tensor") == 1 and "strategy" not in said
+
+
 #: a mixer without buffers of its own
 BARE = ("blocks={b: {mixer: doubled}}", "layers=[b, b]")
 

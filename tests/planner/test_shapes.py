@@ -216,6 +216,7 @@ def test_an_operation_gives_the_same_without_data(name):
     assert found == real
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_layer_gives_the_same_without_data(name, rows):

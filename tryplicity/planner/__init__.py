@@ -88,6 +88,7 @@ def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
 
     counts = count(model)
     facts = gather_facts(model, hardware, counts)
+    costs = facts.measured("fp32", hardware.accumulation > 1 or hardware.count > 1)  # a layer's fault is no strategy's
     names = sorted(registry.names("parallelism"), key=lambda name: (registry.get("parallelism", name).order, name))
     costs = facts.measured("fp32", hardware.accumulation > 1 or hardware.count > 1)  # a layer's fault is no strategy's
     options, refused = [], set()
