@@ -281,13 +281,15 @@ class PassageIndex:
         rarity = [(term.stems, math.log(1 + self.passages / count)) for count, term in known]
         whole = sum(weight for _, weight in rarity)
         asked = frozenset().union(*(form for forms, _ in rarity for form in forms))
-        initials = frozenset(word[0] for word in asked)
+        begins = tuple(word[:-1] if len(word) > 2 else word[:1] for word in asked)
         scored = []
-        for number, score in found[:_REORDERED]:
-            [(title, text, names)] = self._run("SELECT title, text, names FROM passages WHERE number = ?", number)
+        best = dict(found[:_REORDERED])
+        for number, title, text, names in self._run(
+                f"SELECT number, title, text, names FROM passages WHERE number IN ({', '.join(map(str, best))})"):
+            score = best[number]
             of_title = content_words(title)
-            # a stem begins as its word does: others need not be stemmed
-            held = {*of_title, *(stem(word) for word in {*words(text), *names.split()} if word[0] in initials)}
+            # a word begins as its stem does, but for the last letter: others need not be stemmed
+            held = {*of_title, *(stem(word) for word in {*words(text), *names.split()} if word.startswith(begins))}
             covered = sum(weight for forms, weight in rarity if any(form <= held for form in forms))
             share = sum(word in asked for word in of_title) / max(len(of_title), 1)
             names = DOTTED.findall(folded(title))
@@ -309,12 +311,17 @@ class PassageIndex:
         """The passages of such numbers and scores, in this order, without those whose text was there before."""
         from tryplicity.components import Passage
 
+        ranked = list(ranked)
+        rows: dict[int, tuple[Any, ...]] = {}
+        for start in range(0, len(ranked), 500):
+            numbers = ", ".join(str(int(number)) for number, _ in ranked[start:start + 500])
+            rows |= {row[0]: row[1:] for row in self._run(
+                f"SELECT number, id, title, url, text FROM passages WHERE number IN ({numbers})")}
         found, seen = [], set()
         for number, score in ranked:
-            for row in self._run("SELECT id, title, url, text FROM passages WHERE number = ?", number):
-                if (text := " ".join(row[3].split())) not in seen:
-                    seen.add(text)
-                    found.append(Passage(*row, score))
+            if number in rows and (text := " ".join(rows[number][3].split())) not in seen:
+                seen.add(text)
+                found.append(Passage(*rows[number], score))
         return found
 
     def texts(self) -> Iterable[tuple[str, str]]:
