@@ -111,18 +111,18 @@ export async function* events(path, body, signal) {
   }
 }
 
-const conversation = (id) => `/api/conversations/${encodeURIComponent(id)}`;
+const conversation = (id) => `api/conversations/${encodeURIComponent(id)}`;
 
 export const api = {
-  model: () => request("GET", "/api/model"),
-  conversations: (query = "", signal) => request("GET", `/api/conversations${query ? `?q=${encodeURIComponent(query)}` : ""}`, undefined, signal),
-  create: () => request("POST", "/api/conversations", {}),
+  model: () => request("GET", "api/model"),
+  conversations: (query = "", signal) => request("GET", `api/conversations${query ? `?q=${encodeURIComponent(query)}` : ""}`, undefined, signal),
+  create: () => request("POST", "api/conversations", {}),
   read: (id, signal) => request("GET", conversation(id), undefined, signal),
   rename: (id, title) => request("PATCH", conversation(id), { title }),
   remove: (id) => request("DELETE", conversation(id)),
   ask: (id, body, signal) => events(`${conversation(id)}/ask`, body, signal),
-  write: (body, signal) => events("/v1/completions", { ...body, stream: true }, signal),
+  write: (body, signal) => events("v1/completions", { ...body, stream: true }, signal),
   exportOne: (id, format) => file(`${conversation(id)}/export?format=${format}`),
-  exportAll: () => file("/api/conversations/export"),
-  importAll: (content) => request("POST", "/api/conversations/import", content),
+  exportAll: () => file("api/conversations/export"),
+  importAll: (content) => request("POST", "api/conversations/import", content),
 };

@@ -9,9 +9,7 @@ import { listen } from "./keyboard.js";
 import { menu } from "./menu.js";
 import { Model } from "./model.js";
 import { Raw } from "./raw.js";
-import { onSettings, openSettings, settings } from "./settings.js";
-
-const EXAMPLES = ["How do I read a file line by line?", "What does itertools.groupby return?", "When is a finally clause run?", "How do I join two paths?"];
+import { limit, onSettings, openSettings, settings } from "./settings.js";
 
 const model = new Model();
 const conversations = new Conversations({
@@ -42,6 +40,7 @@ const chat = new Chat({
     composer.set(text);
     composer.focus();
   },
+  overtaken: () => toast("Nothing was changed: this conversation was gone on with elsewhere. Here it is."),
   openSettings: () => settingsDialog(),
   fresh: () => go(""),
   complete: () => go("complete"),
@@ -62,12 +61,21 @@ function go(hash) {
   else location.hash = hash;
 }
 
+/** The id in an address; one that is no address at all names no conversation, and the server says so. */
+function idOf(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
 /** Show what the address names. */
 function route() {
   const hash = location.hash.slice(1);
   conversations.closeDrawer();
   if (hash.startsWith("c/")) {
-    const id = decodeURIComponent(hash.slice(2));
+    const id = idOf(hash.slice(2));
     if (id !== chat.id) chat.open(id);
   } else if (hash !== "complete" || !chat.empty) chat.fresh();
   view();
@@ -103,25 +111,37 @@ async function exported(format) {
   }
 }
 
+/** Questions to begin with, which the index that is served can answer. */
+function examples(questions) {
+  const place = $("examples");
+  if (place.dataset.of === questions.join("\n")) return;
+  place.dataset.of = questions.join("\n");
+  place.replaceChildren(...questions.map((text) => h("button", { type: "button", class: "example", onclick: () => composer.ways.ask(text) }, text)));
+}
+
 /** What the model and the search allow is said where a question is asked. */
 function told() {
   const { state, card, search } = model;
-  const passages = search?.available && search.passages ? `${count(search.passages)} passages to search` : search?.available ? "search is on" : "no search";
+  const indexing = search?.state === "loading";
+  const passages = indexing ? "the search is loading" : search?.available && search.passages ? `${count(search.passages)} passages to search` : search?.available ? "search is on" : "no search";
   const notice = $("notice");
   const say = (...words) => {
     notice.replaceChildren(...words);
     notice.hidden = false;
   };
-  if (state === "none") say(h("span", {}, search?.available ? "No model is loaded. Search works: a question shows the passages that match." : "No model is loaded, and there is nothing to search."),
+  if (state === "none") say(h("span", {}, indexing ? "No model is loaded. The passages are being made ready to search." : search?.available ? "No model is loaded. Search works: a question shows the passages that match." : "No model is loaded, and there is nothing to search."),
     h("code", {}, "tryplicity serve RUN"));
+  else if (indexing && settings.search) say(h("span", {}, "The passages are being made ready to search. You can ask already: the question waits for them."));
   else if (state === "loading") say(h("span", {}, "The model is loading. You can ask already: the question waits for it."));
   else if (state === "unreachable") say(h("span", {}, "The server cannot be reached. What you see is kept; trying again."), button("again", "Try now", () => model.look(), { kind: "quiet small" }));
   else if (card && !card.chat) say(h("span", {}, "This is a base model: it has not learned to answer, only to write on from a text."), button("pen", "Complete a text", () => go("complete"), { kind: "quiet small" }));
   else notice.hidden = true;
   $("tagline").textContent = card ? `${card.name} · ${count(card.parameters)} parameters · ${passages}` : search?.available && state === "none" ? passages : "Ask, and see where the answer comes from.";
-  $("toggle-search").disabled = search?.available === false;
+  $("toggle-search").disabled = search?.available === false && !indexing;
+  limit({ max_tokens: model.limits?.max_tokens });
+  examples(search?.examples ?? []);
   $("fineprint").textContent = state === "none" ? "Only passages are shown: nothing is written without a model."
-    : search?.available === false || !settings.search ? "Answers come from the model alone and can be wrong."
+    : (search?.available === false && !indexing) || !settings.search ? "Answers come from the model alone and can be wrong."
       : "Answers can be wrong. Check the sources.";
 }
 
@@ -142,7 +162,6 @@ $("open-help").addEventListener("click", openHelp);
 $("toggle-raw").addEventListener("click", () => go("complete"));
 $("raw-back").addEventListener("click", () => go(""));
 furnish("raw-back", "search", "Ask instead");
-$("examples").append(...EXAMPLES.map((text) => h("button", { type: "button", class: "example", onclick: () => composer.ways.ask(text) }, text)));
 menu(() => [
   ["export", "Export as Markdown", () => exported("markdown")],
   ["export", "Export as JSON", () => exported("json")],
@@ -173,6 +192,12 @@ listen({
 model.onchange(told);
 onSettings(told);
 window.addEventListener("hashchange", route);
+window.addEventListener("beforeprint", () => chat.list.all());
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) return;
+  chat.look();
+  conversations.load();
+});
 document.documentElement.dataset.ready = "true";
 
 route();

@@ -8,7 +8,7 @@ export class Chat {
   #controller = null;
   #opening = null;
 
-  /** `hooks`: {busy(is), opened(conversation | null), changed(), editQuestion(text), openSettings(), fresh()} */
+  /** `hooks`: {busy(is), opened(conversation | null), changed(), overtaken(), editQuestion(text), openSettings(), fresh(), complete()} */
   constructor(hooks) {
     this.hooks = hooks;
     this.id = null;
@@ -66,18 +66,33 @@ export class Chat {
     this.list.busyLog(false);
   }
 
-  /** Ask after message `at` - 1; later messages are replaced. */
-  async ask(content, at = this.list.messages.length) {
+  /** A question at the end, whatever another tab has added meanwhile. */
+  async ask(content) {
     if (this.busy) return;
-    const after = at > 0 ? this.list.messages[at - 1].id ?? undefined : null; // left out after an answer that failed: it comes last
+    const at = this.list.messages.length;
+    this.list.addQuestion({ id: null, role: "user", content });
+    const view = this.list.addAnswer(content);
+    await this.#run(view, at, { content }, content);
+  }
+
+  /** A question in place of message `at`: it and later messages are dropped, if nobody has gone on meanwhile. */
+  async #replace(at, content) {
+    if (this.busy) return;
+    const after = this.list.messages[at - 1]?.id ?? null;
+    const last = this.#last;
     this.list.truncate(at);
     this.list.addQuestion({ id: null, role: "user", content });
     const view = this.list.addAnswer(content);
-    await this.#run(view, at, { content, after }, () => this.ask(content, at));
+    await this.#run(view, at, { content, after, last }, content);
+  }
+
+  /** What the server must still have as its last message. */
+  get #last() {
+    return this.list.messages.findLast((message) => message.id !== null)?.id ?? null;
   }
 
   #edit(view, text) {
-    if (!this.busy) this.ask(text, this.list.index(view));
+    this.#replace(this.list.index(view), text);
   }
 
   async #regenerate(view) {
@@ -85,20 +100,36 @@ export class Chat {
     const at = this.list.index(view);
     const { id } = view.message;
     const { question } = view;
+    const last = this.#last;
     this.list.truncate(at);
     const again = this.list.addAnswer(question);
-    await this.#run(again, at, { regenerate: id }, () => this.#resync(at - 1));
+    await this.#run(again, at - 1, { regenerate: id, last }, question);
   }
 
   async #continue(view) {
     if (this.busy) return;
-    const at = this.list.index(view);
-    await this.#run(view, at, { continue: view.message.id }, () => this.#resync(at - 1), view.message.content);
+    await this.#run(view, this.list.index(view) - 1, { continue: view.message.id }, view.question, view.message.content);
   }
 
-  async #run(view, at, body, retry, text = "") {
+  /** After a failure: what came of the question on the server decides what is asked again. */
+  async #again(content) {
+    if (this.id === null) {
+      this.list.truncate(0);
+      return this.ask(content);
+    }
+    if (!await this.#sync()) return;
+    const { messages } = this.list;
+    const last = messages.length - 1;
+    if (messages[last]?.role === "user" && messages[last].content === content) return this.#replace(last, content);
+    if (messages[last]?.role === "assistant" && messages[last - 1]?.content === content) return this.#regenerate(this.list.view(last));
+    return this.ask(content);
+  }
+
+  /** Ask, and show what comes. `at`: where the question stands; `content`: what it says; `text`: of an answer gone on with. */
+  async #run(view, at, body, content, text = "") {
     const controller = this.#controller = new AbortController();
     const current = () => this.#controller === controller;
+    const retry = () => this.#again(content);
     const tell = (problem) => {
       view.problem(problem, { retry, edit: body.content === undefined ? null : () => this.hooks.editQuestion(body.content),
         settings: this.hooks.openSettings, fresh: this.hooks.fresh, complete: this.hooks.complete,
@@ -123,7 +154,7 @@ export class Chat {
       }
       for await (const event of api.ask(this.id, { ...body, search: settings.search, sampling: sampling() }, controller.signal)) {
         if (!current()) return;
-        if (event.type === "question") this.list.renew(at, event.message);
+        if (event.type === "question") await this.#asked(view, at, event);
         else if (event.type === "sources") {
           view.sources(event.sources);
           view.waiting("Reading");
@@ -149,9 +180,10 @@ export class Chat {
     } catch (error) {
       if (!current()) return;
       if (error.name === "AbortError") {
-        await this.#settle(view, at);
+        await this.#settle(view);
         if (!current()) return;
-      } else tell(error);
+      } else if (error.code === "conversation_changed") await this.#overtaken(body);
+      else tell(error);
     } finally {
       if (current()) {
         this.#controller = null;
@@ -166,8 +198,28 @@ export class Chat {
     this.#controller?.abort();
   }
 
+  /** The server has the question. Where it follows another message than here, another tab has gone on: show that. */
+  async #asked(view, at, { message, after }) {
+    if ((this.list.messages[at - 1]?.id ?? null) !== after) {
+      const { messages } = await api.read(this.id).catch(() => ({ messages: [] }));
+      const before = messages.findIndex(({ id }) => id === message.id);
+      if (before >= 0) this.list.precede(at, messages.slice(0, before));
+    }
+    this.list.renew(this.list.index(view) - 1, message);
+  }
+
+  /** Nothing was changed, since the conversation is longer than this page knew: show it, and keep what was typed. */
+  async #overtaken(body) {
+    this.#controller = null;
+    this.hooks.busy(false);
+    this.list.busyLog(false);
+    await this.#sync();
+    if (body.content !== undefined) this.hooks.editQuestion(body.content);
+    this.hooks.overtaken();
+  }
+
   /** After a stop: the server keeps what it had written; take the messages as they stand there. */
-  async #settle(view, at) {
+  async #settle(view) {
     view.end();
     announce("Stopped");
     for (let i = 0; i < 12; i += 1) {
@@ -178,21 +230,32 @@ export class Chat {
         this.#controller = null; // it is not busy any more: a question without an answer may say so
         this.hooks.busy(false);
         this.list.busyLog(false);
-        this.list.replaceTail(at, messages.slice(at));
+        this.list.renewTail(messages);
         this.hooks.changed();
         return;
       }
     }
   }
 
-  /** After an answer that failed half-way: what the server has from message `at` on. */
-  async #resync(at) {
+  /** Show the messages as the server has them; whether it could be reached. */
+  async #sync() {
+    const { id } = this;
     try {
-      const { messages } = await api.read(this.id);
-      this.list.replaceTail(Math.max(0, at), messages.slice(Math.max(0, at)));
+      const { messages } = await api.read(id);
+      if (id === this.id && !this.busy) this.list.renewTail(messages);
+      return true;
     } catch (error) {
-      this.list.view(-1)?.problem?.(error, { retry: () => this.#resync(at), fresh: this.hooks.fresh });
+      this.list.view(-1)?.problem?.(error, { retry: () => this.#sync(), fresh: this.hooks.fresh });
+      return false;
     }
+  }
+
+  /** The reader is back on this page: another tab may have gone on. */
+  async look() {
+    if (this.id === null || this.busy || this.list.editing) return;
+    const { id } = this;
+    const conversation = await api.read(id).catch(() => null);
+    if (conversation && id === this.id && !this.busy && !this.list.editing && this.list.whole) this.list.renewTail(conversation.messages);
   }
 
   /** Edit the last question, in place. */

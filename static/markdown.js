@@ -98,11 +98,14 @@ function list(lines, start, parent, context) {
       if (!deep && !nextDeep && (blank || ITEM.test(lines[i]) || FENCE.test(lines[i]) || HEADING.test(lines[i]) || RULE.test(lines[i]) || /^ {0,3}>/.test(lines[i]))) break;
       body.push(lines[i].replace(new RegExp(`^ {0,${item[1].length + item[2].length + 1}}`), ""));
     }
-    const element = h("li");
+    const task = /^\[([ xX])\]\s+/.exec(body[0]);
+    if (task) body[0] = body[0].slice(task[0].length);
+    const element = h("li", task ? { class: "task" } : {});
     const holder = document.createDocumentFragment();
     blocks(body, holder, { ...context, depth: context.depth + 1 });
     const [only] = holder.childNodes; // a tight item has no paragraph of its own
     if (only?.nodeName === "P") only.replaceWith(...only.childNodes);
+    if (task) element.append(h("input", { type: "checkbox", disabled: true, checked: task[1] !== " ", "aria-label": task[1] === " " ? "To do" : "Done" }));
     element.append(holder);
     root.append(element);
     if (i < lines.length && lines[i].trim() === "" && i + 1 < lines.length) {
@@ -152,7 +155,9 @@ export function link(address, ...children) {
   return href === null ? null : h("a", { href, rel: "noopener noreferrer", target: "_blank" }, children);
 }
 
-const SPECIAL = /[\\`*_~[!<\nh]/g;
+const SPECIAL = /[\\`*_~[!<\nh$]/g;
+// Formulas stay as they were written, whatever marks they hold: \( \), \[ \], $$ $$, and $ $ that is no price.
+const MATH = /^(?:\\\((?:[^\\]|\\(?!\)))+\\\)|\\\[(?:[^\\]|\\(?!\]))+\\\]|\$\$[^$]+\$\$|\$(?![\s\d.,]+\$)[^\s$](?:[^$\n]{0,400}[^\s$])?\$(?!\d))/;
 
 /** `text` with its marks, appended to `parent`, which is returned. */
 function inline(parent, text, context, depth = 0) {
@@ -191,6 +196,14 @@ function inline(parent, text, context, depth = 0) {
     if (character === "\n") {
       put(h("br"));
       return i + 1;
+    }
+    if (character === "$" || (character === "\\" && (text[i + 1] === "(" || text[i + 1] === "["))) {
+      const match = !/\w/.test(text[i - 1] ?? "") && MATH.exec(text.slice(i, i + 4000));
+      if (match) {
+        put(h("span", { class: "math" }, match[0]));
+        return i + match[0].length;
+      }
+      if (character === "$") return i;
     }
     if (character === "\\" && /[!-/:-@[-`{-~]/.test(text[i + 1] ?? "")) {
       plain += text[i + 1];

@@ -98,6 +98,8 @@ export class AnswerView {
     else if (key(this.found) !== key(sources)) this.sources(sources);
     this.body.replaceChildren(render(message.content, unsupported ? {} : this.#options));
     this.quoted.replaceChildren(...this.#quotation(message));
+    // what helps comes first: where nothing supports the model's words, the sources' own stand above them
+    this.body.before(this.quoted);
     this.foot.replaceChildren(...this.#footer(message));
   }
 
@@ -106,10 +108,12 @@ export class AnswerView {
     if (message.supported === false) yield h("p", { class: "unsupported" }, icon("warn"), h("span", {}, message.settings?.passages === 0 && message.sources?.length
       ? "No source supports this answer: they did not fit into what the model can read" : "No source supports this answer"));
     if (!message.quotation) return;
+    const written = message.content.trim() !== "";
     const id = `quoted-${serial += 1}`;
     yield h("section", { class: "quoted", "aria-labelledby": id },
       h("p", { class: "quoted-head" }, icon("quote"), h("span", { id }, "From the sources"), h("span", { class: "meta" }, message.finish === "none" ? "Quoted" : "Quoted, not the model’s words")),
       h("div", { class: "prose" }, render(message.quotation, this.#options)));
+    if (written) yield h("p", { class: "meta own-words" }, "The model’s own words, which no source supports:");
   }
 
   *#footer(message) {
@@ -134,7 +138,7 @@ export class AnswerView {
     this.#live.onrender = () => this.onrender();
     this.updates = this.#live.updates;
     if (text) this.#live.append(text);
-    this.foot.replaceChildren(h("p", { class: "waiting" }, h("img", { src: "/static/logo.svg", alt: "", width: "18", height: "18" }), h("span", {}, words)));
+    this.foot.replaceChildren(h("p", { class: "waiting" }, h("img", { src: "static/logo.svg", alt: "", width: "18", height: "18" }), h("span", {}, words)));
   }
 
   waiting(words) {
@@ -295,11 +299,14 @@ export class MessageList {
     this.toEnd(true);
   }
 
-  /** What the server keeps from message `start` on, in place of what is shown. */
-  replaceTail(start, messages) {
+  /** The messages as the server has them; what is shown of them already stays as it is. */
+  renewTail(messages) {
+    const known = this.messages.findIndex((message, i) => message.id === null || message.id !== messages[i]?.id || message.finish !== messages[i].finish);
+    const start = known < 0 ? this.messages.length : known;
+    if (start === messages.length && start === this.messages.length) return;
     const stick = this.#stick;
     this.truncate(start);
-    for (const message of messages) {
+    for (const message of messages.slice(start)) {
       this.messages.push(message);
       const view = this.#make(message, this.messages.length - 1);
       this.#views.push(view);
@@ -307,6 +314,34 @@ export class MessageList {
     }
     this.#loose();
     if (stick) this.toEnd();
+  }
+
+  /** What stands before message `at`, as the server has it; what is at `at` and behind it stays. */
+  precede(at, messages) {
+    const [kept, views] = [this.messages.slice(at), this.#views.slice(at)];
+    for (const view of this.#views.slice(0, at)) view?.element.remove();
+    this.messages = [...messages, ...kept];
+    this.#first = Math.max(0, messages.length - STEP);
+    const made = messages.map((message, i) => (i < this.#first ? null : this.#make(message, i)));
+    this.#views = [...made, ...views];
+    this.earlier.after(...made.slice(this.#first).map((view) => view.element));
+    this.#count();
+    this.toEnd(true);
+  }
+
+  /** Whether a question is being edited in place. */
+  get editing() {
+    return this.#log.querySelector(".edit") !== null;
+  }
+
+  /** Whether every message shown is the server's: no answer has failed here. */
+  get whole() {
+    return this.messages.every((message) => message.id !== null);
+  }
+
+  /** Make every message, for printing. */
+  all() {
+    while (this.#first > 0) this.#more();
   }
 
   follow() {

@@ -3,7 +3,7 @@ import { $, bytes, count, h } from "./dom.js";
 import { api } from "./api.js";
 import { openDialog } from "./dialogs.js";
 
-const EVERY = { busy: 1000, open: 1000, loading: 2000, unreachable: 4000, idle: 20000 }; // milliseconds between looks
+const EVERY = { busy: 1000, open: 1000, loading: 2000, indexing: 2000, unreachable: 4000, idle: 20000 }; // milliseconds between looks
 const STATES = { ready: "Ready", loading: "Loading", none: "No model is loaded", unreachable: "The server cannot be reached" };
 
 export class Model {
@@ -53,7 +53,7 @@ export class Model {
   #plan() {
     clearTimeout(this.#timer);
     if (document.hidden) return;
-    const pace = this.#dialog.open ? "open" : this.#busy ? "busy" : EVERY[this.state] ? this.state : "idle";
+    const pace = this.#dialog.open ? "open" : this.#busy ? "busy" : this.search?.state === "loading" ? "indexing" : EVERY[this.state] ? this.state : "idle";
     this.#timer = setTimeout(() => this.look(), EVERY[pace]);
   }
 
@@ -105,7 +105,7 @@ export class Model {
       parts.push(h("p", {}, "Start the server with a trained run to have answers:"), h("pre", { tabindex: "0" }, h("code", {}, "tryplicity serve RUN")));
     }
     parts.push(h("h3", {}, "Search"), h("dl", { class: "facts" },
-      fact("Available", search?.available ? "yes" : "no"),
+      fact("Available", search?.state === "loading" ? "loading" : search?.available ? "yes" : "no"),
       search?.name && fact("Retriever", search.name),
       search?.passages != null && fact("Passages", search.passages.toLocaleString("en"))));
     return parts;

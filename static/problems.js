@@ -29,11 +29,11 @@ export function problemView(problem, ways) {
       else if (left <= 0) leave(ways.retry)();
       else say();
     }, 1000);
-  } else if (wait === "ready" && ways.retry) {
+  } else if (wait && ways.retry) {
     timer = setInterval(async () => {
       if (!view.isConnected) return clearInterval(timer);
       const model = await api.model().catch(() => null);
-      if (model?.state === "ready" && view.isConnected) leave(ways.retry)();
+      if (model && (wait === "indexed" ? model.search.state !== "loading" : model.state === "ready") && view.isConnected) leave(ways.retry)();
     }, 2000);
   } else if (problem.code === "connection" && ways.retry) {
     window.addEventListener("online", () => { if (view.isConnected) ways.retry(); }, { once: true });
@@ -44,6 +44,7 @@ export function problemView(problem, ways) {
 function explain({ status, code, message, param }) {
   if (code === "no_model") return { title: "No model is loaded, so nothing writes an answer.", words: "The search works: the passages that match are above. To have answers, start the server with a trained run: tryplicity serve RUN", offers: ["retry"] };
   if (code === "not_a_chat_model") return { title: "This is a base model: it has not learned to answer.", words: "The passages that match are above. What it can do is write on from a text.", offers: ["complete"] };
+  if (code === "search_loading") return { title: "The passages are being made ready to search.", words: "The question is sent as soon as they are.", offers: ["retry", "plain"], wait: "indexed" };
   if (code === "no_search" || code === "search_failed") return { title: "The search did not work.", words: message, offers: ["retry", "plain"] };
   if (code === "conversation_busy") return { title: "An answer is being written in this conversation, perhaps in another tab.", words: "", offers: ["retry"] };
   if (code === "connection") return { title: "The connection to the server was lost.", words: "What was written so far is kept. Is the server still running?", offers: ["retry"] };

@@ -11,7 +11,7 @@ const FIELDS = [
   { name: "top_k", label: "Top-k", min: 0, max: 1000, step: 1, value: 0, note: "Choose among this many; 0 is all." },
   { name: "min_p", label: "Min-p", min: 0, max: 1, step: 0.01, value: 0, note: "Drop what is less likely than this share of the likeliest." },
   { name: "repetition_penalty", label: "Repetition penalty", min: 1, max: 2, step: 0.05, value: 1.1, note: "1 is none." },
-  { name: "max_tokens", label: "Longest answer, in tokens", min: 1, max: 2048, step: 1, value: 256 },
+  { name: "max_tokens", label: "Longest answer, in tokens", min: 1, max: 1048576, step: 1, value: 256 },
   { name: "seed", label: "Seed", min: 0, max: 4294967295, step: 1, value: null, note: "The same seed writes the same text; empty is a new one each time." },
 ];
 const DEFAULTS = { search: true, ...Object.fromEntries(FIELDS.map(({ name, value }) => [name, value])) };
@@ -31,6 +31,16 @@ function load() {
 }
 
 export const settings = load();
+
+/** What this server allows; a value beyond it is brought down to it. */
+export function limit(most) {
+  for (const field of FIELDS) {
+    if (!most[field.name] || field.max === most[field.name]) continue;
+    field.max = most[field.name];
+    if (settings[field.name] !== null && settings[field.name] > field.max) settings[field.name] = field.max;
+  }
+}
+
 const listeners = new Set();
 export const onSettings = (listener) => listeners.add(listener);
 

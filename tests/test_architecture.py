@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[1]
 
 #: from what everything stands on to what stands on everything; a module imports from its own floor or below
 FLOORS = [
-    {"errors", "hookspecs", "leftout"},
-    {"parts", "functional", "kernels"},
+    {"bounds", "errors", "hookspecs", "leftout", "names"},
+    {"parts", "functional", "kernels", "guard"},
     {"components", "registry"},
     {"plugins", "spec", "hardware", "files", "run"},
-    {"model", "planner"},
+    {"model", "planner", "contract", "promises"},
     {"builder"},
     {"training", "inference", "search", "data"},
     {"cli", "server", "ablation", "pages", "brain_page", "__main__"},

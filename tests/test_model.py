@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tryplicity import PluginFault
 from tryplicity.components import IGNORE, Residual
 from tryplicity.model import NEXT_TOKEN, assemble, initialise
 
@@ -101,7 +102,7 @@ def test_a_parameter_left_uninitialised_is_named(make_spec):
             self.gain = torch.nn.Parameter(torch.empty(3, device="meta"))
 
     model.layers[1].mixer.residual = Forgetful()
-    with pytest.raises(AssertionError, match=r"layers\.1\.mixer\.residual\.gain is uninitialised"):
+    with pytest.raises(PluginFault, match=r"residual 'Forgetful': layers\.1\.mixer\.residual\.gain is uninitialised"):
         initialise(model, "cpu", 0)
 
 

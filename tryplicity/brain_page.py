@@ -19,14 +19,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from tryplicity.errors import UserError
-from tryplicity.pages import ACCENT, duration
+from tryplicity.pages import ACCENT, Console, duration
 from tryplicity.run import Run
+from tryplicity.spec import read_yaml
 
 READ = 1000  # lines that are read of a longer file, evenly spread
 POINTS = 40  # of a statistic over time
@@ -164,7 +165,8 @@ def summary(run: Run) -> dict[str, Any]:
     spans = {key: _spans(steps, key) for key in keys if any(isinstance(line.get(key), str) for line in steps)}
     order = list(SPANS)
     return {
-        "run": str(run.folder), "lines": log.total, "lines_read": len(lines), "lines_unreadable": log.unreadable,
+        "run": str(run.folder), "brain": _brain_of(run), "lines": log.total, "lines_read": len(lines),
+        "lines_unreadable": log.unreadable,
         **{clock: next((line[clock] for line in reversed(lines) if clock in line), None) for clock in CLOCKS},
         "now": {key: steps[-1][key] for key in spans if isinstance(steps[-1].get(key), str)},
         "losses_not_a_number": sum(line["loss"] is None or not math.isfinite(line["loss"]) for line in steps),
@@ -177,6 +179,15 @@ def summary(run: Run) -> dict[str, Any]:
                    if isinstance(line.get("sleep"), dict)],
         "model": sorted(whole, key=lambda row: list(WHOLE).index(row["key"]) if row["key"] in WHOLE else len(WHOLE)),
     }
+
+
+def _brain_of(run: Run) -> list[str]:
+    """The modules that the run's spec names under `brain`; none where that cannot be read."""
+    try:
+        parts = read_yaml(run.spec).data.get("brain") or []
+        return [part["type"] if isinstance(part, Mapping) else str(part) for part in parts]
+    except (UserError, KeyError, TypeError):
+        return []
 
 
 def _place(key: str) -> dict[str, Any]:
@@ -457,8 +468,9 @@ def page(told: Mapping[str, Any], width: int, *, short: bool = False) -> Rendera
     parts: list[RenderableType] = [Text.assemble((told["run"], f"bold {ACCENT}"), f"   step {told['step']:,}{spent}",
                                                  (f"   {where}" if where else "", "bold")), Text()]
     if not told["statistics"]:
-        parts += [Text("No layer of this run logs statistics: it has no brain module. One line of YAML brings one, "
-                       "such as activation: spike in a feed-forward."), Text()]
+        parts += [Text("No layer of this run logs statistics"
+                       + (f"; its brain modules ({', '.join(told['brain'])}) report below." if told["brain"] else
+                          ". One line of YAML brings some, such as activation: spike in a feed-forward.")), Text()]
     elif short:
         parts += [_overview(told["statistics"], width), Text()]
     else:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import functools
+import io
 import json
+import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,54 +20,163 @@ import click
 from tryplicity import __version__
 from tryplicity.errors import PluginFault, Refused, UserError
 
-#: what is learned where the user names nothing: sources of the project's own plugins
-PRETRAINING_DATA, CHAT_DATA = "python-docs", "python-docs-chat"
+CODES = (0, 1, 2, 3, 130, 143)  # what this command may end with; README says what each means
 
 
 class _Group(click.Group):
-    """Turns errors that are a user's to mend into one line and an exit code; adds plugins' commands."""
+    """Every command ends with one of CODES, and every failure with one line; plugins' commands are found here."""
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().main(*args, **kwargs)
-        except UserError as error:
-            sys.exit(_say(error, 2))
-        except Refused as error:
-            sys.exit(_say(error, 1))
-        except PluginFault as error:
-            sys.exit(_say(error, 3))
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
-        except OSError as error:
-            sys.exit(_say(f"{error.filename or 'file'}: {error.strerror or error}", 1))
+    #: what the command has found out already, for the case that nobody reads what it has to say about it
+    verdict = 0
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def main(self, args: Any = None, prog_name: str | None = None, complete_var: str | None = None,
+             **extra: Any) -> None:
+        extra.pop("standalone_mode", None)
+        prog_name = prog_name or "tryplicity"
+        self._main_shell_completion(extra, prog_name, complete_var)
+        _say_in_any_alphabet()
+        _Group.verdict = 0
+        sys.exit(self._code(list(sys.argv[1:] if args is None else args), prog_name, extra))
+
+    def _code(self, args: list[str], prog_name: str, extra: dict[str, Any]) -> int:
+        """Run a command; what to exit with."""
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            sys.exit(_say("interrupted", 130))
+            try:
+                with self.make_context(prog_name, args, **extra) as context:
+                    self.invoke(context)
+                code = 0
+            except click.exceptions.Exit as end:
+                code = end.exit_code
+            except SystemExit as end:
+                if not isinstance(end.code, int | None):
+                    raise UserError(str(end.code)) from None
+                code = end.code or 0
+            sys.stdout.flush()
+            return code if code in CODES else _say(f"the command ended with {code}", 3)
+        except BaseException as error:
+            return _failed(error)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *self._foreign()})
+        return sorted({*super().list_commands(ctx), *_foreign_commands(_plugin_files(ctx))})
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return super().get_command(ctx, name) or self._foreign().get(name)
+        return super().get_command(ctx, name) or _foreign_commands(_plugin_files(ctx)).get(name)
 
-    @functools.cached_property
-    def _commands_of_plugins(self) -> dict[str, click.Command]:
-        from tryplicity.plugins import load_commands
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """A command that a plugin brings may have the plugin's file behind it: `tryplicity mine --plugin mine.py`."""
+        if super().get_command(ctx, args[0]) is None and args[0] not in _foreign_commands(_plugin_files(ctx)):
+            files, rest = _taken(args[1:])
+            if files and args[0] in _foreign_commands((*_plugin_files(ctx), *files)):
+                ctx.params["plugin_files"] = (*_plugin_files(ctx), *files)
+                args = [args[0], *rest]
+        return super().resolve_command(ctx, args)
 
-        return {command.name: command for command in load_commands() if isinstance(command, click.Command)}
 
-    def _foreign(self) -> dict[str, click.Command]:
-        return {n: c for n, c in self._commands_of_plugins.items() if n not in self.commands}
+def _plugin_files(ctx: click.Context) -> tuple[str, ...]:
+    """The files given as --plugin, before the command and behind it."""
+    own = () if ctx.parent is None else ctx.params.get("plugin_files", ())
+    return tuple(dict.fromkeys((*ctx.find_root().params.get("plugin_files", ()), *own)))
+
+
+def _taken(args: list[str]) -> tuple[list[str], list[str]]:
+    """The files of `--plugin FILE` and `--plugin=FILE`, and what else there is."""
+    files, rest, left = [], [], iter(args)
+    for arg in left:
+        if arg == "--plugin":
+            files += [next(left, "")]
+        elif arg.startswith("--plugin="):
+            files += [arg.partition("=")[2]]
+        else:
+            rest.append(arg)
+    return [file for file in files if file], rest
+
+
+@functools.cache
+def _foreign_commands(files: tuple[str, ...]) -> dict[str, click.Command]:
+    from tryplicity.plugins import load_commands
+
+    return {command.name: command for command in load_commands(files)
+            if isinstance(command, click.Command) and command.name not in main.commands}
+
+
+def _failed(error: BaseException) -> int:
+    """One line about what ended a command, and the code it ends with."""
+    from tryplicity import guard
+
+    if isinstance(error, KeyboardInterrupt | EOFError | click.Abort):
+        return _say(str(error) or "interrupted", 130)  # training says what is lost
+    if isinstance(error, BrokenPipeError):  # who reads the output has seen enough: the answer is the same
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _Group.verdict
+    if isinstance(error, click.ClickException):
+        error.show()
+        return 2
+    if isinstance(error, UserError):
+        return _say(error, 2)
+    if isinstance(error, Refused):
+        return _say(error, 1)
+    if os.environ.get(guard.SHOW) == "1" and not isinstance(error, PluginFault):
+        traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, PluginFault):
+        return _say(error, 3)
+    if guard.lacks_memory(error):
+        return _say(f"this machine has too little memory for it: {guard.cause(error)}", 3)
+    if (fault := guard.fault(error)) is not None:
+        return _say(fault, 3)
+    if isinstance(error, OSError):
+        name = str(error.filename or "the system")
+        name = name if len(name) < 100 else f"{name[:97]}..."
+        return _say(f"{name}: {error.strerror or error}", 2)
+    return _say(f"{guard.cause(error)} ({guard.place(error)}): a fault of tryplicity itself; {guard.SHOW}=1 shows the "
+                "traceback, which belongs in a report of it", 3)
 
 
 def _say(error: object, code: int) -> int:
-    for line in str(error).splitlines():
-        print(f"error: {line}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
     return code
+
+
+#: what is drawn -> what stands for it where only ASCII can be written
+_PLAIN = dict(zip("▁▂▃▄▅▆▇█━╸╺─│┤├┼┌┐└┘╭╮╰╯·…→", "__..--==-- -||++++++++++..>", strict=True))
+
+
+def _say_in_any_alphabet() -> None:
+    """A terminal or pipe of another encoding (ASCII, say) gets signs that it can show, never an error."""
+
+    def shown(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        return "".join(_PLAIN.get(sign) or ("*" if "\u2800" <= sign <= "\u28ff" else  # a spinner's
+                                           sign.encode("ascii", "backslashreplace").decode())
+                       for sign in error.object[error.start:error.end]), error.end
+
+    codecs.register_error("tryplicity", shown)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="tryplicity")
+
+
+class Number(click.FloatRange):
+    """A number that is one: neither nan nor infinite. whole: 2e6 and 2000000, but not 2.5."""
+
+    def __init__(self, low: float, high: float = 1e15, *, whole: bool = False, **options: Any) -> None:
+        super().__init__(low, high, **options)
+        self.whole, self.name = whole, "integer" if whole else "number"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number", param, ctx)
+        if not math.isfinite(number) or (self.whole and number != int(number)):
+            self.fail(f"{value} is not a {'whole' if self.whole else 'finite'} number", param, ctx)
+        number = super().convert(number, param, ctx)
+        return int(number) if self.whole else number
+
+
+SEED = click.IntRange(0, 2**63 - 1)
 
 
 def plugin_options(command: Callable) -> Callable:
@@ -73,9 +187,12 @@ def plugin_options(command: Callable) -> Callable:
     @click.option("--strict", is_flag=True, help="Fail when any plugin cannot be loaded.")
     @functools.wraps(command)
     def with_plugins(*args: Any, plugin_files: tuple[str, ...], strict: bool, **kwargs: Any) -> Any:
-        from tryplicity.plugins import load_plugins
+        from tryplicity.plugins import load_plugins, remembered
 
-        return command(*args, plugins=load_plugins(plugin_files, strict), **kwargs)
+        context = click.get_current_context()
+        context.params["plugin_files"] = given = _plugin_files(context)
+        run = kwargs.get("folder") if kwargs.get("resume") else kwargs.get("run")
+        return command(*args, plugins=load_plugins((*given, *remembered(run, given)), strict), **kwargs)
 
     return with_plugins
 
@@ -93,7 +210,9 @@ def build_options(command: Callable) -> Callable:
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="tryplicity")
-def main() -> None:
+@click.option("--plugin", "plugin_files", multiple=True, is_eager=True, metavar="FILE.py",
+              help="Load a plugin from a file, whose commands are then here too. May be repeated.")
+def main(plugin_files: tuple[str, ...]) -> None:
     """Invent, budget, train and talk to hybrid language models declared in YAML.
 
     \b
@@ -112,39 +231,44 @@ def build(spec: str, hardware: str, settings: tuple[str, ...], as_json: bool, pl
 
     SPEC is a YAML file or the name of an installed spec (tiny, 5090, full). Exits with 1 if it does not fit.
 
+    Active parameters are all but those of the experts that a token does not choose, as model cards count: embeddings
+    and heads are in them.
+
     Example: tryplicity build specs/full.yaml --hw hardware/h200.yaml
     """
     import gc
 
     gc.disable()  # a short life: collecting takes a tenth of it
+    from tryplicity import pages
     from tryplicity.builder import build as assemble
-    from tryplicity.pages import build_page
 
-    built = assemble(spec, hardware, plugins.registry, settings)
+    with pages.working("planning"):
+        built = assemble(spec, hardware, plugins.registry, settings)
+    _Group.verdict = 0 if built.plan.fits else 1
     if as_json:
         click.echo(json.dumps(built.plan.as_dict(), indent=1))
     else:
-        build_page(built)
-    if not built.plan.fits:
-        sys.exit(1)
+        pages.build_page(built)
+    sys.exit(_Group.verdict)
 
 
 @main.command()
 @build_options
-@click.option("--data", default=PRETRAINING_DATA, show_default=True, metavar="SOURCE",
-              help="python-docs, a folder or file of text, huggingface:NAME, or {type: ..., ...} as YAML.")
+@click.option("--data", metavar="SOURCE",
+              help="A folder or file of text, huggingface:NAME, another source's name, or {type: ..., ...} as YAML. By "
+                   "default the text that comes with Python: python-docs.")
 @click.option("--chat-data", metavar="SOURCE",
               help="Conversations for the chat phases: a source, a .jsonl file, huggingface:NAME. By default what the "
-                   f"spec says, or {CHAT_DATA}.")
+                   "spec says, or questions about Python: python-docs-chat.")
 @click.option("--run", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The run folder.")
-@click.option("--steps", type=click.IntRange(1), help="End after so many optimizer steps.")
-@click.option("--tokens", type=click.FloatRange(1), help="End after so many tokens (2e6 will do).")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="End after so many minutes of training.")
+@click.option("--steps", type=Number(1, whole=True), help="End after so many optimizer steps.")
+@click.option("--tokens", type=Number(1, 1e18, whole=True), help="End after so many tokens (2e6 will do).")
+@click.option("--minutes", type=Number(0, 1e9, min_open=True), help="End after so many minutes of training.")
 @click.option("--resume", is_flag=True, help="Go on exactly where the newest complete checkpoint stands.")
 @click.option("--other-data", is_flag=True, help="With --resume: even if the data is not what the run was begun with.")
 @plugin_options
-def train(spec: str, hardware: str, settings: tuple[str, ...], data: str, chat_data: str | None, folder: Path,
-          steps: int | None, tokens: float | None, minutes: float | None, resume: bool, other_data: bool,
+def train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None, folder: Path,
+          steps: int | None, tokens: int | None, minutes: float | None, resume: bool, other_data: bool,
           plugins: Any) -> None:
     """Train SPEC from scratch into a run folder. Ctrl-C and SIGTERM save first.
 
@@ -153,23 +277,45 @@ def train(spec: str, hardware: str, settings: tuple[str, ...], data: str, chat_d
     if sum(x is not None for x in (steps, tokens, minutes)) != 1:
         raise UserError("say when to end: exactly one of --steps, --tokens and --minutes")
     _train(spec, hardware, settings, data, chat_data, folder, resume, plugins,
-           other_data=other_data, steps=steps, tokens=int(tokens) if tokens else None, minutes=minutes)
+           other_data=other_data, steps=steps, tokens=tokens, minutes=minutes)
 
 
-def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str, chat_data: str | None, folder: Path,
+def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None, folder: Path,
            resume: bool, plugins: Any, other_data: bool = False, **budget: Any) -> Any:
-    """What `train` and `quickstart` share: check, prepare the data, train with a live line, sum up."""
-    from tryplicity.training.process import polite_threads, tune_malloc
+    """What `train` and `quickstart` share: the folder is this process's alone; train in it; end as a signal asks."""
+    from tryplicity.run import Run
+    from tryplicity.training.folder import alone, check_free
+    from tryplicity.training.process import exit_code, polite_threads
 
     polite_threads()
-    from tryplicity import pages
-    from tryplicity.run import Run
-
     run = Run(folder)
-    if run.exists() and not resume:
-        raise UserError(f"{folder}: a run is there already; add --resume to go on with it, or give another --run")
+    with alone(run):
+        if run.exists() and not resume:
+            raise UserError(f"{folder}: a run is there already; add --resume to go on with it, or give another --run")
+        check_free(run, resume)
+        outcome = _train_in(run, spec, hardware, settings, data, chat_data, resume, plugins, other_data, budget)
+    if outcome.signal is not None:
+        _forget_a_terminal_that_is_gone()
+        sys.exit(exit_code(outcome.signal))
+    return outcome
+
+
+def _forget_a_terminal_that_is_gone() -> None:
+    """What could not be written to it would end this process with another exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _train_in(run: Any, spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None,
+              resume: bool, plugins: Any, other_data: bool, budget: dict[str, Any]) -> Any:
+    """Check, prepare the data, train with a live line, sum up."""
+    from tryplicity import pages
     from tryplicity.builder import build as assemble
     from tryplicity.data import parse_source, prepare, prepare_conversations
+    from tryplicity.training.process import tune_malloc
     from tryplicity.training.stages import Stages, brains_of, data_of_phases
 
     built = assemble(spec, hardware, plugins.registry, settings)
@@ -180,14 +326,16 @@ def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str, chat_
         raise Refused(built.strategy.cannot_train)
     tune_malloc()
     vocab_size, phases = built.spec.vocab_size, built.spec.phases
+    named, data = data is not None, _named(data, plugins, "pretrain")
     source = parse_source(plugins.registry, data)
-    own = {}
+    if chat_data and all(phase.kind != "chat" for phase in phases):
+        raise UserError("--chat-data: the spec has no chat phase to learn it in; leave it out, or add one: --set "
+                        "'phases=[{kind: pretrain, share: 0.8}, {kind: chat, share: 0.2}]'")
+    own = {i: part.build() for i, part in built.data.items()}
     for i, phase in enumerate(phases):
-        if phase.kind == "chat" and chat_data:
-            own[i] = parse_source(plugins.registry, chat_data, "--chat-data")
-        elif phase.kind == "chat" or phase.data:
-            own[i] = parse_source(plugins.registry, phase.data or CHAT_DATA, f"phases[{i}].data")
-        if phase.kind == "chat" and not chat_data and data != PRETRAINING_DATA:
+        if phase.kind == "chat" and (chat_data or i not in own):
+            own[i] = parse_source(plugins.registry, _named(chat_data, plugins, "chat"), "--chat-data")
+        if phase.kind == "chat" and not chat_data and named:
             pages.status.print(f"the chat phase learns {own[i].name}; another: --chat-data, none: --set phases=[]")
     with pages.preparation() as progress:
         prepared = prepare(source, vocab_size, progress=progress,
@@ -209,21 +357,30 @@ def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str, chat_
     if not run.exists():
         from dataclasses import asdict
 
-        import yaml
+        from tryplicity.spec import dump_yaml
 
-        run.create(spec=built.spec.as_yaml(), hardware=yaml.safe_dump(asdict(built.hardware), sort_keys=False),
+        run.create(spec=built.spec.as_yaml(), hardware=dump_yaml(asdict(built.hardware)),
                    build=built.plan.as_dict(), tokenizer=prepared.tokenizer_path.read_text(encoding="utf-8"),
                    data={"source": data, "fingerprint": prepared.identity,
                          "left_out": {what: passed_over.as_dict() for what, passed_over in left_out.items()}})
+    run.remember(_plugin_files(click.get_current_context()))
     from tryplicity.training.loop import Budget, train
 
-    with pages.training() as watcher:
-        outcome = train(built, prepared, run, Budget(**budget), plugins, phase_data=phase_data, resume=resume,
-                        other_data=other_data, watcher=watcher)
-    pages.training_summary(run, outcome, prepared)
-    if outcome.signal is not None:
-        sys.exit(128 + outcome.signal)
+    outcome = None
+    try:
+        with pages.training() as watcher:
+            outcome = train(built, prepared, run, Budget(**budget), plugins, phase_data=phase_data, resume=resume,
+                            other_data=other_data, watcher=watcher)
+        pages.training_summary(run, outcome, prepared)
+    except OSError:
+        if outcome is None or outcome.signal is None:
+            raise  # else the terminal went, and all is saved
     return outcome
+
+
+def _named(data: str | None, plugins: Any, purpose: str) -> str:
+    """The source that a user names, or the one that is meant for the purpose."""
+    return plugins.registry.default("source", purpose) if data is None else data
 
 
 def sampling_options(command: Callable) -> Callable:
@@ -237,7 +394,7 @@ def sampling_options(command: Callable) -> Callable:
         click.option("--repetition-penalty", default=1.1, show_default=True, help="1: none."),
         click.option("--presence-penalty", default=0.0, show_default=True, help="Off what was written already."),
         click.option("--frequency-penalty", default=0.0, show_default=True, help="Likewise, each time it was."),
-        click.option("--seed", type=int, help="The same seed writes the same text."),
+        click.option("--seed", type=SEED, help="The same seed writes the same text."),
     ]):
         command = option(command)
     return command
@@ -250,9 +407,10 @@ def sampling_options(command: Callable) -> Callable:
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. May be repeated.")
 @click.option("--chat", is_flag=True, help="PROMPT is a question; the model answers it.")
 @click.option("--system", metavar="TEXT", help="With --chat: what the model is told before the question.")
+@click.option("--device", default="cpu", show_default=True, help="What the model runs on: cpu, cuda, cuda:1, mps.")
 @plugin_options
 def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], chat: bool, system: str | None,
-             plugins: Any, **sampling: Any) -> None:
+             device: str, plugins: Any, **sampling: Any) -> None:
     """Write on from PROMPT with the model of a run folder, as it comes; or answer it.
 
     \b
@@ -271,21 +429,29 @@ def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], cha
 
     chosen = Sampling(**sampling)
 
-    engine = Engine.load(run, plugins.registry)
-    if reason := kernels.why_not():
+    engine = Engine.load(run, plugins.registry, device)
+    if device == "cpu" and (reason := kernels.why_not()):
         click.echo(reason, err=True)
     if chat:
         from tryplicity.inference.chat import dialogue, reply
 
+        if not engine.card.chat:
+            click.echo(f"warning: {run}: a base model: it has learned no conversations, and what follows is its guess "
+                       "at how a text goes on; a chat phase in `phases` teaches them", err=True)
         _print(reply(engine, dialogue(prompt, system), chosen, max_tokens, stop))
     else:
         _write(engine, prompt, chosen, max_tokens, stop)
 
 
+def _echo(text: str = "", nl: bool = True) -> None:
+    """As click's, which by itself writes UTF-8 to what can only take ASCII."""
+    click.echo(text, file=sys.stdout, nl=nl)
+
+
 def _write(engine: Any, prompt: str, sampling: Any, max_tokens: int, stop: tuple[str, ...] = ()) -> None:
     """The prompt, and the model's text as it comes."""
     pieces = engine.stream(prompt, sampling, max_tokens, stop)
-    click.secho(prompt, bold=True, nl=False)
+    _echo(click.style(prompt, bold=True), nl=False)
     _print(pieces)
 
 
@@ -294,23 +460,23 @@ def _print(pieces: Iterable[str]) -> None:
     stopped = False
     try:
         for piece in pieces:
-            click.echo(piece, nl=False)
+            _echo(piece, nl=False)
             sys.stdout.flush()
     except KeyboardInterrupt:
         stopped = True
-    click.echo()
+    _echo()
     if stopped:
         sys.exit(130)  # as a shell says of what Ctrl-C ended
 
 
 @main.command()
 @click.argument("run")
-@click.option("--format", "format_", type=click.Choice(["ternary"]), default="ternary", show_default=True,
-              help="ternary: BitLinear weights at 1.6 bits each.")
+@click.option("--format", "format_", type=click.Choice(["packed", "ternary"]), default="packed", show_default=True,
+              help="packed: every linear as it packs itself, bitlinear at 1.6 bits a weight; ternary: the same.")
 @click.option("--rest", type=click.Choice(["bf16", "int8", "fp32"]), default="bf16", show_default=True,
               help="What is not packed; int8: the embedding, with a scale for each row, all else in bf16.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
-              help="By default RUN/model-ternary.safetensors.")
+              help="By default RUN/model-FORMAT.safetensors, such as model-ternary.safetensors.")
 @click.option("--initialised", is_flag=True, help="RUN is a spec: pack its initial weights, module by module.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), metavar="FILE",
               help="With --initialised: the tokenizer.json to put inside.")
@@ -331,8 +497,8 @@ def export(run: str, format_: str, rest: str, out: Path | None, initialised: boo
         sizes = packed.export(run, plugins.registry, out, rest, initialised=initialised, tokenizer=tokenizer,
                               progress=lambda done, total: progress("packing", done, total))
     if as_json:
-        click.echo(json.dumps({"path": str(sizes.path), "format": format_, "rest": sizes.rest,
-                               "ternary_weights": sizes.ternary_weights, "ternary_bytes": sizes.ternary_bytes,
+        click.echo(json.dumps({"path": str(sizes.path), "format": sizes.packed_as, "rest": sizes.rest,
+                               "packed_weights": sizes.packed_weights, "packed_bytes": sizes.packed_bytes,
                                "rest_bytes": sizes.rest_bytes, "file_bytes": sizes.file_bytes,
                                "smaller_than_fp16": round(sizes.ratio, 3)}, indent=1))
     else:
@@ -365,8 +531,10 @@ def brain(run: Path, as_json: bool, follow: bool) -> None:
 @click.option("--search", default="passages", show_default=True, metavar="RETRIEVER",
               help="passages, semantic, '{type: passages, index: FILE}', '{type: searxng, url: ...}', or none.")
 @click.option("--conversations", metavar="FILE",
-              help="Where they are kept, by default in your data folder; none: not at all.")
+              help="Where they are kept, by default in the run folder, or without one in your data folder; none: not "
+                   "at all.")
 @click.option("--slots", default=8, show_default=True, type=click.IntRange(1), help="Texts written at once.")
+@click.option("--device", default="cpu", show_default=True, help="What the model runs on: cpu, cuda, cuda:1, mps.")
 @click.option("--max-tokens", default=2048, show_default=True, type=click.IntRange(1), help="Most of one request.")
 @plugin_options
 def serve(run: str | None, plugins: Any, cors: tuple[str, ...], hosts: tuple[str, ...], **options: Any) -> None:
@@ -407,7 +575,7 @@ def search_index(source: str, out: Path | None, as_json: bool, plugins: Any) -> 
 
     with pages.preparation() as progress:
         answer = command.index(source, out, plugins.registry, progress)
-    click.echo(command.as_json(answer) if as_json else command.index_page(answer))
+    _echo(command.as_json(answer) if as_json else command.index_page(answer))
 
 
 @search.command("ask")
@@ -427,7 +595,7 @@ def search_ask(question: str, path: Path | None, limit: int, as_json: bool, plug
 
     with pages.preparation() as progress:
         answer = command.ask(question, path, limit, plugins.registry, progress)
-    click.echo(command.as_json(answer) if as_json else command.ask_page(answer))
+    _echo(command.as_json(answer) if as_json else command.ask_page(answer))
 
 
 @main.group()
@@ -447,36 +615,40 @@ def list_plugins(as_json: bool, plugins: Any) -> None:
 
     from tryplicity.pages import plugin_table
 
+    _Group.verdict = 1 if plugins.registry.failures else 0
     if as_json:
         click.echo(json.dumps({"plugins": [asdict(p) for p in plugins.found]}, indent=1))
     else:
         plugin_table(plugins)
-    if plugins.registry.failures:
-        sys.exit(1)
+    sys.exit(_Group.verdict)
 
 
 @main.command()
+@click.option("--hardware", is_flag=True, help="Of a hardware profile instead.")
 @plugin_options
-def schema(plugins: Any) -> None:
+def schema(hardware: bool, plugins: Any) -> None:
     """Print the JSON Schema of a spec, composed from the installed plugins, for your editor.
 
     Example: tryplicity schema > spec.schema.json
     """
+    from tryplicity.hardware import hardware_schema
     from tryplicity.spec import spec_schema
 
-    click.echo(json.dumps(spec_schema(plugins.registry), indent=1))
+    compose = hardware_schema if hardware else spec_schema
+    click.echo(json.dumps(compose(plugins.registry), indent=1))
 
 
 @main.command()
 @build_options
-@click.option("--data", default="python-docs", show_default=True, metavar="SOURCE", help="As of `train`.")
+@click.option("--data", metavar="SOURCE", help="As of `train`.")
 @click.option("--without", "modules", multiple=True, required=True, metavar="TYPE[,TYPE...]",
               help="A component that the spec names by this type (spike, hyper_connections, ...): a row of the table. "
                    "May be repeated.")
 @click.option("--alone", is_flag=True, help="Add each module to the spec without any of them, instead of taking it "
                                             "from the spec as it is.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Trainings of each variant.")
-@click.option("--tokens", required=True, type=click.FloatRange(1), help="Tokens of each training (2e6 will do).")
+@click.option("--tokens", required=True, type=Number(1, 1e18, whole=True),
+              help="Tokens of each training (2e6 will do).")
 @click.option("--rows", default=256, show_default=True, type=click.IntRange(0),
               help="Held-out rows that a finished training is scored on, spread evenly; 0: all.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR",
@@ -487,8 +659,8 @@ def schema(plugins: Any) -> None:
 @click.option("--cost-only", is_flag=True, help="Measure step time and memory, and train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @plugin_options
-def ablate(plugins: Any, modules: tuple[str, ...], tokens: float, report_only: bool, no_cost: bool, cost_only: bool,
-           as_json: bool, **options: Any) -> None:
+def ablate(plugins: Any, modules: tuple[str, ...], data: str | None, tokens: int, report_only: bool, no_cost: bool,
+           cost_only: bool, as_json: bool, **options: Any) -> None:
     """What each module of SPEC buys: train with and without it, from the same seeds and data, and compare.
 
     Ctrl-C and SIGTERM save; the same command goes on, and never trains the same cell twice.
@@ -501,8 +673,8 @@ def ablate(plugins: Any, modules: tuple[str, ...], tokens: float, report_only: b
     from tryplicity.ablation.command import ablate as run
 
     named = tuple(name.strip() for text in modules for name in text.split(",") if name.strip())
-    files = click.get_current_context().params["plugin_files"]
-    request = Request(modules=named, tokens=int(tokens), plugin_files=files, **options)
+    request = Request(modules=named, data=_named(data, plugins, "pretrain"), tokens=tokens,
+                      plugin_files=_plugin_files(click.get_current_context()), **options)
     code = run(request, plugins, train=not (report_only or cost_only), cost=not (report_only or no_cost),
                as_json=as_json)
     if code:
@@ -510,7 +682,7 @@ def ablate(plugins: Any, modules: tuple[str, ...], tokens: float, report_only: b
 
 
 @main.command()
-@click.option("--minutes", default=2.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Of training.")
+@click.option("--minutes", default=2.0, show_default=True, type=Number(0, 1e9, min_open=True), help="Of training.")
 @click.option("--run", "folder", default="runs/quickstart", show_default=True, type=click.Path(path_type=Path))
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(0, 65535), help="Of the page.")
 @click.option("--no-page", is_flag=True, help="End before the page.")
@@ -526,8 +698,8 @@ def quickstart(minutes: float, folder: Path, port: int, no_page: bool, plugins: 
     pages.heading("1  Plan", "tryplicity build tiny --hw cpu")
     pages.build_page(assemble("tiny", "cpu", plugins.registry))
     folder = _free(folder)
-    pages.heading("2  Train", f"tryplicity train tiny --hw cpu --data python-docs --run {folder} --minutes {minutes:g}")
-    _train("tiny", "cpu", (), PRETRAINING_DATA, None, folder, False, plugins, steps=None, tokens=None, minutes=minutes)
+    pages.heading("2  Train", f"tryplicity train tiny --hw cpu --run {folder} --minutes {minutes:g}")
+    _train("tiny", "cpu", (), None, None, folder, False, plugins, steps=None, tokens=None, minutes=minutes)
     from tryplicity.inference.chat import dialogue, reply
     from tryplicity.inference.engine import Engine
     from tryplicity.inference.sampler import Sampling
@@ -537,10 +709,10 @@ def quickstart(minutes: float, folder: Path, port: int, no_page: bool, plugins: 
     engine = Engine.load(folder, plugins.registry)
     for prompt in prompts:
         _write(engine, prompt, Sampling(temperature=0.7, top_p=0.95, repetition_penalty=1.1, seed=1), 60)
-        click.echo()
+        _echo()
     question = "What is list.append?"
     pages.heading("4  Ask", f'tryplicity generate {folder} --chat "{question}" --temperature 0')
-    click.secho(question, bold=True)
+    _echo(click.style(question, bold=True))
     _print(reply(engine, dialogue(question), Sampling(temperature=0), 60))
     engine.close()
     pages.next_steps(folder)

@@ -23,11 +23,16 @@ V vocabulary, F inner.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
+from numbers import Number
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -36,6 +41,7 @@ from torch.nn import functional as F
 
 from tryplicity.errors import UserError
 from tryplicity.functional import grouped_linear
+from tryplicity.guard import broken
 from tryplicity.leftout import LeftOut
 from tryplicity.parts import Component, Part
 
@@ -84,16 +90,79 @@ def output_and_report(result: Tensor | tuple[Tensor, Report]) -> tuple[Tensor, R
     return result if isinstance(result, tuple) else (result, Report())
 
 
+#: what a state may hold beside tensors and what holds them: nothing of it can be changed
+_CONSTANTS = (Number, str, bytes, NoneType, Enum, torch.dtype, torch.device, torch.Size)
+
+
 class State(dict):
-    """The decoding state of one layer: named tensors, batch first, and plain ints. Updated in place."""
+    """The decoding state of one layer: named tensors, batch first, and numbers; in lists, tuples, dicts and further
+    States to any depth, as a layer has it that is made of others. Updated in place."""
 
     def clone(self) -> State:
-        """A copy that goes its own way; what neither will write again may be shared."""
-        return State({k: v.clone() if isinstance(v, Tensor) else v for k, v in self.items()})
+        """A copy that goes its own way, all the way down; what neither will write again may be shared. Tensors that
+        share memory in one share it in the other. Raises TypeError naming what cannot be copied."""
+        return _Copying(self).state(self, "state")
 
 
 class Rows(tuple):
     """One decoding state for each row of a batch, whose sequences are of different lengths."""
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor inside nested states (their attributes too), mappings, lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in (*value.values(), *vars(value).values()) if isinstance(value, State) else value.values():
+            yield from tensors(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from tensors(inner)
+
+
+class _Copying:
+    """One copying of a state: what is there twice is there twice in the copy."""
+
+    def __init__(self, state: State) -> None:
+        distinct = {id(tensor): tensor for tensor in tensors(state)}
+        self.uses = Counter(tensor.untyped_storage()._cdata for tensor in distinct.values())
+        self.done: dict[int, Tensor] = {}
+        self.memory: dict[int, Any] = {}
+
+    def state(self, value: State, where: str) -> State:
+        twin = copy.copy(value)  # of its class, with whatever its constructor wants
+        twin.update({key: self.value(inner, f"{where}[{key!r}]") for key, inner in value.items()})
+        vars(twin).update({key: self.value(inner, f"{where}.{key}") for key, inner in vars(value).items()})
+        return twin
+
+    def value(self, value: Any, where: str) -> Any:
+        if isinstance(value, Tensor):
+            return self.tensor(value)
+        if isinstance(value, State):
+            return self.state(value, where) if type(value).clone is State.clone else value.clone()
+        if isinstance(value, _CONSTANTS):
+            return value
+        if type(value) is dict:
+            return {key: self.value(inner, f"{where}[{key!r}]") for key, inner in value.items()}
+        if type(value) in (list, tuple, Rows) or (isinstance(value, tuple) and hasattr(value, "_fields")):
+            parts = [self.value(inner, f"{where}[{i}]") for i, inner in enumerate(value)]
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        raise TypeError(f"{where} is a {type(value).__name__}, which cannot be copied with the state; hold tensors and "
+                        "numbers, in States, dicts, lists or tuples")
+
+    def tensor(self, value: Tensor) -> Tensor:
+        if id(value) not in self.done:
+            self.done[id(value)] = self._tensor(value)
+        return self.done[id(value)]
+
+    def _tensor(self, value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if self.uses[storage._cdata] == 1:
+            return value.clone()
+        if storage._cdata not in self.memory:
+            self.memory[storage._cdata] = storage.clone()
+        return value.detach().new_empty(0).set_(self.memory[storage._cdata], value.storage_offset(), value.shape,
+                                                value.stride())
 
 
 @dataclass(frozen=True)
@@ -174,7 +243,8 @@ class Layer(_Module):
         """x_BTD: any length. Returns the output, or (output, Report).
 
         state: what `new_state` gave; the tokens continue those the state has seen, and it is updated in place.
-        doc_ids: [B, T] integers; tokens with different ids never reach one another. None: one document a row.
+        doc_ids: [B, T] integers from 0; tokens with different ids never reach one another, in one chunk or two: the
+        state must know the last token's id. None: one document a row, with a state the one it stands in.
         No host synchronisation (no .item(), no shape that depends on data) while gradients are on.
         """
         raise NotImplementedError
@@ -208,12 +278,16 @@ class Linear(_Module):
     """`Class(config, in, out, experts=...)`: x @ W.T, dense [out, in] or a stack [experts, out, in].
 
     A new linear overrides `effective_weight` and `effective_input`; dense, stacked and single-expert products
-    then follow.
+    then follow. One that an exported model holds in fewer bits overrides `packed_like`, `pack` and `unpack` too; all
+    else (the file, loading, decoding) follows. `adopt`, `forward` and `expert_weight` are there to be overridden by
+    one that can multiply by what it packed.
     """
 
     family = "linear"
     #: bits a weight takes in the exported model
     packed_bits: ClassVar[float] = 16.0
+    #: what it packs to, in a word for people and file names
+    packed_format: ClassVar[str] = "packed"
 
     def __init__(self, config, in_features: int, out_features: int, *, experts: int | None = None,
                  active_experts: float | None = None, bias: bool = False, init_std: float = 0.02) -> None:
@@ -245,23 +319,44 @@ class Linear(_Module):
 
         spread: makes such rows of tokens x_NI; applied after `effective_input`, so that a token is prepared once.
         """
-        weight, x = self.effective_weight(self.weight), self.effective_input(x)
+        weight, x = self._whole_weight(), self.effective_input(x)
+        if self.weight is not None and weight.shape != self.weight.shape:
+            raise broken(self, f"effective_weight gave {list(weight.shape)} for {list(self.weight.shape)}")
         if self.experts is None:
             return F.linear(x, weight, self.bias)
         return grouped_linear(x if spread is None else spread(x), weight, offsets_E)
 
+    def _whole_weight(self) -> Tensor:
+        return self.unpack() if self.weight is None else self.effective_weight(self.weight)
+
+    def packed_like(self) -> dict[str, Tensor]:
+        """What `pack` gives, by name: tensors on the meta device of the same shapes and dtypes, which follow from this
+        linear's sizes alone. Empty: an exported model stores `weight` itself."""
+        return {}
+
     def pack(self) -> dict[str, Tensor] | None:
-        """What an exported model stores in place of `weight`, by name; None: `weight` itself, as any tensor."""
+        """What an exported model stores in place of `weight`; the other parameters are there as they are."""
         return None
 
     def adopt(self, packed: Mapping[str, Tensor]) -> None:
-        """Take what `pack` gave, in place of `weight`, for inference alone; the tensors may lie in a mapped file."""
+        """Take what `pack` gave, in place of `weight`, which is None from then on, for inference alone; the tensors
+        may lie in a mapped file. Here each becomes a buffer of its name."""
+        self.weight = None
+        for name, tensor in packed.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def unpack(self) -> Tensor:
+        """The weight as it enters the product, from what `adopt` took."""
         raise NotImplementedError
+
+    def packed_nbytes(self) -> int:
+        """Bytes in memory of what `adopt` took, as it lies there; 0 while there is a `weight`."""
+        return 0 if self.weight is not None else sum(getattr(self, name).nbytes for name in self.packed_like())
 
     def expert_weight(self, expert: int) -> Tensor:
         """The [out, in] weight of one expert of a stack as it enters the product with an `effective_input`; for
         decoding, where only the chosen weights should be read."""
-        return self.effective_weight(self.weight[expert])
+        return self.unpack()[expert] if self.weight is None else self.effective_weight(self.weight[expert])
 
     def extra_repr(self) -> str:
         stack = "" if self.experts is None else f"experts={self.experts}, "
@@ -299,6 +394,32 @@ class Routing(NamedTuple):
     report: Report
 
 
+class Inhibition(_Module):
+    """`Class(config, experts)`: how the choice of one expert for a token lowers the standing of the others.
+
+    Any router can have one: an option `inhibition: Part = uses("inhibition", optional=True)`, built as
+    `self.inhibition`, which then chooses from the router's scores.
+    """
+
+    family = "inhibition"
+    #: as a router's own
+    wants_sketch: bool = False
+
+    def choose(self, scores_NE: Tensor, standing_NE: Tensor, most: int, k_N: Tensor | None = None,
+               sketch_EM: Tensor | None = None) -> tuple[Tensor, Report]:
+        """The experts of each token, [N, most], in the order in which they were chosen, and a report that the router
+        includes as `inhibition`.
+
+        scores_NE: detached, fp32; the weights of the chosen come from them. standing_NE: what is chosen by, scores
+        and whatever else (balance) the router adds. k_N: how many of a token's experts will be used; None: all.
+        sketch_EM: as a router's own.
+        """
+        raise NotImplementedError
+
+    def revive(self, dead: list[int]) -> None:
+        """These experts were drawn anew: what was known of them is no longer so."""
+
+
 class Router(_Module):
     """`Class(config, site, experts, top_k)`: chooses experts for each token.
 
@@ -310,6 +431,8 @@ class Router(_Module):
     mean_k: float
     #: True in the steps in which the router wants `sketch_EM` (see forward); host-side, set in before_step
     wants_sketch: bool = False
+    #: what its choices do to one another; a router without it, or with None, has nothing of the kind
+    inhibition: Inhibition | None
 
     def forward(self, x_BTD: Tensor, sketch_EM: Tensor | None = None) -> Routing:
         """x_BTD: the tokens, N = B*T. sketch_EM: a random projection of each expert's weights whose inner
@@ -558,11 +681,18 @@ class Retriever(Component):
         network), with what to do."""
         raise NotImplementedError
 
+    def examples(self, limit: int) -> list[str]:
+        """At most `limit` questions that its passages can answer, for a page to offer; none where it does not know."""
+        return []
+
 
 class Parallelism(Component):
     """A strategy: how a model is laid over devices. `Class(config)`."""
 
     family = "parallelism"
+    #: where a profile says `auto` the first that fits is taken, tried by this, the lowest first; the project's own are
+    #: at 10 (one device), 20 (copies) and 30 (shards)
+    order: ClassVar[float] = 100
 
     def place(self, model: nn.Module, device: torch.device, seed: int) -> nn.Module:
         """Lay out a model assembled on the meta device, give it memory and its initial values."""
@@ -586,7 +716,7 @@ class Parallelism(Component):
 
 FAMILIES: dict[str, type[Component]] = {
     cls.family: cls
-    for cls in (Mixer, FeedForward, Linear, Norm, Activation, Router, Residual, Head, Objective, Brain,
+    for cls in (Mixer, FeedForward, Linear, Norm, Activation, Router, Inhibition, Residual, Head, Objective, Brain,
                 Parallelism, Optimizer, Schedule, Source, Judge, Retriever)
 }
 
@@ -600,6 +730,7 @@ __all__ = [
     "Document",
     "FeedForward",
     "Head",
+    "Inhibition",
     "Iterable",
     "Judge",
     "Layer",
@@ -626,4 +757,5 @@ __all__ = [
     "Stage",
     "State",
     "output_and_report",
+    "tensors",
 ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from tryplicity.bounds import Count
 from tryplicity.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
 
     from tryplicity.registry import Registry
 
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Amount = Annotated[float, Field(ge=1e-6, le=1e9)]
+"""Of what a machine has or costs."""
+Some = Annotated[float, Field(ge=0, le=1e9)]
+"""The same, or none."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,18 @@ class Hardware:
     """Whose kernels run. rocm is AMD's, which torch reaches under the name cuda."""
     accelerator: str
     """The device's market name, for people."""
-    memory_gb: Positive
-    """Memory in GB of 10^9 bytes, as datasheets count."""
-    tflops: Positive
+    memory_gb: Amount
+    """Memory in GB of 10^9 bytes that the device offers, which is seldom its name: MiB of nvidia-smi or rocm-smi
+    times 1.048576e-3."""
+    tflops: Amount
     """Peak dense matrix TFLOP/s at `precision`, without sparsity."""
-    memory_bandwidth_gbs: Positive
+    memory_bandwidth_gbs: Amount
     """Memory bandwidth in GB/s."""
     count: Count = 1
     """Number of devices."""
-    link_bandwidth_gbs: Annotated[float, Field(ge=0)] = 0.0
+    link_bandwidth_gbs: Some = 0.0
     """GB/s between devices, one direction, as one device sees it; 0 where there is only one."""
-    price_per_hour: Annotated[float, Field(ge=0)] = 0.0
+    price_per_hour: Some = 0.0
     """US dollars for one device for one hour; the machine costs this times `count`."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16: products in bfloat16 under autocast, weights kept in fp32. fp32: everything in fp32."""
@@ -51,7 +55,7 @@ class Hardware:
     """Keep only what enters each block and compute the rest again in the backward pass."""
     expandable_segments: bool = True
     """Let torch's CUDA allocator grow its segments, which wastes less; ignored on a CPU."""
-    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.25
+    utilisation: Annotated[float, Field(ge=1e-6, le=1)] = 0.25
     """Share of the peak that training is expected to reach: a guess to edit once you have measured your own."""
     strategy: str = "auto"
     """A parallelism strategy by name, or auto: the first that fits."""
@@ -72,15 +76,27 @@ class Hardware:
         return self.batch * self.accumulation * self.count
 
 
+def hardware_schema(registry: Registry) -> dict[str, Any]:
+    """The JSON Schema of a profile, with the strategies of the installed plugins."""
+    from tryplicity.registry import FREE, config_schema
+
+    schema = config_schema(Hardware)
+    strategy = {**schema["properties"]["strategy"], "enum": ["auto", *registry.names("parallelism")]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Tryplicity hardware profile", **schema,
+            "properties": {**schema["properties"], "strategy": strategy}, "patternProperties": {f"^{FREE}": {}}}
+
+
 def load_hardware(path_or_name: str | Path, registry: Registry, settings: Sequence[str] = ()) -> Hardware:
     """Read a profile: a file, or the name of an installed one. settings: `path=value` texts that replace values.
 
     Raises UserError with every problem of the file, each `file:line:column: path: message`.
     """
+    from tryplicity.guard import guarded
     from tryplicity.registry import Problem
-    from tryplicity.spec.loader import apply_settings, find_file, read_yaml
+    from tryplicity.spec.loader import apply_settings, check_kind, find_file, read_yaml
 
     source = read_yaml(find_file(path_or_name, "hardware"))
+    check_kind(source, "hardware")
     apply_settings(source, list(settings))
     problems: list[Problem] = []
     hardware = registry.resolve(Hardware, source.data, (), problems)
@@ -95,7 +111,8 @@ def load_hardware(path_or_name: str | Path, registry: Registry, settings: Sequen
             at = "link_bandwidth_gbs" if "link_bandwidth_gbs" in source.data else "count"
             problems.append(Problem((at,), f"{hardware.count} devices need a link_bandwidth_gbs greater than 0"))
         if strategy in strategies:
-            refusal = registry.part("parallelism", strategy).build().refuses(hardware)
+            with guarded(registry.get("parallelism", strategy)):
+                refusal = registry.part("parallelism", strategy).build().refuses(hardware)
             if refusal is not None:
                 problems.append(Problem(("strategy",), f"{strategy} cannot be used here: {refusal}"))
     if problems:

@@ -151,8 +151,9 @@ def tryplicity_checkpoint_saved(run: Path, step: int, checkpoint: Path) -> None:
 
 
 @hookspec
-def tryplicity_run_finished(run: Path, step: int, reason: str) -> None:
-    """Training ended: reason is "budget", "interrupted" or "failed".
+def tryplicity_run_finished(run: Path, step: int, reason: str, scores: dict) -> None:
+    """Training ended: reason is "budget", "interrupted" or "failed"; `scores` is what the whole held-out part gave,
+    as in the last line of metrics.jsonl, and empty unless the budget is spent.
 
         @hookimpl
         def tryplicity_run_finished(reason):
@@ -163,7 +164,7 @@ def tryplicity_run_finished(run: Path, step: int, reason: str) -> None:
 #: hooks that return component classes, and the families each may bring
 COMPONENT_HOOKS: dict[str, tuple[str, ...]] = {
     "tryplicity_layers": ("mixer", "feed_forward", "linear", "norm", "activation", "router", "residual", "head"),
-    "tryplicity_brain_modules": ("activation", "router", "objective", "brain"),
+    "tryplicity_brain_modules": ("activation", "router", "inhibition", "objective", "brain"),
     "tryplicity_parallelism": ("parallelism",),
     "tryplicity_components": ("optimizer", "schedule", "source", "judge", "retriever"),
 }

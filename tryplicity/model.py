@@ -16,9 +16,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tryplicity import kernels
-from tryplicity.components import IGNORE, Mean, Objective, Report, Rows, State, output_and_report
-from tryplicity.errors import UserError
+from tryplicity.components import IGNORE, Layer, Mean, Objective, Report, Rows, State, output_and_report
+from tryplicity.errors import PluginFault, UserError
 from tryplicity.functional import cross_entropy_and_nll
+from tryplicity.guard import broken
+from tryplicity.parts import Component
+from tryplicity.promises import check_mean, check_output, check_weights
 from tryplicity.spec import Spec
 
 NEXT_TOKEN = "next_token"
@@ -78,11 +81,14 @@ class SubLayer(nn.Module):
     def forward(self, streams: Tensor, state: State | Rows | None,
                 doc_ids_BT: Tensor | None) -> tuple[Tensor, Report]:
         def run(x_BTD: Tensor) -> tuple[Tensor, Report]:
-            x_BTD = self.norm(x_BTD)
+            given_BTD, x_BTD = x_BTD, self.norm(x_BTD)
+            check_output(self.norm, given_BTD, x_BTD)
             if isinstance(state, Rows) and not self.layer.takes_rows:
                 rows = [output_and_report(self.layer(x_BTD[i:i + 1], state=own))[0] for i, own in enumerate(state)]
                 return torch.cat(rows), Report()
-            return output_and_report(self.layer(x_BTD, state=state, doc_ids=doc_ids_BT))
+            y_BTD, report = output_and_report(self.layer(x_BTD, state=state, doc_ids=doc_ids_BT))
+            check_output(self.layer, x_BTD, y_BTD)
+            return y_BTD, report
 
         return self.residual(streams, run)
 
@@ -197,7 +203,7 @@ class Model(nn.Module):
         objectives = {NEXT_TOKEN: Mean(total, (next_BT != IGNORE).sum())}
         if self.training:
             for name, head in self.heads.items():
-                objectives[name] = head(h_BTD, targets[name], self.unembedding_VD)
+                objectives[name] = check_mean(head, head(h_BTD, targets[name], self.unembedding_VD))
         return Losses(objectives, report, nll_BT)
 
     def targets(self, ids_BT: Tensor, next_BT: Tensor, doc_ids_BT: Tensor | None) -> dict[str, Tensor]:
@@ -258,6 +264,7 @@ def next_token_loss(h_BTD: Tensor, unembedding_VD: Tensor, next_BT: Tensor, weig
     weights_BT, keep = torch.ones_like(nll_BT), 1.0
     for name, objective in weighing.items():
         own_BT, said = output_and_report(objective.token_weights(nll_BT, next_BT != IGNORE))
+        check_weights(objective, own_BT, nll_BT)
         report.include(f"objectives.{name}", said)
         weights_BT, keep = weights_BT * own_BT, min(keep, objective.keep)
     if keep == 1.0:
@@ -275,15 +282,49 @@ def _short(module: str) -> str:
 
 
 def assemble(spec: Spec) -> Model:
-    """The model on the meta device: every shape, no memory."""
+    """The model on the meta device: every shape, no memory. Raises PluginFault for a layer that could be trained and
+    not decoded, since its state is none."""
     with torch.device("meta"):
-        return Model(spec)
+        model = Model(spec)
+        for i, block in enumerate(model.layers):
+            for role, part in block.named_children():
+                if isinstance(part, SubLayer):
+                    _check_state(part.layer, f"layers.{i}.{role}")
+    return model
+
+
+def _check_state(layer: Layer, path: str) -> None:
+    """Whether the empty state of a layer can be made, as decoding makes it, and copied, as the engine copies it."""
+    def refuse(why: str) -> PluginFault:
+        made = type(layer).new_state.__code__
+        return PluginFault(f"{path} ({layer.family} {layer.name}): {why} (new_state, {made.co_filename}:"
+                           f"{made.co_firstlineno})")
+
+    try:
+        state = layer.new_state(1, device=torch.device("meta"), dtype=torch.float32)
+    except Exception as error:
+        raise refuse(f"cannot make its decoding state: {type(error).__name__}: {error}") from error
+    if state is None:
+        return
+    if not isinstance(state, State):
+        raise refuse(f"its decoding state is a {type(state).__name__}; return a State, or None for a layer without one")
+    try:
+        state.clone()
+    except TypeError as error:
+        raise refuse(str(error)) from error
+
+
+def _component_of(model: nn.Module, name: str) -> nn.Module:
+    """The component that holds a parameter, itself or in a module of torch's."""
+    steps = name.split(".")
+    holders = [model.get_submodule(".".join(steps[:end])) for end in range(len(steps) - 1, 0, -1)]
+    return next((holder for holder in holders if isinstance(holder, Component)), holders[0])
 
 
 def initialise(model: Model, device: torch.device | str, seed: int) -> Model:
     """Give a model on the meta device memory and its initial values, the same for the same seed.
 
-    Raises AssertionError naming a parameter or buffer that its module's reset_parameters left uninitialised.
+    Raises PluginFault naming a parameter or buffer that its module's reset_parameters left uninitialised.
     """
     model.to_empty(device=device)
     with torch.no_grad():
@@ -296,6 +337,7 @@ def initialise(model: Model, device: torch.device | str, seed: int) -> Model:
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
         for name, tensor in tensors.items():
-            assert not (tensor.is_floating_point() and tensor.isnan().any()), (
-                f"{name} is uninitialised: its module's reset_parameters must fill it")
+            if tensor.is_floating_point() and tensor.isnan().any():
+                raise broken(_component_of(model, name),
+                             f"{name} is uninitialised: reset_parameters must fill what the module itself holds")
     return model

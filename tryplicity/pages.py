@@ -10,15 +10,38 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console as _Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+
+class Console(_Console):
+    """Leaves a closed pipe to the command, which knows what to exit with; rich itself would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
 
 console = Console(highlight=False, soft_wrap=True)
 status = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ACCENT = "#8b5cf6"
+
+
+def is_live() -> bool:
+    """Whether a line can be rewritten; elsewhere (a file, TERM=dumb) there are lines one below another."""
+    return status.is_terminal and not status.is_dumb_terminal
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Something moves while a thing is done that may take more than a moment."""
+    if not is_live():
+        yield
+        return
+    with status.status(what, spinner_style=ACCENT):
+        yield
 
 
 def heading(text: str, command: str) -> None:
@@ -65,7 +88,7 @@ def build_page(built: Any) -> None:
     facts = _plain_table("", "", right=(1,))
     facts.show_header = False
     facts.add_row("parameters", f"{parameters['total']:,}")
-    facts.add_row("active on a token", f"{parameters['active']:,}")
+    facts.add_row("active on a token (all but the experts it does not choose)", f"{parameters['active']:,}")
     facts.add_row("packed bytes read per token", f"{plan['packed_bytes_per_token']:,}")
     console.print(facts)
     console.print()
@@ -131,13 +154,13 @@ def preparation() -> Iterator[Any]:
     """A progress callback `(what, done, total)` for preparing data; total None where unknown."""
     columns = (SpinnerColumn(style=ACCENT), TextColumn("{task.description}"), BarColumn(complete_style=ACCENT),
                TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
-    with Progress(*columns, console=status, transient=False, disable=not status.is_terminal) as bar:
+    with Progress(*columns, console=status, transient=False, disable=not is_live()) as bar:
         tasks: dict[str, Any] = {}
 
         def progress(what: str, done: float, total: float | None = None) -> None:
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=total)
-                if not status.is_terminal:
+                if not is_live():
                     status.print(what)
             bar.update(tasks[what], completed=done, total=total)
 
@@ -147,7 +170,7 @@ def preparation() -> Iterator[Any]:
 @contextmanager
 def training() -> Iterator[Any]:
     """A watcher for the training loop: a live line on a terminal, a line every ten seconds elsewhere."""
-    if not status.is_terminal:
+    if not is_live():
         yield _Lines()
         return
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=16, complete_style=ACCENT),
@@ -164,7 +187,7 @@ class _Live:
         self.smooth, self.held_out = _Smooth(), ""
 
     def step(self, progress: Any, metrics: dict[str, Any], spent: float, left: float) -> None:
-        loss, speed = self.smooth(metrics)
+        loss, speed = self.smooth(metrics), metrics["tokens_per_second"]
         if (held_out := _held_out(metrics)) is not None:
             self.held_out = f"  held-out {held_out:.2f} bits/byte"
         figures = f"loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left{self.held_out}"
@@ -173,8 +196,9 @@ class _Live:
     def note(self, text: str) -> None:
         self.bar.console.print(text)
 
-    def scoring(self, share: float) -> None:
-        self.bar.update(self.task, completed=share, description="scoring held-out text", figures="")
+    def scoring(self, share: float, left: float) -> None:
+        self.bar.update(self.task, completed=share, description="scoring held-out text",
+                        figures=f"{duration(left)} left")
 
 
 def _held_out(metrics: dict[str, Any]) -> float | None:
@@ -183,16 +207,15 @@ def _held_out(metrics: dict[str, Any]) -> float | None:
 
 
 class _Smooth:
-    """Running means of loss and speed, so that the live line can be read."""
+    """The running mean of the loss, so that the live line can be read."""
 
     def __init__(self) -> None:
-        self.loss = self.speed = None
+        self.loss = None
 
-    def __call__(self, metrics: dict[str, Any]) -> tuple[float, float]:
-        loss, speed = metrics["loss"], metrics["tokens_per_second"]
+    def __call__(self, metrics: dict[str, Any]) -> float:
+        loss = metrics["loss"]
         self.loss = loss if self.loss is None or loss != loss else 0.9 * self.loss + 0.1 * loss
-        self.speed = speed if self.speed is None else 0.9 * self.speed + 0.1 * speed
-        return self.loss, self.speed
+        return self.loss
 
 
 class _Lines:
@@ -202,7 +225,7 @@ class _Lines:
         self.smooth, self.last = _Smooth(), 0.0
 
     def step(self, progress: Any, metrics: dict[str, Any], spent: float, left: float) -> None:
-        loss, speed = self.smooth(metrics)
+        loss, speed = self.smooth(metrics), metrics["tokens_per_second"]
         text = f"step {progress.step}  {spent:4.0%}  loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left"
         if (held_out := _held_out(metrics)) is not None:
             self._print(f"{text}  held-out {held_out:.3f} bits/byte")
@@ -212,9 +235,9 @@ class _Lines:
     def note(self, text: str) -> None:
         self._print(text)
 
-    def scoring(self, share: float) -> None:
+    def scoring(self, share: float, left: float) -> None:
         if time.monotonic() - self.last > 10:
-            self._print(f"scoring held-out text  {share:4.0%}")
+            self._print(f"scoring held-out text  {share:4.0%}  {duration(left)} left")
 
     def _print(self, text: str) -> None:
         self.last = time.monotonic()
@@ -232,10 +255,13 @@ def training_summary(run: Any, outcome: Any, prepared: Any) -> None:
         console.print(Text(drawn, style=ACCENT))
     progress = outcome.progress
     console.print(f"{progress.step:,} steps, {_count(progress.tokens)} tokens, {duration(progress.seconds)}")
+    if outcome.left_out:
+        console.print(str(outcome.left_out))
     if outcome.reason == "interrupted":
         console.print(f"interrupted; all is saved at step {progress.step}. Go on with the same command and --resume")
     else:
-        console.print(f"held-out bits per byte: {outcome.bits_per_byte:.3f}, and a byte bigram model of the same text: "
+        own = "none" if outcome.bits_per_byte is None else f"{outcome.bits_per_byte:.3f}"
+        console.print(f"held-out bits per byte: {own}, and a byte bigram model of the same text: "
                       f"{prepared.bigram_bits_per_byte():.3f}")
         for sentence in prepared.yardsticks().sentences():
             console.print(sentence, style="dim", markup=False)
@@ -269,8 +295,8 @@ def next_steps(folder: Path) -> None:
 def export_page(sizes: Any) -> None:
     """What an export wrote, and how much smaller it is."""
     table = _plain_table("", "MB", "", right=(1,))
-    table.add_row("ternary weights", f"{sizes.ternary_bytes / 1e6:,.2f}",
-                  f"{sizes.ternary_weights:,} weights; {sizes.ratio:.2f} times smaller than in fp16")
+    table.add_row(f"{sizes.packed_as} weights", f"{sizes.packed_bytes / 1e6:,.2f}",
+                  f"{sizes.packed_weights:,} weights; {sizes.ratio:.2f} times smaller than in fp16")
     forms = ", ".join(f"{bytes_ / 1e6:,.2f} in {form.lower()}" for form, bytes_ in sorted(sizes.rest.items()))
     table.add_row("everything else", f"{sizes.rest_bytes / 1e6:,.2f}", forms)
     table.add_row("file", f"{sizes.file_bytes / 1e6:,.2f}", str(sizes.path))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
+
+#: a registered component's class -> the plugin it came with, as messages name it
+OWNERS: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 
 
 class Component:
@@ -13,6 +17,9 @@ class Component:
 
     family: ClassVar[str]
     name: ClassVar[str]
+    #: what it is taken for where the user names nothing: a source for "pretrain", "chat" or "path" (what is at a path
+    #: of the disk), a retriever for "search"; the first one loaded is
+    default_for: ClassVar[tuple[str, ...]] = ()
 
     @dataclass(frozen=True)
     class Config:
@@ -44,7 +51,11 @@ class Part:
         return self.component.name
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
-        return self.component(self.config, *args, **kwargs)
+        """Raises PluginFault naming the component whose constructor fails."""
+        from tryplicity.guard import guarded
+
+        with guarded(self.component):
+            return self.component(self.config, *args, **kwargs)
 
     def as_dict(self) -> dict[str, Any]:
         """The part as YAML would say it, defaults included."""

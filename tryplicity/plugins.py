@@ -7,6 +7,7 @@ asked for.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import importlib.metadata
@@ -15,7 +16,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +29,7 @@ from tryplicity.errors import UserError, did_you_mean
 from tryplicity.hookspecs import COMPONENT_HOOKS
 from tryplicity.parts import Component
 from tryplicity.registry import Registry, check_config
+from tryplicity.run import Run, file_digest
 
 GROUP = "tryplicity"
 
@@ -211,6 +213,7 @@ def _import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
         raise UserError(f"{path} is not a Python file; its name must end in .py")
+    _reach_neighbours(path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -219,6 +222,59 @@ def _import_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _reach_neighbours(path: Path) -> None:
+    """Let a plugin's file import what stands beside it, last of all places: it cannot take the place of a module that
+    others import. Raises UserError where it would get another module than the one beside it."""
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    for name in _imported(path):
+        beside = [p for p in (Path(folder, f"{name}.py"), Path(folder, name, "__init__.py")) if p.is_file()]
+        if beside:
+            found = importlib.util.find_spec(name)
+            taken = Path(found.origin).resolve() if found and found.origin else "another module"
+            if taken not in beside:
+                raise UserError(f"it imports {name}, and Python takes {taken} for that, not {beside[0]}; rename the "
+                                "latter")
+
+
+def _imported(path: Path) -> set[str]:
+    """The first names of what a file imports anywhere in it; nothing where it cannot be parsed."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return set()
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+    return {name.partition(".")[0] for name in names}
+
+
+def remembered(run: str | Path | None, given: Sequence[str] = ()) -> tuple[str, ...]:
+    """The plugin files that a run folder was made with, but those given anyway. One that is gone or has changed is
+    left out and named on stderr: what a folder says is not run unless it is what the user ran before."""
+    if run is None:
+        return ()
+    here, files = {Path(file).stem: Path(file) for file in given}, []
+    for path, digest in Run(Path(run)).plugin_files():
+        own = here.get(path.stem)
+        try:
+            same = file_digest(own or path) == digest
+        except OSError:
+            if own is None:
+                print(f"warning: this run was made with the plugin {path}, which is gone; --plugin says where it is",
+                      file=sys.stderr)
+            continue
+        if own is not None:
+            if not same:
+                print(f"note: the plugin {own} is not as it was when this run was made", file=sys.stderr)
+        elif same:
+            files.append(str(path))
+        else:
+            print(f"warning: the plugin {path} has changed since this run was made; --plugin {path} takes it as it is "
+                  "now", file=sys.stderr)
+    return tuple(files)
 
 
 def load_plugins(files: Iterable[str] = (), strict: bool = False) -> Plugins:
@@ -244,9 +300,9 @@ def _load(files: tuple[str, ...], strict: bool) -> Plugins:
     return plugins
 
 
-def load_commands() -> list[Any]:
-    """The command-line commands of the installed plugins. Loads no torch."""
+def load_commands(files: Iterable[str] = ()) -> list[Any]:
+    """The command-line commands of the installed plugins, and of these files. Loads no torch."""
     commands = []
-    for result in load_plugins().call("tryplicity_commands"):
+    for result in load_plugins(files).call("tryplicity_commands"):
         commands += result if isinstance(result, list | tuple) else [result]
     return commands

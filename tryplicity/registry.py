@@ -6,6 +6,7 @@ path, and builds the frozen dataclass with the components it holds.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import typing
@@ -13,19 +14,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from tryplicity.errors import UserError, did_you_mean, nearest
-from tryplicity.parts import Component, Holds, Part
+from tryplicity.errors import PluginFault, UserError, did_you_mean, nearest
+from tryplicity.guard import guarded
+from tryplicity.names import FOREIGN, NOT_HERE, PROFILE
+from tryplicity.parts import OWNERS, Component, Holds, Part
 
 Path = tuple[str | int, ...]
+
+FREE = "x-"  # what a key at the top of a file begins with that is nobody's: a place for anchors and notes
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong at a path of a YAML file; `at_key`: with the key itself rather than its value."""
+    """Something wrong at a path of a YAML file; `at_key`: with the key itself rather than its value; `fault`: with the
+    component that was asked about it, not with the file."""
 
     path: Path
     message: str
     at_key: bool = False
+    fault: bool = False
 
 
 def path_text(path: Path) -> str:
@@ -159,12 +166,17 @@ def wanted(schema: Mapping[str, Any]) -> str:
     high = schema.get("maxLength", schema.get("maxItems", schema.get("maximum")))
     unit = {"text": " character(s)", "a list": " element(s)"}.get(noun, "")
     both = low is not None and high is not None
-    limits = [f"from {low:g} to {high:g}{unit}" if both else "",
-              f"of at least {low:g}{unit}" if low is not None and not both else "",
-              f"greater than {above:g}" if above is not None else "",
-              f"of at most {high:g}{unit}" if high is not None and not both else "",
-              f"less than {schema['exclusiveMaximum']:g}" if "exclusiveMaximum" in schema else ""]
+    below = schema.get("exclusiveMaximum")
+    limits = [f"from {_figure(low)} to {_figure(high)}{unit}" if both else "",
+              f"of at least {_figure(low)}{unit}" if low is not None and not both else "",
+              f"greater than {_figure(above)}" if above is not None else "",
+              f"of at most {_figure(high)}{unit}" if high is not None and not both else "",
+              f"less than {_figure(below)}" if below is not None else ""]
     return " ".join([noun, " and ".join(limit for limit in limits if limit)]).strip()
+
+
+def _figure(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
 
 
 _WORDED = {"type", "anyOf", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
@@ -192,17 +204,16 @@ def value_problems(value: Any, schema: Mapping[str, Any], path: Path) -> list[Pr
         if error.validator == "enum" and (near := nearest(error.instance, map(str, error.validator_value))):
             message += f" (did you mean {near}?)"
         found.append(Problem((*path, *error.absolute_path), message))
-    return found
+    return list(dict.fromkeys(found))  # infinity is no whole number and too large, which is one thing to say
 
 
-def _key_problems(data: Mapping, config_class: type, path: Path) -> list[Problem]:
-    """Unknown keys, and missing ones, unless an unknown key is a missing one misspelt."""
+def _missing(data: Mapping, config_class: type, path: Path, unknown: Iterable[str]) -> list[Problem]:
+    """Missing keys, unless an unknown one is a missing one misspelt, or called as others call it."""
     known = [field.name for field in dataclasses.fields(config_class)]
-    unknown = [key for key in data if key not in known]
-    missing = set(_required(config_class)) - set(data) - {nearest(key, known) for key in unknown}
-    found = [Problem((*path, key), f"unknown key{did_you_mean(key, known)}", at_key=True) for key in unknown]
+    meant = {FOREIGN.get(key) or nearest(key, known) for key in unknown}
+    found = []
     for name in known:
-        if name in missing:
+        if name in _required(config_class) and name not in data and name not in meant:
             schema = config_schema(config_class)["properties"][name]
             wish = f" ({wanted(schema)})" if "type" in schema or "anyOf" in schema or "enum" in schema else ""
             found.append(Problem(path, f"{name} is missing; add it{wish}", at_key=True))
@@ -235,6 +246,7 @@ class Registry:
             new[key] = component
         self._components |= new
         self._owners |= dict.fromkeys(new, owner)
+        OWNERS.update(dict.fromkeys(new.values(), owner))
 
     def names(self, family: str) -> list[str]:
         """The components of a family, or of several (`brain|objective`)."""
@@ -245,6 +257,17 @@ class Registry:
 
     def components(self) -> Iterable[type[Component]]:
         return self._components.values()
+
+    def purposes(self, family: str) -> set[str]:
+        """What there is a default for."""
+        return {purpose for c in self.components() if c.family == family for purpose in c.default_for}
+
+    def default(self, family: str, purpose: str) -> str:
+        """The component that is taken for a purpose where the user names none. Raises UserError if there is none."""
+        for (own, name), component in self._components.items():
+            if own == family and purpose in component.default_for:
+                return name
+        raise UserError(f"no {family} is meant for {purpose}: name one (there are: {', '.join(self.names(family))})")
 
     def get(self, family: str, name: str) -> type[Component]:
         """Raises UserError naming the nearest, and the plugins that failed to load, if there is none."""
@@ -263,7 +286,8 @@ class Registry:
         problems: list[Problem] = []
         part = self.resolve_part(family, value, (), problems, site)
         if problems:
-            raise UserError("\n".join(f"{path_text((family, *p.path))}: {p.message}" for p in problems))
+            kind = PluginFault if all(p.fault for p in problems) else UserError
+            raise kind("\n".join(f"{path_text((family, *p.path))}: {p.message}" for p in problems))
         assert part is not None
         return part
 
@@ -300,14 +324,14 @@ class Registry:
             return None
         before = len(problems)
         try:
-            config = self.resolve(component.Config, options, path, problems, site)
-            if len(problems) == before and site is not None:
-                problems += [Problem((*path, *(int(step) if step.isdecimal() else step
-                                               for step in option.split("."))) if option else path, message)
-                             for option, message in component.check(config, site)]
-        except Exception as error:  # a plugin's fault must not end the check of the whole file
-            problems.append(Problem(path, f"{family} {name!r} of {self.owner(family, name)} is at fault: "
-                                          f"{type(error).__name__}: {error}"))
+            with guarded(component):
+                config = self.resolve(component.Config, options, path, problems, site)
+                if len(problems) == before and site is not None:
+                    problems += [Problem((*path, *(int(step) if step.isdecimal() else step
+                                                   for step in option.split("."))) if option else path, message)
+                                 for option, message in component.check(config, site)]
+        except PluginFault as error:  # it must not end the check of the whole file
+            problems.append(Problem(path, str(error), fault=True))
         return Part(component, config) if len(problems) == before else None
 
     def resolve(self, config_class: type, data: Any, path: Path, problems: list[Problem],
@@ -317,7 +341,10 @@ class Registry:
         if not isinstance(data, Mapping):
             problems.append(Problem(path, f"expected a mapping, got {said(data)}"))
             return None
-        problems += _key_problems(data, config_class, path)
+        own = {field.name for field in dataclasses.fields(config_class)}
+        unknown = [key for key in data if key not in own and (path or not key.startswith(FREE))]
+        problems += [Problem((*path, key), self._unknown(key, config_class), at_key=True) for key in unknown]
+        problems += _missing(data, config_class, path, unknown)
         values = {}
         for field in dataclasses.fields(config_class):
             name, here = field.name, (*path, field.name)
@@ -341,6 +368,56 @@ class Registry:
                 problems.append(Problem(here, f"expected a list, got {said(value)}"))
         return _constructed(config_class, values, path, problems) if len(problems) == before else None
 
+    def _unknown(self, key: str, config_class: type) -> str:
+        """What to say of a key that is no option here: what it is called here, or where it belongs."""
+        known = [field.name for field in dataclasses.fields(config_class)]
+        ours = FOREIGN.get(key, key)
+        owners = [f"{c.family} {c.name}" for c in self.components() if ours in c.Config.__dataclass_fields__]
+        lists = {field.name for field in dataclasses.fields(config_class)
+                 if (holds := _holds(config_class, field)) and holds.many}
+        if ours in known and not (ours in lists and owners):  # `heads` are two things
+            return f"unknown key (did you mean {ours}?)"
+        if key in NOT_HERE and not any(key in c.Config.__dataclass_fields__ for c in self.components()):
+            return f"unknown key: {NOT_HERE[key]}"
+        if ours != key or not nearest(key, known):
+            if inside := next(self._inside(ours, config_class), None):
+                return f"unknown key (did you mean {inside}?)"
+            if owners:
+                more = " and others" if len(owners) > 3 else ""
+                return f"unknown key: {ours} is an option of {', '.join(owners[:3])}{more}"
+            if ours in PROFILE:
+                return f"unknown key: {ours} stands in the hardware profile; --set hardware.{ours}=... changes it"
+        return f"unknown key{did_you_mean(key, known)}"
+
+    def _inside(self, option: str, config_class: type, depth: int = 2) -> Iterator[str]:
+        """Dotted paths of an option in what a Config holds: `training.optimizer.learning_rate`."""
+        for field in dataclasses.fields(config_class):
+            holds = _holds(config_class, field)
+            if holds is None or holds.many or not depth:
+                continue
+            inner = [holds.what] if isinstance(holds.what, type) else [
+                c.Config for c in self.components() if c.family in holds.what.split("|")]
+            for one in inner:
+                names = {own.name for own in dataclasses.fields(one)}
+                if option in names:
+                    yield f"{field.name}.{option}"
+                yield from (f"{field.name}.{path}" for path in self._inside(option, one, depth - 1))
+
+    def _change(self, family: str, names: list[str]) -> dict[str, Any]:
+        """What `overrides` may say of a part of this family: another part, or some options of the one that is there,
+        whichever that is."""
+        options: dict[str, list[dict[str, Any]]] = {}
+        for component in self.components():
+            if component.family == family:
+                with contextlib.suppress(Exception):  # a Config that pydantic cannot read
+                    for name, schema in referencing_schema(component.Config, ".change")["properties"].items():
+                        known = options.setdefault(name, [])
+                        known += [] if schema in known else [schema]
+        properties = {name: known[0] if len(known) == 1 else {"anyOf": known} for name, known in options.items()}
+        return {"anyOf": [{"type": "string", "enum": names},
+                          {"type": "object", "properties": {"type": {"enum": names}, **properties},
+                           "additionalProperties": False}]}
+
     def definitions(self) -> dict[str, Any]:
         """JSON Schema `$defs`: one per family (a name, or a mapping by `type`) and one per component."""
         from tryplicity.components import FAMILIES
@@ -350,11 +427,13 @@ class Registry:
             names = self.names(family)
             rules = [{"if": {"type": "object", "properties": {"type": {"const": n}}, "required": ["type"]},
                       "then": {"$ref": f"#/$defs/{family}.{n}"}} for n in names]
-            defs[family] = {"type": ["string", "object"], "allOf": [
+            # `properties` once more, outside of the conditions: editors complete what stands there
+            defs[family] = {"type": ["string", "object"], "properties": {"type": {"enum": names}}, "allOf": [
                 {"if": {"type": "string"}, "then": {"enum": names}},
                 {"if": {"type": "object"},
                  "then": {"required": ["type"], "properties": {"type": {"enum": names}}}},
                 *rules]}
+            defs[f"{family}.change"] = self._change(family, names)
         for component in self.components():
             try:
                 schema = referencing_schema(component.Config)
@@ -379,8 +458,9 @@ def _constructed(config_class: type, values: dict[str, Any], path: Path, problem
         return None
 
 
-def referencing_schema(config_class: type) -> dict[str, Any]:
-    """A Config's schema in which the components it holds refer to their family's definition."""
+def referencing_schema(config_class: type, kind: str = "") -> dict[str, Any]:
+    """A Config's schema in which the components it holds refer to their family's definition. kind: ".change" for what
+    need not be whole."""
     schema = config_schema(config_class)
     properties = dict(schema["properties"])
     for field in dataclasses.fields(config_class):
@@ -388,10 +468,10 @@ def referencing_schema(config_class: type) -> dict[str, Any]:
             continue
         what = holds.what
         if isinstance(what, str):
-            families = [{"$ref": f"#/$defs/{family}"} for family in what.split("|")]
+            families = [{"$ref": f"#/$defs/{family}{kind}"} for family in what.split("|")]
             entry = families[0] if len(families) == 1 else {"anyOf": families}
         else:
-            entry = referencing_schema(what)
+            entry = referencing_schema(what, kind)
         entry = {"type": "array", "items": entry} if holds.many else entry
         entry = {"anyOf": [entry, {"type": "null"}]} if holds.optional else entry
         default = {} if holds.default is None else {"default": holds.default}

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tryplicity import Mean, Routing
+from tryplicity import Count, Mean, Positive, Routing
 from tryplicity_plugins.layers.prepared import Told
 from tryplicity_plugins.layers.router import BalancedRouter, full_precision
 
@@ -46,18 +44,18 @@ class DynamicSparsityRouter(BalancedRouter):
     marginal one, which enters at weight zero. So the output is continuous in kappa, and the gradient of the
     language loss by kappa is what more of the marginal expert is worth for this token: difficulty learns from
     nothing else. An offset common to all tokens is moved once per optimizer step to hold the mean, so that
-    difficulty only decides who gets more.
+    difficulty only decides who gets more. With an `inhibition` the rank is the place in its order of choice.
     """
 
     name = "dynamic_sparsity"
 
     @dataclass(frozen=True)
     class Config(BalancedRouter.Config):
-        min_experts: Annotated[int, Field(gt=0)] = 4
+        min_experts: Count = 4
         """The fewest experts a token gets."""
-        max_experts: Annotated[int, Field(gt=0)] = 12
+        max_experts: Count = 12
         """The most experts a token gets."""
-        mean_experts: Annotated[float, Field(gt=0)] = 8.0
+        mean_experts: Positive = 8.0
         """Experts per token on average; held by a controller, and what a budget is planned with."""
 
     @classmethod
@@ -93,19 +91,20 @@ class DynamicSparsityRouter(BalancedRouter):
         kappa_N1 = self.config.min_experts + self.span * level_N1
         rank_K = torch.arange(self.max_k, device=x_BTD.device)
         gate_NK = (kappa_N1 - rank_K).clamp(0, 1)
-        best_NK = (scores_NE.detach() + self.bias).topk(self.max_k).indices
+        k_N = (gate_NK.detach() > 0).sum(-1)
+        best_NK, inhibited = self.best(scores_NE, k_N, sketch_EM)
         weights_NK = self.weigh(scores_NE.gather(1, best_NK) * gate_NK).to(x_BTD.dtype)
         experts_NK = best_NK.where(gate_NK > 0, self.experts)
-        report = self.report(x_BTD, logits_NE, scores_NE, experts_NK)
+        report = self.report(x_BTD, logits_NE, scores_NE, experts_NK, inhibited)
         if self.reports(x_BTD):
-            k_N = (gate_NK.detach() > 0).sum(-1).float()
+            k_N = k_N.float()
             report.stats["k"] = Mean(k_N.sum(), float(len(k_N)))
             report.stats["k_squared"] = Mean(k_N.square().sum(), float(len(k_N)))
             report.stats["level"] = Mean(level_N1.detach().sum(), float(len(k_N)))
             report.stats["level_squared"] = Mean(level_N1.detach().square().sum(), float(len(k_N)))
         return Routing(experts_NK, weights_NK, report)
 
-    def in_c(self) -> Told:
+    def in_c(self) -> Told | None:
         return self._in_c(difficulty_D=self.difficulty_D, offset=self.offset, least=self.config.min_experts,
                           span=self.span)
 

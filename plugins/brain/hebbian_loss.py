@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tryplicity import Mean, Objective, Report, Site
+from tryplicity import Count, Mean, Objective, Report, Site, Weight
 from tryplicity_plugins.layers.router import full_precision
 
 EPS = 1e-6  # added to variances: a feature that is silent over a row stays silent, with a finite gradient
@@ -72,19 +72,19 @@ class HebbianLoss(Objective):
 
     @dataclass(frozen=True)
     class Config:
-        weight: Annotated[float, Field(ge=0)] = 0.01
+        weight: Weight = 0.01
         """Factor of all three losses, in the first block."""
         layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
         """What each further block's factor is multiplied by."""
-        decorrelation: Annotated[float, Field(ge=0)] = 1.0
+        decorrelation: Weight = 1.0
         """Share of the decorrelation of features."""
-        sparsity: Annotated[float, Field(ge=0)] = 0.1
+        sparsity: Weight = 0.1
         """Share of the sparsity of features."""
-        prediction: Annotated[float, Field(ge=0)] = 0.1
+        prediction: Weight = 0.1
         """Share of the prediction of the block's contribution from its input."""
-        rank: Annotated[int, Field(gt=0)] = 4
+        rank: Count = 4
         """Rank of the linear predictor beside its gain per feature: (2 * rank + 1) * hidden_size parameters a block."""
-        tokens: Annotated[int, Field(gt=1)] = 128
+        tokens: Annotated[int, Field(ge=2, le=2**20)] = 128
         """At most so many tokens of a row are read, evenly spaced, others in each step."""
 
     def __init__(self, config: Config, site: Site) -> None:

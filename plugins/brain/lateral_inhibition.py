@@ -1,4 +1,4 @@
-"""A router in which a winning expert suppresses those that resemble it.
+"""A winning expert suppresses those that resemble it.
 
 Shapes: N tokens, E experts, K chosen experts, M size of a sketch.
 """
@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from tryplicity import Mean, Routing
-from tryplicity_plugins.layers.prepared import Told
-from tryplicity_plugins.layers.router import BalancedRouter, full_precision
+from tryplicity import Inhibition, Mean, Report, Steps, Weight
+from tryplicity_plugins.layers.router import TopKRouter, full_precision
 
 
 def similarity_of(sketch_EM: Tensor) -> Tensor:
@@ -27,7 +24,7 @@ def similarity_of(sketch_EM: Tensor) -> Tensor:
     return similarity_EE.fill_diagonal_(0)
 
 
-class LateralInhibitionRouter(BalancedRouter):
+class LateralInhibition(Inhibition):
     """Experts are chosen one after another; each winner lowers the scores of those whose weights resemble it.
 
     The score of expert e falls by strength * (the winner's score) * similarity(winner, e) for every winner
@@ -39,67 +36,84 @@ class LateralInhibitionRouter(BalancedRouter):
     name = "lateral_inhibition"
 
     @dataclass(frozen=True)
-    class Config(BalancedRouter.Config):
-        strength: Annotated[float, Field(ge=0)] = 0.3
+    class Config:
+        strength: Weight = 0.3
         """How strongly a winner suppresses an expert with the same weights; 0 gives plain top-k."""
-        refresh_steps: Annotated[int, Field(gt=0)] = 20
+        refresh_steps: Steps = 20
         """Optimizer steps between two measurements of similarity."""
 
-    def __init__(self, config, site, experts: int, top_k: int) -> None:
-        super().__init__(config, site, experts, top_k)
+    def __init__(self, config: Config, experts: int) -> None:
+        super().__init__()
+        self.config, self.experts = config, experts
         self.register_buffer("similarity_EE", torch.empty(experts, experts))
 
     def reset_parameters(self) -> None:
-        super().reset_parameters()
-        nn.init.zeros_(self.similarity_EE)
+        self.similarity_EE.zero_()
 
     def before_step(self, step: int) -> None:
         self.wants_sketch = step % self.config.refresh_steps == 0
 
-    def forward(self, x_BTD: Tensor, sketch_EM: Tensor | None = None) -> Routing:
-        logits_NE, scores_NE = self.score(x_BTD)
-        experts_NK, resemblance_N = self._choose(scores_NE.detach())
-        weights_NK = self.weigh(scores_NE.gather(1, experts_NK)).to(x_BTD.dtype)
-        report = self.report(x_BTD, logits_NE, scores_NE, experts_NK)
-        if self.reports(x_BTD):
-            pairs = len(experts_NK) * self.max_k * (self.max_k - 1) / 2
-            report.stats["chosen_similarity"] = Mean(resemblance_N.sum(), float(pairs))
-        if sketch_EM is not None:
-            report.stats["similarity"] = Mean(similarity_of(sketch_EM.detach()), 1.0)
-        return Routing(experts_NK, weights_NK, report)
-
-    def in_c(self) -> Told:
-        return self._in_c(similarity_EE=self.similarity_EE, strength=self.config.strength)
-
-    def _choose(self, scores_NE: Tensor) -> tuple[Tensor, Tensor]:
-        """The winners, and the similarity of each token's winners summed over their pairs."""
-        standing_NE, chosen = scores_NE + self.bias, []
+    def choose(self, scores_NE: Tensor, standing_NE: Tensor, most: int, k_N: Tensor | None = None,
+               sketch_EM: Tensor | None = None) -> tuple[Tensor, Report]:
+        chosen = []
         resembled_NE = torch.zeros_like(scores_NE)
-        resemblance_N = scores_NE.new_zeros(len(scores_NE))
-        for _ in range(self.max_k):
+        resemblance_N = scores_NE.new_zeros(len(scores_NE))  # of its experts in use, summed over their pairs
+        for rank in range(most):
             winner_N1 = standing_NE.argmax(-1, keepdim=True)
             chosen.append(winner_N1)
-            resemblance_N = resemblance_N + resembled_NE.gather(1, winner_N1)[:, 0]
+            like_N = resembled_NE.gather(1, winner_N1)[:, 0]
+            resemblance_N = resemblance_N + (like_N if k_N is None else like_N.where(rank < k_N, 0))
             similarity_NE = self.similarity_EE[winner_N1[:, 0]].to(scores_NE.dtype)
             resembled_NE = resembled_NE + similarity_NE
             inhibition_NE = self.config.strength * scores_NE.gather(1, winner_N1) * similarity_NE
             standing_NE = (standing_NE - inhibition_NE).scatter(1, winner_N1, -torch.inf)
-        return torch.cat(chosen, -1), resemblance_N
+        if k_N is None:
+            pairs: Tensor | float = len(scores_NE) * most * (most - 1) / 2
+        else:
+            pairs = ((k_N * (k_N - 1)).sum() / 2).clamp(min=1e-9)
+        report = Report(stats={"chosen_similarity": Mean(resemblance_N.sum(), pairs)})
+        if sketch_EM is not None:
+            report.stats["similarity"] = Mean(similarity_of(sketch_EM.detach()), 1.0)
+        return torch.cat(chosen, -1), report
+
+    def in_c(self) -> tuple[Tensor, float]:
+        """What C must know to choose as `choose` does."""
+        return self.similarity_EE, self.config.strength
 
     def after_step(self, step: int, stats: Mapping[str, Mean]) -> None:
-        super().after_step(step, stats)
         if "similarity" in stats:
             self.similarity_EE.copy_(stats["similarity"].value.to(self.similarity_EE.dtype))
 
     @torch.no_grad()
-    def revive(self, dead: list[int], models: list[int], generator: torch.Generator) -> None:
-        super().revive(dead, models, generator)
+    def revive(self, dead: list[int]) -> None:
         self.similarity_EE[dead] = 0  # drawn anew, it resembles no other
         self.similarity_EE[:, dead] = 0
 
     def metrics(self, stats: Mapping[str, Mean]) -> dict[str, float | list[float]]:
-        values = {**super().metrics(stats), "chosen_similarity": stats["chosen_similarity"].value.item()}
+        values: dict[str, float | list[float]] = {"chosen_similarity": stats["chosen_similarity"].value.item()}
         if "similarity" in stats:
             pairs = max(self.experts * (self.experts - 1), 1)
             values["similarity"] = stats["similarity"].value.sum().item() / pairs
         return values
+
+
+class LateralInhibitionRouter(TopKRouter):
+    """The `top_k` experts, each winner suppressing those that resemble it: `top_k` with an inhibition of its own."""
+
+    name = "lateral_inhibition"
+
+    @dataclass(frozen=True)
+    class Config(TopKRouter.Config):
+        strength: Weight = 0.3
+        """How strongly a winner suppresses an expert with the same weights; 0 gives plain top-k."""
+        refresh_steps: Steps = 20
+        """Optimizer steps between two measurements of similarity."""
+
+    @classmethod
+    def check(cls, config, site):
+        if config.inhibition is not None:
+            yield "inhibition", "this router has its own, by strength; or use it with the router top_k"
+
+    def __init__(self, config, site, experts: int, top_k: int) -> None:
+        super().__init__(config, site, experts, top_k)
+        self.inhibition = LateralInhibition(LateralInhibition.Config(config.strength, config.refresh_steps), experts)

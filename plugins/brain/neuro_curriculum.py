@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tryplicity import Brain, Stage
+from tryplicity import Brain, Positive, Share, Stage, Steps, Weight
 
 DOMAINS = ("text", "code", "math")
 CLOSE = 1e-6    # shares written in decimals need not sum to 1 more exactly than this
@@ -23,15 +23,15 @@ class StageConfig:
     """Of the pretraining phase's budget; the stages' sum is 1."""
     context: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Length of the sequences, as a share of the spec's context_length, in whole tokens."""
-    max_grade: Annotated[float | None, Field(gt=0)] = None
+    max_grade: Annotated[float | None, Field(ge=0.1, le=100)] = None
     """Only documents that read no harder than this school grade; none: any, those without a grade too."""
-    mixture: dict[str, Annotated[float, Field(ge=0, le=1)]] | None = None
+    mixture: dict[str, Share] | None = None
     """Share of the rows by domain (text, code, math), in sum 1; none: as the corpus is."""
-    learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
+    learning_rate_factor: Positive = 1.0
     """Multiplies the schedule's learning rate."""
-    tokens_per_step: Annotated[int | None, Field(gt=0)] = None
+    tokens_per_step: Steps | None = None
     """Tokens of one optimizer step; none: what the hardware profile gives."""
-    factors: dict[str, Annotated[float, Field(ge=0)]] = field(default_factory=dict)
+    factors: dict[str, Weight] = field(default_factory=dict)
     """Multiplies the weight of objectives, by name, such as {hebbian_loss: 0.5}."""
 
 

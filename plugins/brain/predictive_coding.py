@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tryplicity import Mean, Objective, Report, Site
+from tryplicity import Mean, Objective, Positive, Report, Share, Site
 
 
 class PredictiveCoding(Objective):
@@ -42,9 +42,9 @@ class PredictiveCoding(Objective):
 
     @dataclass(frozen=True)
     class Config:
-        range: Annotated[float, Field(ge=0, le=1)] = 0.5
+        range: Share = 0.5
         """How far a weight may stray from one; 0 weighs all tokens alike."""
-        focus: Annotated[float, Field(gt=0)] = 1.0
+        focus: Positive = 1.0
         """Power of 1 - p: above 1 only what is wholly unforeseen counts as surprising."""
         keep: Annotated[float, Field(gt=0, le=1)] = 1.0
         """Share of each row's positions whose loss is propagated, the hardest; 1 propagates all."""

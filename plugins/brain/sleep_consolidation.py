@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tryplicity import Brain, Night
+from tryplicity import Brain, Night, Some, Steps
 
 KEENNESS = 2.0  # a document a nat harder than usual is e^2 times as likely to be kept
 SMOOTHING = 0.05  # weight of the latest step in the usual loss
@@ -90,17 +90,17 @@ class SleepConsolidation(Brain):
 
     @dataclass(frozen=True)
     class Config:
-        every: Annotated[int, Field(gt=0)] | None = None
+        every: Steps | None = None
         """Pretraining steps between two sleeps; by default the model sleeps only at the spec's sleep phases."""
-        replay_steps: Annotated[int, Field(ge=0)] = 20
+        replay_steps: Some = 20
         """Optimizer steps on the documents held in the reservoir."""
         replay_learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
         """Their learning rate, as a share of the optimizer's own."""
-        reservoir: Annotated[int, Field(gt=0)] = 256
+        reservoir: Steps = 256
         """The most documents held for replay."""
         min_use: Annotated[float, Field(ge=0, lt=1)] = 0.1
         """An expert chosen less than so many times its even share is drawn anew; 0: never."""
-        average: Annotated[int, Field(ge=0)] = 2
+        average: Some = 2
         """Of how many of the latest checkpoints the weights are averaged with the current ones (as many as are on
         the disk: see training.keep_checkpoints); 0: none."""
 

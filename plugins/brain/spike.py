@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tryplicity import Activation, Mean, Repair, Report
+from tryplicity import Activation, Mean, Positive, Repair, Report
 from tryplicity_plugins.layers.activations import GateInC
 from tryplicity_plugins.layers.prepared import Told, address
 
@@ -93,9 +93,9 @@ class Spike(Activation):
         """How far a single neuron's rate may stray from it."""
         rate: Annotated[float, Field(gt=0, le=1)] = 0.5
         """Speed of the steering: how many root mean squares a threshold moves for an error of 1."""
-        threshold: float = 0.1
+        threshold: Annotated[float, Field(ge=-1e3, le=1e3)] = 0.1
         """Initial threshold, in units of the input."""
-        bandwidth: Annotated[float, Field(gt=0)] = 0.1
+        bandwidth: Positive = 0.1
         """Width of the rectangle that carries the thresholds' gradient, in units of the input."""
 
     def __init__(self, config, features: int, groups: int | None = None) -> None:

@@ -11,7 +11,6 @@
 // [64, C].
 
 #include <algorithm>
-#include <new>
 #include <vector>
 
 #include "common.h"
@@ -217,24 +216,23 @@ void attend_all(const Attention& layer, float* y, const float* qkv, const float*
 
 // rotation [positions, K / 2, 2]: cos and sin; rows_B3: the address of a row's table of pages, the row's offset in a page
 // in floats, and how many tokens it has seen. The pages have room for the new tokens.
-extern "C" void attention_over_pages(int64_t threads, const void* layer, float* y, const float* qkv,
-                                     const float* rotation, const int64_t* rows_B3, int64_t B, int64_t T) {
-    attend_all(*static_cast<const Attention*>(layer), y, qkv, rotation, rows_B3, B, T, threads);
+extern "C" int64_t attention_over_pages(int64_t threads, const void* layer, float* y, const float* qkv,
+                                        const float* rotation, const int64_t* rows_B3, int64_t B, int64_t T) {
+    return guarded([&] {
+        attend_all(*static_cast<const Attention*>(layer), y, qkv, rotation, rows_B3, B, T, threads);
+    });
 }
 
-// The same with both products: out [B, T, D] of x [B, T, D]. `problem` is 0, or 1 where memory ran out.
-extern "C" void packed_attention(int64_t threads, const void* of, float* out, const float* x, const float* rotation,
-                                 const int64_t* rows_B3, int64_t B, int64_t T, int64_t* problem) {
+// The same with both products: out [B, T, D] of x [B, T, D].
+extern "C" int64_t packed_attention(int64_t threads, const void* of, float* out, const float* x, const float* rotation,
+                                    const int64_t* rows_B3, int64_t B, int64_t T) {
     const Attention& layer = *static_cast<const Attention*>(of);
     static thread_local std::vector<float> qkv, y;  // kept from call to call
-    try {
+    return guarded([&] {
         qkv.resize(std::max<size_t>(qkv.size(), B * T * (layer.heads + 2 * layer.kv_heads) * layer.head_dim));
         y.resize(std::max<size_t>(y.size(), B * T * layer.heads * layer.head_dim));
-        *problem = layer.products.linear(layer.qkv, x, B * T, qkv.data(), threads);
-        if (*problem) return;
+        layer.products.linear(layer.qkv, x, B * T, qkv.data(), threads);
         attend_all(layer, y.data(), qkv.data(), rotation, rows_B3, B, T, threads);
-        *problem = layer.products.linear(layer.out, y.data(), B * T, out, threads);
-    } catch (const std::bad_alloc&) {
-        *problem = 1;
-    }
+        layer.products.linear(layer.out, y.data(), B * T, out, threads);
+    });
 }

@@ -17,8 +17,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from tryplicity import Mixer, Rows, Site, State
+from tryplicity import Count, Mixer, Rows, Site, Size, State
 from tryplicity_plugins.layers import native
+from tryplicity_plugins.layers.masked_attention import masked_attention
 from tryplicity_plugins.layers.prepared import Prepared, Products, Told, packed, prepared, products
 
 NO_DOCUMENT = -1  # of tokens seen before any ids were given
@@ -112,13 +113,13 @@ class GroupedQueryAttention(Mixer):
 
     @dataclass(frozen=True)
     class Config:
-        heads: Annotated[int, Field(gt=0)] = 8
+        heads: Count = 8
         """Query heads."""
-        kv_heads: Annotated[int, Field(gt=0)] | None = None
+        kv_heads: Count | None = None
         """Key and value heads, a divisor of heads; by default as many as heads."""
-        head_dim: Annotated[int, Field(gt=0)] | None = None
+        head_dim: Size | None = None
         """Dimensions of each head, even; by default hidden_size / heads."""
-        rope_base: Annotated[float, Field(gt=1)] = 10000.0
+        rope_base: Annotated[float, Field(gt=1, le=1e12)] = 10000.0
         """Base of the rotary wavelengths, from 2 pi to 2 pi * rope_base tokens."""
         qk_norm: bool = False
         """Whether each head's query and key are normalised before the rotation."""
@@ -217,9 +218,8 @@ class GroupedQueryAttention(Mixer):
         rows_B3 = (ctypes.c_int64 * len(rows))(*rows)
         if told.struct.qkv:
             out_BTD = torch.empty_like(x_BTD)
-            native.function("packed_attention", "ppppp" "ii" "p")(
-                told.address, out_BTD.data_ptr(), x_BTD.data_ptr(), rotation, rows_B3, B, T, told.problem_address)
-            told.check()
+            native.function("packed_attention", "ppppp" "ii")(
+                told.address, out_BTD.data_ptr(), x_BTD.data_ptr(), rotation, rows_B3, B, T)
         else:
             qkv = self._normed(self.qkv(x_BTD)).contiguous()
             y = qkv.new_empty(B, T, self.heads * self.head_dim)
@@ -240,21 +240,11 @@ class GroupedQueryAttention(Mixer):
         q, k, documents = qk[:, :H], qk[:, H:], doc_ids
         if state is not None:
             k, v, documents = _remember(state, k, v, doc_ids)
-        mask = None
-        if documents is not None:
-            mask = documents[:, seen:, None] == documents[:, None, :]
-            if T > 1:
-                mask = mask & _causal(T, seen, qkv.device)
-            mask = mask.unsqueeze(1)
-        elif T > 1 and seen > 0:
-            mask = _causal(T, seen, qkv.device)
-        y_BHTK = F.scaled_dot_product_attention(q, k, v, mask, is_causal=T > 1 and mask is None,
-                                                enable_gqa=G != H)
+        if documents is None and (T == 1 or seen == 0):
+            y_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=G != H)
+        else:
+            y_BHTK = masked_attention(q, k, v, documents)
         return y_BHTK.transpose(1, 2).flatten(2)
-
-
-def _causal(new: int, seen: int, device: torch.device) -> Tensor:
-    return torch.ones(new, seen + new, dtype=torch.bool, device=device).tril(seen)
 
 
 def _capacity(tokens: int) -> int:

@@ -88,6 +88,7 @@ class BitLinear(Linear):
 
     name = "bitlinear"
     packed_bits = 1.6  # five ternary digits to a byte
+    packed_format = "ternary"
 
     def __init__(self, config, in_features: int, out_features: int, **options) -> None:
         super().__init__(config, in_features, out_features, **options)
@@ -99,6 +100,12 @@ class BitLinear(Linear):
 
     def effective_input(self, x: Tensor) -> Tensor:
         return _Int8Input.apply(x) if torch.is_grad_enabled() else int8_input(x)[0]
+
+    def packed_like(self) -> dict[str, Tensor]:
+        stack = () if self.experts is None else (self.experts,)
+        return {"weight_ternary": torch.empty(*stack, self.out_features, -(-self.in_features // 5),
+                                              dtype=torch.uint8, device="meta"),
+                "weight_scale": torch.empty(*stack, 1, 1, dtype=torch.float32, device="meta")}
 
     def pack(self) -> dict[str, Tensor]:
         digits, scale = ternary(self.weight.detach())
@@ -112,6 +119,13 @@ class BitLinear(Linear):
         self.weight, self._kept = None, None
         self.matrix = kernels.TernaryMatrix.from_packed(packed["weight_ternary"], packed["weight_scale"],
                                                         self.in_features)
+
+    def unpack(self) -> Tensor:
+        found = [self.matrix.digits(i).float().mul_(self.matrix.scale_E[i]) for i in range(self.experts or 1)]
+        return found[0] if self.experts is None else torch.stack(found)
+
+    def packed_nbytes(self) -> int:
+        return 0 if self.matrix is None else self.matrix.nbytes
 
     def forward(self, x: Tensor, offsets_E: Tensor | None = None, spread=None) -> Tensor:
         if self.matrix is not None:

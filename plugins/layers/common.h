@@ -8,13 +8,14 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX2__) && defined(__FMA__)
+#include <new>
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 // The pool of threads of tryplicity.kernels (parallel.h), or one thread where nobody has told of it
-typedef void Loop(const void* f, int64_t from, int64_t to);
-extern void (*share_loop)(int32_t threads, int64_t n, int64_t grain, Loop* run, const void* f);
+typedef int Loop(const void* f, int64_t from, int64_t to);
+extern int (*share_loop)(int32_t threads, int64_t n, int64_t grain, Loop* run, const void* f);
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -154,12 +155,26 @@ INLINE v8 tanh(v8 x) {
 // Floats touched or multiplied, roughly, that are worth handing to another thread
 constexpr int64_t WORTH = 1 << 15;
 
+// What f does, and 0; 1 where memory ran out: nothing is thrown into C, or into another library.
+template <class F>
+inline int64_t guarded(const F& f) {
+    try {
+        f();
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
 // f(from, to) for parts of [0, n), shared by at most so many threads; `each` is the work of one item
 template <class F>
 inline void parallel(int64_t threads, int64_t n, int64_t each, const F& f) {
     if (threads > 1 && n > 1 && n * each >= 2 * WORTH) {
-        share_loop(static_cast<int32_t>(threads), n, each < WORTH ? WORTH / (each > 0 ? each : 1) : 1,
-                   [](const void* of, int64_t from, int64_t to) { (*static_cast<const F*>(of))(from, to); }, &f);
+        const int problem = share_loop(static_cast<int32_t>(threads), n, each < WORTH ? WORTH / (each > 0 ? each : 1) : 1,
+                                       [](const void* of, int64_t from, int64_t to) {
+            return static_cast<int>(guarded([&] { (*static_cast<const F*>(of))(from, to); }));
+        }, &f);
+        if (problem) throw std::bad_alloc();
     } else if (n > 0) {
         f(int64_t(0), n);
     }

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from tryplicity import Activation, FeedForward, Linear, Part, Report, Site, output_and_report, uses
+from tryplicity import Activation, FeedForward, Linear, Part, Report, Site, Size, output_and_report, uses
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.activations import GateInC, gate_in_c, gated
 from tryplicity_plugins.layers.prepared import Products, Told, packed, prepared, products
@@ -44,9 +42,7 @@ def run_mlp(module: nn.Module, x: Tensor) -> Tensor:
     if told is None:
         return module.down(gated(module.activation, module.gate_up(x)))
     out = torch.empty_like(x)
-    native.function("gated_mlp", "ppipp")(told.address, x.data_ptr(), x.numel() // x.shape[-1], out.data_ptr(),
-                                          told.problem_address)
-    told.check()
+    native.function("gated_mlp", "ppip")(told.address, x.data_ptr(), x.numel() // x.shape[-1], out.data_ptr())
     return out
 
 
@@ -57,7 +53,7 @@ class GatedMLP(FeedForward):
 
     @dataclass(frozen=True)
     class Config:
-        inner_size: Annotated[int, Field(gt=0)] | None = None
+        inner_size: Size | None = None
         """Neurons; by default 8/3 of hidden_size, rounded up to a multiple of 64."""
         activation: Part = uses("activation", default="silu")
         """What the gate goes through."""

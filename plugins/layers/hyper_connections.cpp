@@ -15,11 +15,11 @@ INLINE v8 mixed(const float* streams_SD, const float* factors, int64_t step, int
 
 // streams [N, S, D] -> coefficients [N, S, S + 2] and what the sub-layer reads, x [N, D]. weight_WD and scale (of what
 // is read or kept, of what is taken) are NULL where the coefficients are static.
-extern "C" void hyper_connections_read(int64_t threads, const float* streams_NSD, const float* static_SW,
-                                       const float* weight_WD, const float* scale, float* coefficients_NSW, float* x_ND,
-                                       int64_t N, int64_t S, int64_t D, float eps) {
+extern "C" int64_t hyper_connections_read(int64_t threads, const float* streams_NSD, const float* static_SW,
+                                          const float* weight_WD, const float* scale, float* coefficients_NSW,
+                                          float* x_ND, int64_t N, int64_t S, int64_t D, float eps) {
     const int64_t W = S + 2;
-    parallel(threads, N, S * W * D, [&](int64_t n, int64_t end) {
+    return guarded([&] { parallel(threads, N, S * W * D, [&](int64_t n, int64_t end) {
         for (; n < end; n++) {
             const float* streams = streams_NSD + n * S * D;
             float* coefficients = coefficients_NSW + n * S * W;
@@ -42,14 +42,14 @@ extern "C" void hyper_connections_read(int64_t threads, const float* streams_NSD
                 store(x_ND + n * D + d, mixed(streams, coefficients, W, S, D, d, count), count);
             });
         }
-    });
+    }); });
 }
 
 // The streams after the sub-layer gave y [N, D]: what passes by it plus what each stream takes, out [N, S, D]
-extern "C" void hyper_connections_write(int64_t threads, const float* streams_NSD, const float* coefficients_NSW,
-                                        const float* y_ND, float* out_NSD, int64_t N, int64_t S, int64_t D) {
+extern "C" int64_t hyper_connections_write(int64_t threads, const float* streams_NSD, const float* coefficients_NSW,
+                                           const float* y_ND, float* out_NSD, int64_t N, int64_t S, int64_t D) {
     const int64_t W = S + 2;
-    parallel(threads, N, S * (S + 1) * D, [&](int64_t n, int64_t end) {
+    return guarded([&] { parallel(threads, N, S * (S + 1) * D, [&](int64_t n, int64_t end) {
         for (; n < end; n++) {
             const float *streams = streams_NSD + n * S * D, *coefficients = coefficients_NSW + n * S * W;
             by_eights(D, [&](int64_t d, int64_t count) __attribute__((always_inline)) {
@@ -60,5 +60,5 @@ extern "C" void hyper_connections_write(int64_t threads, const float* streams_NS
                 }
             });
         }
-    });
+    }); });
 }

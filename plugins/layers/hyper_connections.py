@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tryplicity import Report, Residual, Site
+from tryplicity import Count, Report, Residual, Site
 from tryplicity_plugins.layers import native
 
 NORM_EPS = 1e-6
@@ -93,7 +91,7 @@ class HyperConnections(Residual):
 
     @dataclass(frozen=True)
     class Config:
-        streams: Annotated[int, Field(gt=0)] = 4
+        streams: Count = 4
         """Residual streams."""
         dynamic: bool = True
         """Whether the mixing depends on the token."""

@@ -6,7 +6,6 @@
 // that stays in the first cache while these tokens pass over it.
 #include <algorithm>
 #include <memory>
-#include <new>
 #include <vector>
 
 #include "common.h"
@@ -154,32 +153,27 @@ void mix(const Mamba2& m, const float* projected, float* const* conv, float* con
     }
 }
 
-// The layer from its input x [R, T, D] to out [R, T, D]; 0, or 1 where memory ran out
-int run(const Mamba2& m, const float* x, float* const* conv, float* const* ssm, float* out, int64_t R, int64_t T,
-        int64_t threads) {
+// The layer from its input x [R, T, D] to out [R, T, D]
+void run(const Mamba2& m, const float* x, float* const* conv, float* const* ssm, float* out, int64_t R, int64_t T,
+         int64_t threads) {
     const int64_t chunk = R == 1 ? std::min(T, CHUNK) : T;
     std::unique_ptr<float[]> projected(new float[R * chunk * m.projected()]), y(new float[R * chunk * m.inner()]);
     for (int64_t start = 0; start < T; start += chunk) {
         const int64_t length = std::min(chunk, T - start), tokens = R * length;
-        if (m.products.linear(m.in_proj, x + start * m.hidden, tokens, projected.get(), threads)) return 1;
+        m.products.linear(m.in_proj, x + start * m.hidden, tokens, projected.get(), threads);
         mix(m, projected.get(), conv, ssm, y.get(), R, length, threads);
-        if (m.products.linear(m.out_proj, y.get(), tokens, out + start * m.hidden, threads)) return 1;
+        m.products.linear(m.out_proj, y.get(), tokens, out + start * m.hidden, threads);
     }
-    return 0;
 }
 
 }  // namespace
 
 // Packed: the layer, x and out [R, T, D]. Else what lies between the projections, x [R, T, I + C + H] and out [R, T, I].
-// `problem` is 0, or 1 where memory ran out.
-extern "C" void mamba2(int64_t threads, const void* mixer, const float* x, float* const* conv, float* const* ssm,
-                       float* out, int64_t R, int64_t T, int64_t* problem) {
+extern "C" int64_t mamba2(int64_t threads, const void* mixer, const float* x, float* const* conv, float* const* ssm,
+                          float* out, int64_t R, int64_t T) {
     const Mamba2& m = *static_cast<const Mamba2*>(mixer);
-    try {
-        *problem = 0;
-        if (m.in_proj) *problem = run(m, x, conv, ssm, out, R, T, threads);
+    return guarded([&] {
+        if (m.in_proj) run(m, x, conv, ssm, out, R, T, threads);
         else mix(m, x, conv, ssm, out, R, T, threads);
-    } catch (const std::bad_alloc&) {
-        *problem = 1;
-    }
+    });
 }

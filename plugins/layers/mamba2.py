@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tryplicity import Mixer, Rows, State
+from tryplicity import Count, Mixer, Positive, Rows, Size, State
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.norms import ZERO
 from tryplicity_plugins.layers.prepared import Products, Told, packed, prepared, products
@@ -44,29 +44,29 @@ class Mamba2(Mixer):
 
     @dataclass(frozen=True)
     class Config:
-        state_size: Annotated[int, Field(gt=0)] = 128
+        state_size: Size = 128
         """numbers each channel remembers"""
-        head_dim: Annotated[int, Field(gt=0)] = 64
+        head_dim: Size = 64
         """channels that share one decay"""
-        expand: Annotated[int, Field(gt=0)] = 2
+        expand: Annotated[int, Field(ge=1, le=64)] = 2
         """inner channels per hidden channel"""
-        conv_width: Annotated[int, Field(ge=2)] = 4
+        conv_width: Annotated[int, Field(ge=2, le=64)] = 4
         """tokens the short convolution sees, the current one included"""
-        groups: Annotated[int, Field(gt=0)] = 1
+        groups: Count = 1
         """sets of heads, each with its own B and C"""
-        chunk: Annotated[int, Field(gt=0)] = 64
+        chunk: Count = 64
         """tokens per block of matrix products; changes speed and memory, not the result"""
-        dt_min: Annotated[float, Field(gt=0)] = 0.001
+        dt_min: Positive = 0.001
         """smallest initial time step"""
-        dt_max: Annotated[float, Field(gt=0)] = 0.1
+        dt_max: Positive = 0.1
         """largest initial time step"""
-        dt_floor: Annotated[float, Field(gt=0)] = 1e-4
+        dt_floor: Positive = 1e-4
         """initial time steps below this are raised to it"""
-        A_min: Annotated[float, Field(gt=0)] = 1.0
+        A_min: Positive = 1.0
         """slowest initial decay rate of a head"""
-        A_max: Annotated[float, Field(gt=0)] = 16.0
+        A_max: Positive = 16.0
         """fastest initial decay rate of a head"""
-        norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+        norm_eps: Positive = 1e-5
         """added to the mean square before its root"""
 
     def __init__(self, config: Config, site) -> None:
@@ -188,7 +188,7 @@ class Mamba2(Mixer):
 
     def _native(self, x_BTD: Tensor, state: State | Rows | None) -> Tensor | None:
         """The same in one call of C, with the projections if packed, else between them; None where C cannot."""
-        mix, told = native.function("mamba2", "pppppiip"), prepared(self, self._told)
+        mix, told = native.function("mamba2", "pppppii"), prepared(self, self._told)
         batch, time, _ = x_BTD.shape
         states = state if isinstance(state, Rows) else (state or self.new_state(batch),)
         if (mix is None or told is None
@@ -200,8 +200,7 @@ class Mamba2(Mixer):
             return None
         out = torch.empty_like(x_BTD) if whole else x_BTD.new_empty(batch, time, self.inner)
         conv, ssm = native.row_addresses(states, "conv", batch), native.row_addresses(states, "ssm", batch)
-        mix(told.address, given.data_ptr(), conv, ssm, out.data_ptr(), batch, time, told.problem_address)
-        told.check()
+        mix(told.address, given.data_ptr(), conv, ssm, out.data_ptr(), batch, time)
         return out if whole else self.out_proj(out)
 
     def _step(self, x_B1D: Tensor, state: State, doc_ids: Tensor | None) -> Tensor:

@@ -2,7 +2,6 @@
 //
 // Shapes: N tokens, D hidden, E experts, K the most experts of a token, S rows, F neurons.
 
-#include <new>
 #include <vector>
 
 #include "common.h"
@@ -162,15 +161,15 @@ float* room(int64_t which, int64_t count) {  // kept from call to call
     return rooms[which].data();
 }
 
-int run(const GatedMLP& mlp, const float* x, int64_t N, float* out, int64_t threads) {
+void run(const GatedMLP& mlp, const float* x, int64_t N, float* out, int64_t threads) {
     const int64_t F = mlp.inner;
     float *gate_up = room(0, N * 2 * F), *h = room(1, N * F);
-    if (int problem = mlp.products.linear(mlp.gate_up, x, N, gate_up, threads)) return problem;
+    mlp.products.linear(mlp.gate_up, x, N, gate_up, threads);
     gated_product(mlp.activation, gate_up, N, F, nullptr, h, threads);
-    return mlp.products.linear(mlp.down, h, N, out, threads);
+    mlp.products.linear(mlp.down, h, N, out, threads);
 }
 
-int run(const Mixture& moe, const float* x, int64_t N, float* out, int64_t threads) {
+void run(const Mixture& moe, const float* x, int64_t N, float* out, int64_t threads) {
     static thread_local std::vector<int64_t> rows, experts;
     const int64_t D = moe.router.hidden, F = moe.inner, most = N * moe.router.most;
     const Products& products = moe.shared.products;
@@ -179,47 +178,39 @@ int run(const Mixture& moe, const float* x, int64_t N, float* out, int64_t threa
         experts.resize(most);
     }
     if (moe.shared.inner) {
-        if (int problem = run(moe.shared, x, N, out, threads)) return problem;
+        run(moe.shared, x, N, out, threads);
     } else {
         for (int64_t i = 0; i < N * D; ++i) out[i] = 0;
     }
     float* weights = room(2, most);
     const int64_t S = choose(moe.router, x, N, rows.data(), experts.data(), weights, threads);
     float *gate_up = room(0, S * 2 * F), *h = room(1, S * F);
-    if (int problem = products.experts(moe.gate_up, x, N, rows.data(), experts.data(), S, gate_up, threads))
-        return problem;
+    products.experts(moe.gate_up, x, N, rows.data(), experts.data(), S, gate_up, threads);
     gated_product(moe.activation, gate_up, S, F, experts.data(), h, threads);
-    return products.add_experts(moe.down, h, experts.data(), S, room(3, S * D), weights, rows.data(), out, N, threads);
+    products.add_experts(moe.down, h, experts.data(), S, room(3, S * D), weights, rows.data(), out, N, threads);
 }
 
 }  // namespace
 
 // What a router of this project chooses for x [N, D]; count: of the pairs.
-extern "C" void route(int64_t threads, const void* router, const float* x, int64_t N, int64_t* row_S,
-                      int64_t* expert_S, float* weight_S, int64_t* count) {
-    *count = choose(*static_cast<const Router*>(router), x, N, row_S, expert_S, weight_S, threads);
+extern "C" int64_t route(int64_t threads, const void* router, const float* x, int64_t N, int64_t* row_S,
+                         int64_t* expert_S, float* weight_S, int64_t* count) {
+    return guarded([&] {
+        *count = choose(*static_cast<const Router*>(router), x, N, row_S, expert_S, weight_S, threads);
+    });
 }
 
 // activation(gate) * up of rows [S, 2 F], each with its group's thresholds.
-extern "C" void gated(int64_t threads, const void* activation, const float* gate_up, int64_t S, int64_t F,
-                      const int64_t* group_S, float* y) {
-    gated_product(*static_cast<const Gate*>(activation), gate_up, S, F, group_S, y, threads);
+extern "C" int64_t gated(int64_t threads, const void* activation, const float* gate_up, int64_t S, int64_t F,
+                         const int64_t* group_S, float* y) {
+    return guarded([&] { gated_product(*static_cast<const Gate*>(activation), gate_up, S, F, group_S, y, threads); });
 }
 
-// A whole feed-forward with ternary weights: out [N, D] of x [N, D]. `problem` is 0, or 1 where memory ran out.
-extern "C" void gated_mlp(int64_t threads, const void* mlp, const float* x, int64_t N, float* out, int64_t* problem) {
-    try {
-        *problem = run(*static_cast<const GatedMLP*>(mlp), x, N, out, threads);
-    } catch (const std::bad_alloc&) {
-        *problem = 1;
-    }
+// A whole feed-forward with ternary weights: out [N, D] of x [N, D].
+extern "C" int64_t gated_mlp(int64_t threads, const void* mlp, const float* x, int64_t N, float* out) {
+    return guarded([&] { run(*static_cast<const GatedMLP*>(mlp), x, N, out, threads); });
 }
 
-extern "C" void mixture_of_experts(int64_t threads, const void* moe, const float* x, int64_t N, float* out,
-                                   int64_t* problem) {
-    try {
-        *problem = run(*static_cast<const Mixture*>(moe), x, N, out, threads);
-    } catch (const std::bad_alloc&) {
-        *problem = 1;
-    }
+extern "C" int64_t mixture_of_experts(int64_t threads, const void* moe, const float* x, int64_t N, float* out) {
+    return guarded([&] { run(*static_cast<const Mixture*>(moe), x, N, out, threads); });
 }

@@ -8,17 +8,30 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from tryplicity import FeedForward, Part, Repair, Report, Router, kernels, output_and_report, uses
+from tryplicity import (
+    Count,
+    FeedForward,
+    Part,
+    Repair,
+    Report,
+    Router,
+    Size,
+    Some,
+    check_experts,
+    check_routing,
+    kernels,
+    output_and_report,
+    uses,
+)
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.activations import Elementwise, GateInC, gate_in_c, gated
 from tryplicity_plugins.layers.gated_mlp import GatedMLPInC, mlp_in_c
-from tryplicity_plugins.layers.prepared import Told, packed, prepared, products
+from tryplicity_plugins.layers.prepared import Told, matrix_of, packed, prepared, products
 from tryplicity_plugins.layers.router import BalancedRouter, RouterInC, full_precision, router_in_c
 
 #: Every group begins and ends at a multiple of this many rows. MKL rounds a product of 1, and of 2 or 3 rows,
@@ -126,6 +139,7 @@ def pairs(router: Router, experts: int, x_ND: Tensor) -> tuple[Tensor, Tensor, T
     found = router.pairs(x_ND) if isinstance(router, BalancedRouter) else None
     if found is None:
         routing = router(x_ND[None])
+        check_routing(router, routing, len(x_ND), experts)
         used_NK = routing.experts_NK < experts
         found = used_NK.nonzero()[:, 0], routing.experts_NK[used_NK], routing.weights_NK[used_NK].float()
     return found
@@ -144,15 +158,15 @@ class MixtureOfExperts(FeedForward):
 
     @dataclass(frozen=True)
     class Config:
-        experts: Annotated[int, Field(gt=0)] = 8
+        experts: Count = 8
         """Routed experts."""
-        top_k: Annotated[int, Field(gt=0)] = 2
+        top_k: Count = 2
         """Routed experts per token, for routers that give every token as many."""
-        inner_size: Annotated[int, Field(gt=0)] = 256
+        inner_size: Size = 256
         """Inner size of a routed expert."""
-        shared_experts: Annotated[int, Field(ge=0)] = 1
+        shared_experts: Some = 1
         """Experts that every token uses."""
-        shared_inner_size: Annotated[int, Field(gt=0)] | None = None
+        shared_inner_size: Size | None = None
         """Inner size of a shared expert; by default that of a routed one."""
         activation: Part = uses("activation", default="silu")
         """On the gate, before it multiplies the other half."""
@@ -187,15 +201,13 @@ class MixtureOfExperts(FeedForward):
                           and isinstance(self.activation, Elementwise))
 
     def forward(self, x_BTD: Tensor, *, state=None, doc_ids=None):
-        if getattr(self.down, "matrix", None) is not None:
+        if matrix_of(self.gate_up) is not None and matrix_of(self.down) is not None:
             told = prepared(self, self._in_c) if native.works_on(x_BTD) else None
             if told is None:
                 return self._packed(x_BTD.flatten(0, 1)).view(x_BTD.shape)
             out_BTD = torch.empty_like(x_BTD)
-            native.function("mixture_of_experts", "ppipp")(told.address, x_BTD.data_ptr(),
-                                                           x_BTD.shape[0] * x_BTD.shape[1], out_BTD.data_ptr(),
-                                                           told.problem_address)
-            told.check()
+            native.function("mixture_of_experts", "ppip")(told.address, x_BTD.data_ptr(),
+                                                          x_BTD.shape[0] * x_BTD.shape[1], out_BTD.data_ptr())
             return out_BTD
         # a FakeTensor or DTensor has no values to read on the host
         if (x_BTD.shape[0] * x_BTD.shape[1] <= FEW_TOKENS and not torch.is_grad_enabled()
@@ -204,8 +216,11 @@ class MixtureOfExperts(FeedForward):
                 return self._one_token(x_BTD.view(-1)).view(x_BTD.shape)
             return torch.stack([self._one_token(x_D) for x_D in x_BTD.flatten(0, 1)]).view(x_BTD.shape)
         report = Report()
-        sketch_EM = self._sketch() if self.router.wants_sketch and self.training else None
+        inhibition = getattr(self.router, "inhibition", None)
+        wanted = self.router.wants_sketch or (inhibition is not None and inhibition.wants_sketch)
+        sketch_EM = self._sketch() if wanted and self.training else None
         routing = self.router(x_BTD, sketch_EM)
+        check_routing(self.router, routing, x_BTD.shape[0] * x_BTD.shape[1], self.config.experts)
         report.include("router", routing.report)
         layout = lay_out(routing.experts_NK, self.config.experts)
 
@@ -254,7 +269,9 @@ class MixtureOfExperts(FeedForward):
     def _one_token(self, x_D: Tensor) -> Tensor:
         """Decoding: the weights of the chosen experts alone are read. A small operation costs as much as the
         product of a small expert, so there are as few as can be, and the choice is made on the host."""
-        chosen = [(expert, weight) for expert, weight in self.router.choose(x_D) if expert < self.config.experts]
+        chosen = self.router.choose(x_D)
+        check_experts(self.router, (expert for expert, _ in chosen), self.config.experts)
+        chosen = [(expert, weight) for expert, weight in chosen if expert < self.config.experts]
         gate_up, down = self.gate_up, self.down
         in_D = gate_up.effective_input(x_D)
         gate_up_F = [torch.mv(gate_up.expert_weight(expert), in_D) for expert, _ in chosen]

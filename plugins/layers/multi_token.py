@@ -6,13 +6,11 @@ Shapes: B batch, T time, D hidden, F inner, K depths (tokens ahead beyond the ne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from tryplicity import IGNORE, Head, Mean, Site, chunked_cross_entropy
+from tryplicity import IGNORE, Head, Mean, Site, Size, Weight, chunked_cross_entropy
 from tryplicity_plugins.layers.activations import SiLU
 from tryplicity_plugins.layers.gated_mlp import run_mlp
 
@@ -42,11 +40,11 @@ class MultiTokenPrediction(Head):
 
     @dataclass(frozen=True)
     class Config:
-        tokens: Annotated[int, Field(ge=2, le=4)] = 4
+        tokens: Size = 4
         """How many tokens ahead in all: 4 adds the 2nd, 3rd and 4th to the next one."""
-        weight: Annotated[float, Field(ge=0)] = 0.5
+        weight: Weight = 0.5
         """Factor of this mean loss in the total."""
-        inner_size: Annotated[int, Field(gt=0)] | None = None
+        inner_size: Size | None = None
         """Neurons of each depth's MLP; by default 4 times hidden_size."""
 
     def __init__(self, config: Config, site: Site) -> None:

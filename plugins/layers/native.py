@@ -34,8 +34,9 @@ def library() -> ctypes.CDLL | None:
 
 def function(name: str, signature: str) -> Callable[..., None] | None:
     """The C function `name`, or None without a library. signature: a letter for each argument: p an address (of a
-    tensor: its data_ptr(); None is NULL; or a ctypes array), i an int64, f a float. It returns nothing. In C the
-    number of threads that it may use stands before them, an int64."""
+    tensor: its data_ptr(); None is NULL; or a ctypes array), i an int64, f a float. It returns nothing, and raises
+    MemoryError. In C the number of threads that it may use stands before them, an int64, and it gives an int64: 0, or
+    1 where memory ran out."""
     try:
         return _functions[name]
     except KeyError:
@@ -46,9 +47,13 @@ def function(name: str, signature: str) -> Callable[..., None] | None:
 
 
 def _with_threads(in_c: Callable[..., None], signature: str) -> Callable[..., None]:
-    in_c.argtypes, in_c.restype = [ctypes.c_int64, *(_TYPES[letter] for letter in signature)], None
+    in_c.argtypes, in_c.restype = [ctypes.c_int64, *(_TYPES[letter] for letter in signature)], ctypes.c_int64
     threads = torch.get_num_threads
-    return lambda *arguments: in_c(threads(), *arguments)
+    return lambda *arguments: in_c(threads(), *arguments) and _no_memory()
+
+
+def _no_memory() -> None:
+    raise MemoryError("no memory for what a layer computes in C")
 
 
 def addresses(*tensors: Tensor) -> ctypes.Array:

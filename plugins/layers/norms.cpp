@@ -2,9 +2,9 @@
 #include "common.h"
 
 // y = x / sqrt(mean(x^2) + eps) * weight, x and y [N, D]
-extern "C" void rms_norm(int64_t threads, const float* x_ND, const float* weight_D, float* y_ND, int64_t N, int64_t D,
-                         float eps) {
-    parallel(threads, N, D, [&](int64_t n, int64_t end) {
+extern "C" int64_t rms_norm(int64_t threads, const float* x_ND, const float* weight_D, float* y_ND, int64_t N,
+                            int64_t D, float eps) {
+    return guarded([&] { parallel(threads, N, D, [&](int64_t n, int64_t end) {
         for (; n < end; n++) {
             const float* x = x_ND + n * D;
             float* y = y_ND + n * D;
@@ -13,5 +13,5 @@ extern "C" void rms_norm(int64_t threads, const float* x_ND, const float* weight
                 store(y + i, load(x + i, count) * scale * load(weight_D + i, count), count);
             });
         }
-    });
+    }); });
 }

@@ -6,15 +6,13 @@ Shapes: D the axis normalised, ... any leading axes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tryplicity import Norm
+from tryplicity import Norm, Positive
 from tryplicity_plugins.layers import native
 
 #: for torch.addcmul as a product of three in one operation: ZERO + x * weight * value
@@ -60,7 +58,7 @@ class RMSNorm(Norm):
 
     @dataclass(frozen=True)
     class Config:
-        eps: Annotated[float, Field(gt=0)] = 1e-6
+        eps: Positive = 1e-6
         """Added to the mean square, so that zeros stay zeros."""
 
     def __init__(self, config: Config, size: int) -> None:
@@ -97,7 +95,7 @@ class LayerNorm(Norm):
 
     @dataclass(frozen=True)
     class Config:
-        eps: Annotated[float, Field(gt=0)] = 1e-5
+        eps: Positive = 1e-5
         """Added to the variance."""
         bias: bool = False
         """Whether to learn an offset too."""

@@ -21,27 +21,21 @@ class Products(ctypes.Structure):
 
 
 class Prepared:
-    """A struct and where it lies; `problem`, for C to write to."""
+    """A struct and where it lies."""
 
     def __init__(self, module: nn.Module, struct: ctypes.Structure, tensors: Sequence[Tensor],
                  linears: Sequence[Linear]) -> None:
         self.struct, self.address = struct, ctypes.addressof(struct)
         self.tensors, self.pointers = tensors, [tensor.data_ptr() for tensor in tensors]
-        self.linears, self.matrices = linears, [getattr(linear, "matrix", None) for linear in linears]
+        self.linears, self.matrices = linears, [matrix_of(linear) for linear in linears]
         self.places = _places(module, tensors)
-        self.problem = ctypes.c_int64()
-        self.problem_address = ctypes.addressof(self.problem)
 
     def holds(self) -> bool:
         """Whether all that the struct tells of is still the module's own, and lies where it did."""
         return ([tensor.data_ptr() for tensor in self.tensors] == self.pointers
                 and all(held.get(name) is thing for held, name, thing in self.places)
-                and all(getattr(linear, "matrix", None) is matrix
+                and all(matrix_of(linear) is matrix
                         for linear, matrix in zip(self.linears, self.matrices, strict=True)))
-
-    def check(self) -> None:
-        if self.problem.value:
-            raise MemoryError("no memory for the tokens of a ternary product")
 
     def __reduce__(self):
         return type(None), ()  # a copy of the module tells C of itself
@@ -71,9 +65,15 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def matrix_of(linear: nn.Module) -> kernels.TernaryMatrix | None:
+    """What the core's products can multiply by, if the linear is packed so; a stranger's may call anything `matrix`."""
+    found = getattr(linear, "matrix", None)
+    return found if isinstance(found, kernels.TernaryMatrix) else None
+
+
 def packed(*linears: Linear) -> list[int] | None:
     """The addresses of their matrices, if all are packed and C can multiply by them."""
-    matrices = [getattr(linear, "matrix", None) for linear in linears]
+    matrices = [matrix_of(linear) for linear in linears]
     if any(matrix is None or matrix.address is None for matrix in matrices):
         return None
     return None if any(linear.bias is not None for linear in linears) else [matrix.address for matrix in matrices]

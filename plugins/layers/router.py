@@ -11,14 +11,13 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tryplicity import Mean, Report, Router, Routing
+from tryplicity import Mean, Part, Report, Router, Routing, Weight, uses
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.prepared import Told, address, describes, prepared
 
@@ -65,17 +64,20 @@ class BalancedRouter(Router):
         """How logits become scores; the weights of the chosen experts are their scores."""
         normalize: bool = True
         """Scale the weights of a token's experts to sum to 1 (with softmax: a softmax over the chosen)."""
-        bias_rate: Annotated[float, Field(ge=0)] = 1e-3
+        bias_rate: Weight = 1e-3
         """How far the balancing bias of an expert moves in one optimizer step; 0 switches it off."""
-        balance_loss: Annotated[float, Field(ge=0)] = 1e-4
+        balance_loss: Weight = 1e-4
         """Weight of the balance loss of each sequence."""
-        z_loss: Annotated[float, Field(ge=0)] = 0.0
+        z_loss: Weight = 0.0
         """Weight of the squared log-sum-exp of the logits (arXiv:2202.08906), which keeps them small."""
+        inhibition: Part | None = uses("inhibition", optional=True)
+        """What the choice of an expert does to the others; by default nothing."""
 
     def __init__(self, config, site, experts: int, top_k: int) -> None:
         super().__init__()
         self.config, self.experts = config, experts
         self.max_k, self.mean_k = top_k, float(top_k)
+        self.inhibition = config.inhibition.build(experts) if config.inhibition is not None else None
         self.weight = nn.Parameter(torch.empty(experts, site.hidden_size))
         self.register_buffer("bias", torch.empty(experts))
         # how often an expert is chosen, a running mean in units of the even share; 1 until something is known
@@ -92,6 +94,15 @@ class BalancedRouter(Router):
             logits_NE = F.linear(x_BTD.reshape(-1, x_BTD.shape[-1]).float(), self.weight.float())
             return logits_NE, logits_NE.sigmoid() if self.config.score == "sigmoid" else logits_NE.softmax(-1)
 
+    def best(self, scores_NE: Tensor, k_N: Tensor | None = None,
+             sketch_EM: Tensor | None = None) -> tuple[Tensor, Report]:
+        """The `max_k` experts of each token, best first, and what their inhibition reports. k_N: how many are used."""
+        scores_NE = scores_NE.detach()
+        standing_NE = scores_NE + self.bias
+        if self.inhibition is None:
+            return standing_NE.topk(self.max_k).indices, Report()
+        return self.inhibition.choose(scores_NE, standing_NE, self.max_k, k_N, sketch_EM)
+
     def weigh(self, scores_NK: Tensor) -> Tensor:
         """The weights of chosen experts from their scores."""
         if self.config.normalize:
@@ -102,8 +113,14 @@ class BalancedRouter(Router):
         """What C must know to choose as `forward` does, to rounding; None where it cannot."""
         return None
 
-    def _in_c(self, *, similarity_EE: Tensor | None = None, difficulty_D: Tensor | None = None,
-              offset: Tensor | None = None, strength: float = 0.0, least: float = 0.0, span: float = 0.0) -> Told:
+    def _in_c(self, *, difficulty_D: Tensor | None = None, offset: Tensor | None = None, least: float = 0.0,
+              span: float = 0.0) -> Told | None:
+        similarity_EE, strength = None, 0.0
+        if self.inhibition is not None:
+            tell = getattr(self.inhibition, "in_c", None)
+            if tell is None or not describes(self.inhibition, ("in_c",), ("choose",)):
+                return None
+            similarity_EE, strength = tell()
         tensors = [self.weight, self.bias, similarity_EE, difficulty_D, offset]
         config, (experts, hidden) = self.config, self.weight.shape
         struct = RouterInC(hidden, experts, self.max_k, config.score == "softmax", config.normalize,
@@ -128,8 +145,9 @@ class BalancedRouter(Router):
         """A single token that is decoded has no statistics worth their time."""
         return torch.is_grad_enabled() or x_BTD.shape[1] > 1
 
-    def report(self, x_BTD: Tensor, logits_NE: Tensor, scores_NE: Tensor, experts_NK: Tensor) -> Report:
-        """Load and balance of a choice."""
+    def report(self, x_BTD: Tensor, logits_NE: Tensor, scores_NE: Tensor, experts_NK: Tensor,
+               inhibited: Report) -> Report:
+        """Load and balance of a choice, and what its inhibition reported."""
         if not self.reports(x_BTD):
             return Report()
         batch, time, _ = x_BTD.shape
@@ -138,6 +156,7 @@ class BalancedRouter(Router):
         count_BE = count_BE.scatter_add_(1, chosen_BS, torch.ones_like(chosen_BS, dtype=count_BE.dtype))
         count_BE = count_BE[:, :-1]
         report = Report(stats={"load": Mean(count_BE.sum(0), float(batch * time))})
+        report.include("inhibition", inhibited)
         if torch.is_grad_enabled() and self.config.balance_loss:
             share_NE = scores_NE / scores_NE.sum(-1, keepdim=True)
             share_BE = share_NE.view(batch, time, -1).mean(1)
@@ -164,6 +183,8 @@ class BalancedRouter(Router):
         self.weight[dead] = row_XD + COPY_NOISE * size_X1 * noise_XD
         self.bias[dead] = self.bias[models]
         self.use_E[dead] = 1.0  # its past says nothing about it any more
+        if self.inhibition is not None:
+            self.inhibition.revive(dead)
 
     def metrics(self, stats: Mapping[str, Mean]) -> dict[str, float | list[float]]:
         load = stats["load"]
@@ -181,7 +202,8 @@ class BalancedRouter(Router):
 
 def router_in_c(router: Router) -> Told | None:
     """What C must know of a router; None where it does not know it."""
-    knows = isinstance(router, BalancedRouter) and describes(router, ("in_c",), ("forward", "score", "weigh"))
+    knows = isinstance(router, BalancedRouter) and describes(router, ("in_c",),
+                                                                   ("forward", "score", "best", "weigh"))
     return router.in_c() if knows else None
 
 
@@ -192,11 +214,13 @@ class TopKRouter(BalancedRouter):
 
     def forward(self, x_BTD: Tensor, sketch_EM: Tensor | None = None) -> Routing:
         logits_NE, scores_NE = self.score(x_BTD)
-        experts_NK = (scores_NE.detach() + self.bias).topk(self.max_k).indices
+        experts_NK, inhibited = self.best(scores_NE, sketch_EM=sketch_EM)
         weights_NK = self.weigh(scores_NE.gather(1, experts_NK)).to(x_BTD.dtype)
-        return Routing(experts_NK, weights_NK, self.report(x_BTD, logits_NE, scores_NE, experts_NK))
+        return Routing(experts_NK, weights_NK, self.report(x_BTD, logits_NE, scores_NE, experts_NK, inhibited))
 
     def choose(self, x_D: Tensor) -> list[tuple[int, float]]:
+        if self.inhibition is not None:
+            return super().choose(x_D)
         # the same as forward: on the host a few numbers cost less than the launch of one operation
         logits_E = torch.mv(self.weight.float(), x_D.float())
         scores = (logits_E.sigmoid() if self.config.score == "sigmoid" else logits_E.softmax(-1)).tolist()
@@ -205,5 +229,5 @@ class TopKRouter(BalancedRouter):
         total = sum(scores[expert] for expert in experts) + 1e-20 if self.config.normalize else 1.0
         return [(expert, scores[expert] / total) for expert in experts]
 
-    def in_c(self) -> Told:
+    def in_c(self) -> Told | None:
         return self._in_c()

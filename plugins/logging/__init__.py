@@ -15,10 +15,10 @@ def tryplicity_run_started(run):
         _open[run] = EventFiles(run / "tensorboard")
 
 
-def _write(run, step, metrics):
+def _write(run, step, metrics, **options):
     if run in _open:
         try:
-            _open[run].write(step, metrics)
+            _open[run].write(step, metrics, **options)
         except Exception:
             _open.pop(run)  # told once, then left alone
             raise
@@ -41,6 +41,8 @@ def tryplicity_checkpoint_saved(run):
 
 
 @hookimpl
-def tryplicity_run_finished(run):
+def tryplicity_run_finished(run, step, scores):
+    if scores:
+        _write(run, step, scores, keep=True)
     if run in _open:
         _open.pop(run).close()

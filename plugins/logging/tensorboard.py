@@ -11,7 +11,8 @@ Losses and other numbers of the whole model are scalars `run/NAME`, written at e
 scalar `NAME/PLACE` (`zero_rate/layers.0.feed_forward.activation`), so that TensorBoard shows all layers of one
 statistic together; these are written at every 10th step. A list of up to 16 numbers (the load of each expert) is one
 scalar for each, `load/layers.0.feed_forward.router/3`; a longer one is a histogram. Names such as the stage become
-text when they change. The numbers of an inner object, such as a sleep's, are scalars `NAME/INNER`.
+text when they change. The score of the whole held-out part stands at the last step. The numbers of an inner
+object, such as a sleep's, are scalars `NAME/INNER`.
 
 A resumed run tells TensorBoard to forget what the run before the interruption wrote from that step on.
 """
@@ -39,12 +40,12 @@ class EventFiles:
     def __init__(self, folder: Path) -> None:
         self.folder, self._writer, self._said = folder, None, {}
 
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """One step's metrics: one event, whatever their number."""
+    def write(self, step: int, metrics: Mapping[str, Any], keep: bool = False) -> None:
+        """One step's metrics: one event, whatever their number. keep: what was written of this step before stays."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.folder), purge_step=step, flush_secs=30)
+            self._writer = SummaryWriter(str(self.folder), purge_step=step + keep, flush_secs=30)
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         statistics = step % EVERY == 1  # from the first on: what is measured every 20 steps is measured in these

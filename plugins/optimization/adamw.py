@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from tryplicity import Optimizer
+from tryplicity import Optimizer, Positive, Weight
 
 
 class AdamW(Optimizer):
@@ -19,12 +19,12 @@ class AdamW(Optimizer):
 
     @dataclass(frozen=True)
     class Config:
-        learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+        learning_rate: Positive = 1e-3
         """at the schedule's plateau"""
         beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
         beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-        epsilon: Annotated[float, Field(gt=0)] = 1e-8
-        weight_decay: Annotated[float, Field(ge=0)] = 0.1
+        epsilon: Positive = 1e-8
+        weight_decay: Weight = 0.1
 
     def __init__(self, config: Config) -> None:
         self.config = config

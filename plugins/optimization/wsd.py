@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Field
-
-from tryplicity import Schedule
+from tryplicity import Schedule, Share, Some
 
 
 class WarmupStableDecay(Schedule):
@@ -18,11 +15,11 @@ class WarmupStableDecay(Schedule):
 
     @dataclass(frozen=True)
     class Config:
-        warmup_steps: Annotated[int, Field(ge=0)] = 100
+        warmup_steps: Some = 100
         """optimizer steps from zero to the full learning rate"""
-        decay: Annotated[float, Field(ge=0, le=1)] = 0.2
+        decay: Share = 0.2
         """share of the budget over which the learning rate falls"""
-        floor: Annotated[float, Field(ge=0, le=1)] = 0.0
+        floor: Share = 0.0
         """share of the learning rate that is left at the end"""
 
     def __init__(self, config: Config) -> None:

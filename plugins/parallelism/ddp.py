@@ -9,6 +9,7 @@ class DistributedData(Parallelism):
     """torch's DistributedDataParallel with gradients that are views of its buckets (`gradient_as_bucket_view`)."""
 
     name = "ddp"
+    order = 20
     cannot_train = "ddp plans memory only so far: training with it is not built yet"
 
     def __init__(self, config) -> None:

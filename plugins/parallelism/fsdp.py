@@ -13,6 +13,7 @@ class FullyShardedData(Parallelism):
     """
 
     name = "fsdp"
+    order = 30
     cannot_train = "fsdp plans memory only so far: training with it is not built yet"
 
     def __init__(self, config) -> None:

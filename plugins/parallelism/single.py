@@ -11,6 +11,7 @@ class SingleDevice(Parallelism):
     """The whole model, its gradients and its optimizer state on one device: 16 bytes a parameter with AdamW."""
 
     name = "single"
+    order = 10
 
     def __init__(self, config) -> None:
         self.config = config

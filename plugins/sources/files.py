@@ -9,11 +9,9 @@ import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field
-
-from tryplicity import Conversation, Document, LeftOut, Source, UserError, escaped
+from tryplicity import Conversation, Document, LeftOut, Source, Steps, UserError, escaped
 from tryplicity_plugins.sources.chat_rows import conversation_of
 from tryplicity_plugins.sources.html_text import charset, html_text
 from tryplicity_plugins.sources.rows import BadRow, BadRows, json_lines, parquet_rows, text_of, unix
@@ -43,6 +41,7 @@ class Files(Source):
     """
 
     name = "files"
+    default_for = ("path",)
 
     @dataclass(frozen=True)
     class Config:
@@ -54,7 +53,7 @@ class Files(Source):
         """what kind of text it is; source files are code in any case"""
         bad_rows: Literal["error", "skip"] = "error"
         """a row that cannot be used, or the given file is not UTF-8: stop and say where, or leave it out and count"""
-        document_bytes: Annotated[int, Field(gt=0)] = 65536
+        document_bytes: Steps = 65536
         """a file of text longer than this is cut into documents of about this size"""
 
     def __init__(self, config: Config) -> None:

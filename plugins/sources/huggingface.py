@@ -11,12 +11,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
-from pydantic import Field
-
-from tryplicity import Conversation, Document, LeftOut, Source, UserError, escaped
+from tryplicity import Conversation, Document, LeftOut, Source, Steps, UserError, escaped
 from tryplicity_plugins.sources.chat_rows import conversation_of
 from tryplicity_plugins.sources.rows import BadRow, BadRows, text_of
 
@@ -42,7 +40,7 @@ class HuggingFace(Source):
         """the split to read"""
         text_key: str = "text"
         """the column that holds the text"""
-        limit: Annotated[int, Field(gt=0)] | None = None
+        limit: Steps | None = None
         """read so many rows, the first ones; all without it"""
         data_files: str | None = None
         """files or a pattern to read instead of the data set's default"""

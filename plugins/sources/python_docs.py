@@ -56,6 +56,7 @@ class PythonDocs(Source):
     """
 
     name = "python-docs"
+    default_for = ("pretrain",)
 
     @dataclass(frozen=True)
     class Config:

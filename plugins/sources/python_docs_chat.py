@@ -19,7 +19,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -42,6 +42,7 @@ class PythonDocsChat(Source):
     """
 
     name = "python-docs-chat"
+    default_for = ("chat",)
 
     @dataclass(frozen=True)
     class Config:
@@ -417,9 +418,9 @@ _C_MODULES = ("builtins", "array", "binascii", "bisect", "bz2", "cmath", "collec
               "time", "types", "unicodedata", "weakref", "zlib")
 
 
-def _c_meanings(told: Told = answer_of) -> Iterator[Meaning]:
+def _c_meanings(told: Told = answer_of, modules: Sequence[str] = _C_MODULES) -> Iterator[Meaning]:
     """The names of the built-in types and of modules of the standard library that are not Python files."""
-    for module_name in _C_MODULES:
+    for module_name in modules:
         try:
             module = importlib.import_module(module_name)
         except ImportError:

@@ -8,11 +8,15 @@ their syntax trees and never imported; what is written in C is read from the int
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
 import hashlib
 import importlib
 import inspect
 import json
 import re
+import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +25,7 @@ from tryplicity import Document, LeftOut, Source, UserError, escaped
 from tryplicity_plugins.sources import harvest, python_docs
 from tryplicity_plugins.sources.python_docs_chat import _C_MODULES, Meaning, _c_meanings, _package_meanings
 
-VERSION = 1     # raise when the same files would give other documents
+VERSION = 2     # raise when the same files would give other documents
 
 
 class PythonReference(Source):
@@ -31,6 +35,7 @@ class PythonReference(Source):
     """
 
     name = "python-reference"
+    first = "python"        # whose pages a search puts before the others', where the question names none
 
     @dataclass(frozen=True)
     class Config:
@@ -54,7 +59,7 @@ class PythonReference(Source):
             self.read_share = number / len(self.config.packages)
             pages = [_package_meanings(package, root, _page_text)]
             if package == "python":
-                pages = [_language(root), *pages, _c_modules(), _c_meanings(_page_text)]
+                pages = [_language(root), *pages, _c_modules(), _c_meanings(_page_text, _written_in_c())]
             for meaning in (meaning for part in pages for meaning in part):
                 if meaning.name not in found:
                     found.add(meaning.name)
@@ -101,8 +106,23 @@ def _signature(documented: object) -> str | None:
     return None
 
 
+@functools.cache
+def _written_in_c() -> tuple[str, ...]:
+    """The public modules of this interpreter that have no Python file (posix is os), and those with parts in C."""
+    root = python_docs._root("python")
+    found = set(_C_MODULES)
+    for name in sorted(sys.stdlib_module_names):
+        in_python = (root / f"{name}.py").is_file() or (root / name).is_dir()
+        if not in_python and not name.startswith(("_", "xx", "posix")):
+            with warnings.catch_warnings(), contextlib.suppress(ImportError):
+                warnings.simplefilter("ignore", DeprecationWarning)
+                importlib.import_module(name)
+                found.add(name)
+    return tuple(sorted(found))
+
+
 def _c_modules() -> Iterator[Meaning]:
-    for name in _C_MODULES:
+    for name in _written_in_c():
         try:
             docstring = importlib.import_module(name).__doc__
         except ImportError:

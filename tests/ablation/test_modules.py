@@ -85,6 +85,15 @@ def test_several_are_taken_out_of_one_list_and_through_an_alias(named):
         "a": {"feed_forward": {"type": "moe"}}, "b": {"feed_forward": {"type": "moe"}}}
 
 
+def test_what_the_default_can_hold_too_stays(named):
+    """Two modules of one router: each goes alone."""
+    both = {"router": {"type": "dynamic_sparsity", "max_experts": 6, "inhibition": {"type": "lateral_inhibition"}}}
+    assert without(both, ["dynamic_sparsity"], named) == {
+        "router": {"type": "top_k", "inhibition": {"type": "lateral_inhibition"}}}
+    assert without(both, ["lateral_inhibition"], named) == {"router": {"type": "dynamic_sparsity", "max_experts": 6}}
+    assert without(both, ["dynamic_sparsity", "lateral_inhibition"], named) == {}
+
+
 def test_a_row_compares_the_spec_with_the_spec_without_it(registry):
     source = read_yaml(SMALL)
     source.data |= {"phases": [{"kind": "pretrain"}], "expect": {"total_parameters": 1}}

@@ -20,12 +20,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from tryplicity import Document, load_plugins
 from tryplicity.data import parse_source
 from tryplicity.search.cutting import cut
 from tryplicity.search.index import PassageIndex, build_index
+from tryplicity.spec import parse_value
 
 QUESTIONS = Path(__file__).parents[1] / "search" / "questions.yaml"
 
@@ -93,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--semantic", action="store_true")
     options = parser.parse_args(arguments)
     registry = load_plugins().registry
-    written = yaml.safe_load(QUESTIONS.read_text(encoding="utf-8"))
+    written = parse_value(QUESTIONS.read_text(encoding="utf-8"), QUESTIONS.name)
 
     with tempfile.TemporaryDirectory() as folder:
         documents = so_many(installed_text(registry), options.passages)

@@ -210,6 +210,7 @@ def open_page(browser):
     seen, contexts = Seen(), []
 
     def open_page(server, path="/", width=1280, height=800, settings=None, ready=True, **options):
+        options.setdefault("color_scheme", "dark")
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         context.set_default_timeout(20_000)

@@ -45,9 +45,9 @@ def serious(page):
             if each["impact"] in ("serious", "critical")]
 
 
-@pytest.fixture(params=["desktop", "phone"])
+@pytest.fixture(params=["desktop", "phone", "light"])
 def size(request):
-    return PHONE if request.param == "phone" else {}
+    return {"phone": PHONE, "light": {"color_scheme": "light"}, "desktop": {}}[request.param]
 
 
 def test_start_screen(open_page, server, size):

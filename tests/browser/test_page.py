@@ -76,7 +76,7 @@ def test_sources_come_before_the_answer_which_comes_in_pieces(open_page, server)
     assert page.inner_text("#log") == shown      # what was found and quoted is still there
 
 
-def test_what_the_sources_say_is_quoted_below_an_answer_that_rests_on_none(open_page, server):
+def test_what_the_sources_say_is_quoted_above_an_answer_that_rests_on_none(open_page, server):
     sources = [{"number": n, "id": str(n), "title": f"Title {n}", "url": f"https://example.org/{n}",
                 "text": f"Text {n}."} for n in (1, 2)]
     id = server.conversation([

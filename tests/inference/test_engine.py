@@ -1,6 +1,7 @@
 """Many at once are as each alone; who leaves, fails or listens badly disturbs nobody. On a packed model the comparison
 is of bits; on floats in fp64, where rounding cannot change a token of these."""
 
+import codecs
 import gc
 import os
 import random
@@ -273,8 +274,8 @@ def test_text_comes_in_whole_characters_with_its_tokens(packed_model, tokenizer,
     pieces = list(engine.generate(request))
     ids = [token.id for piece in pieces for token in piece.tokens]
     assert ids == plain(packed_model, request)
-    text = engine.scheduler.written.along()(request.prompt, "".join(piece.text for piece in pieces))
-    assert text == ids  # what was shown is what the tokens say
+    whole = b"".join(engine._token_bytes[token] for token in ids)
+    assert "".join(piece.text for piece in pieces) == codecs.getincrementaldecoder("utf-8")("replace").decode(whole)
     assert all(piece.text for piece in pieces[:-1]) and pieces[-1].finish == "length"
 
 
@@ -290,8 +291,6 @@ def test_a_stop_string_and_its_tokens_are_never_given_out(packed_model, tokenize
     told = [token.id for piece in generation_pieces for token in piece.tokens]
     everything = [token.id for piece in whole for token in piece.tokens]
     assert told == everything[:len(told)] and len(told) < len(everything)
-    said = engine.scheduler.written.along()(request.prompt, shown)
-    assert said is None or said == told
 
 
 def test_end_tokens_end_it_and_are_not_given_out(engine, packed_model, plain):
@@ -495,3 +494,111 @@ def test_only_the_floats_of_linears_are_stored_column_by_column(make_packed):
 def test_the_card_of_a_model(packed_model):
     card = Engine(packed_model, None).card
     assert (card.name, card.context_length, card.chat) == ("small", 256, False) and card.parameters > 0
+
+
+def directly(model, prompt):
+    """The logarithms of the probabilities after each token, by one forward of the whole."""
+    with torch.no_grad():
+        return model(torch.tensor([list(prompt)]))[0].double().log_softmax(-1)
+
+
+@pytest.mark.parametrize("linear, dtype", [("bitlinear", torch.float32), ("linear", torch.float64)])
+def test_the_probabilities_of_a_prompt_are_the_models(make_packed, linear, dtype):
+    """In whatever chunks it is read, and with its beginning kept from before: as the model gives them in one go."""
+    model = make_packed(linear=linear, dtype=dtype)
+    engine, prompt = Engine(model, None, chunk=7), ask(1, length=100).prompt
+    run(engine, [ask(1, length=60)])
+    wanted_TV = directly(model, prompt)
+    scored = engine.score(prompt, alternatives=5)
+    assert [token.id for token in scored.tokens] == list(prompt)
+    assert scored.tokens[0] == (prompt[0], None, ()) and (scored.offsets, scored.text) == ((0,) * 100, "")
+    for i, token in enumerate(scored.tokens[1:]):
+        assert abs(token.logprob - float(wanted_TV[i, token.id])) < 1e-4
+        best = wanted_TV[i].topk(5)
+        assert [token_id for token_id, _ in token.top] == best.indices.tolist()
+        assert all(abs(value - want) < 1e-4 for (_, value), want in zip(token.top, best.values.tolist(), strict=True))
+    assert engine.score(prompt[:1]).tokens == ((prompt[0], None, ()),)
+    engine.close()
+
+
+def test_a_prompt_is_scored_to_the_end_of_the_context_and_no_further(engine, packed_model):
+    assert len(engine.score(ask(2, length=256).prompt).tokens) == 256
+    with pytest.raises(UserError, match="257 tokens"):
+        engine.score(ask(2, length=257).prompt)
+    with pytest.raises(UserError, match="max_tokens is 0; it must be 1 or more"):
+        ask(1, 0)
+
+
+def test_a_prompt_is_scored_and_gone_on_with(engine, packed_model, plain):
+    """What comes after it is as without."""
+    request = ask(3, 9, logprobs=2, score_prompt=True)
+    ear = Ear()
+    generation = engine.submit(request, lambda piece: ear(piece) if generation.scored else None)
+    assert generation.wait(30) and ear.tokens == plain(packed_model, request)
+    assert [token.id for token in generation.scored.tokens] == list(request.prompt)
+    assert all(len(token.top) == 2 for token in generation.scored.tokens[1:])
+
+
+def test_offsets_of_a_prompt_are_where_its_tokens_stand_in_the_text(packed_model, tokenizer):
+    engine, text = Engine(packed_model, tokenizer, chunk=5), "def тест(self):  # 日本 🙂 end"
+    prompt = engine.encode(text)
+    scored = engine.score(prompt)
+    assert scored.text == text and scored.offsets[:2] == (0, 0)  # <|begin|> has no text
+    sizes = [len(piece) for piece in (engine._token_bytes[token] for token in prompt)]
+    for i, offset in enumerate(scored.offsets):  # so many characters are whole in the bytes before it
+        assert text[:offset] == text.encode()[:sum(sizes[:i])].decode(errors="ignore")
+    engine.close()
+
+
+def all_at_once(engine, requests, hear=lambda number, piece: None):
+    """Requests that the engine finds there in one round, however slowly they are submitted; what each was told."""
+    hold, ears = threading.Event(), [Ear() for _ in requests]
+    first = engine.submit(ask(99, 1, length=1), lambda piece: hold.wait(30))
+    generations = []
+    for number, (request, ear) in enumerate(zip(requests, ears, strict=True)):
+        def listener(piece, number=number, ear=ear):
+            hear(number, piece)
+            ear(piece)
+
+        generations.append(engine.submit(request, listener))
+    hold.set()
+    assert first.wait(30) and all(generation.wait(60) for generation in generations)
+    return [ear.tokens for ear in ears]
+
+
+def test_a_long_prompt_lets_short_ones_pass(packed_model, plain):
+    """Counted in tokens that were read before the short ones' first tokens; and the long one is not forgotten."""
+    engine = Engine(packed_model, None, slots=4, chunk=16)
+    requests = [ask(0, 2, length=230), ask(1, 3, length=5), ask(2, 3, length=4), ask(3, 3, length=5)]
+    read = {}
+
+    def hear(number, piece):
+        read.setdefault(number, engine.statistics()["prompt_tokens_total"])
+
+    assert all_at_once(engine, requests, hear) == [plain(packed_model, request) for request in requests]
+    assert max(read[1], read[2], read[3]) <= 1 + 3 * 16 and read[0] == 1 + 230 + 5 + 4 + 5
+    engine.close()
+
+
+def test_long_prompts_take_turns(packed_model, plain):
+    """While one of 60 tokens is read, the two of 200 read as much each, and one that comes later no less."""
+    engine, done = Engine(packed_model, None, slots=4, chunk=16), {}
+    requests = [ask(0, 1, length=200), ask(1, 1, length=200), ask(2, 1, length=60)]
+
+    def hear(number, piece):
+        done.setdefault(number, engine.statistics()["prompt_tokens_total"])
+
+    assert all_at_once(engine, requests, hear) == [plain(packed_model, request) for request in requests]
+    assert done[2] <= 1 + 3 * 60 + 3 * 16 and done[0] > 1 + 60 + 2 * 180
+    engine.close()
+
+
+def test_prompts_that_come_together_are_read_once_as_far_as_they_agree(packed_model, plain):
+    engine = Engine(packed_model, None, slots=6, chunk=16)
+    begin = ask(7, length=100).prompt
+    tails = [ask(20 + i, length=7 + i).prompt for i in range(3)]
+    requests = [Request(begin + tail, GREEDY, 4, end_tokens=NO_END) for tail in tails]
+    requests += [requests[0], Request(begin[:80] + tails[1], Sampling(seed=1), 4, end_tokens=NO_END)]
+    assert all_at_once(engine, requests) == [plain(packed_model, request) for request in requests]
+    assert engine.statistics()["prompt_tokens_total"] == 1 + 100 + 7 + 8 + 9 + 8
+    engine.close()

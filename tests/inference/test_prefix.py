@@ -1,10 +1,9 @@
 """Kept states: the longest match, the least recently used dropped, shared memory counted once."""
 
-import pytest
 import torch
 
 from tryplicity.components import State
-from tryplicity.inference.prefix import Prefixes, Written, clone, tensors
+from tryplicity.inference.prefix import Prefixes, clone, tensors
 
 
 def state(size=250, value=0.0):
@@ -98,31 +97,3 @@ def test_pages_that_clones_share_count_once(packed_model):
     attention = next(own for layer in grown for own in layer if own is not None and "pages" in own)
     full = sum(page.nbytes for page in attention["pages"][:3])  # 192 of 200 tokens
     assert second == first - full > 0
-
-
-@pytest.mark.parametrize("text, prompt, found", [("abc", [1, 2], [7, 8]), ("abc", [1, 3], None), ("ab", [1, 2], None)])
-def test_written_texts_are_found_after_their_prompt_alone(text, prompt, found):
-    written = Written()
-    written.remember([1, 2], "abc", [7, 8])
-    assert written.along()(prompt, text) == found
-
-
-def test_written_texts_are_bounded():
-    written = Written(most=3)
-    for number in range(5):
-        written.remember([number], "a", [number])
-    assert [written.along()([number], "a") for number in range(5)] == [None, None, [2], [3], [4]]
-
-
-def test_a_long_conversation_is_looked_at_once(monkeypatch):
-    """Each answer is looked for behind all that was said before it, of which only the new part is read."""
-    from tryplicity.inference import prefix
-
-    written, said, read = Written(), list(range(10)), []
-    for turn in range(200):
-        written.remember(said, f"answer {turn}", [turn])
-        said += range(10)
-    monkeypatch.setattr(prefix, "_bytes", lambda ids, real=prefix._bytes: read.append(len(ids)) or real(ids))
-    find = written.along()
-    assert [find(said[:10 * (turn + 1)], f"answer {turn}") for turn in range(200)] == [[turn] for turn in range(200)]
-    assert sum(read) == 2000

@@ -33,8 +33,10 @@ extern "C" void count(Parallel loop, int32_t threads, int64_t n, int64_t grain, 
             row.times += i * row.inner;
             row.loop(row.threads, row.inner, 1, [](const void* g, int64_t from, int64_t to) {
                 for (int64_t j = from; j < to; j++) static_cast<const Count*>(g)->times[j]++;
+                return 0;
             }, &row);
         }
+        return 0;
     }, &all);
 }
 
@@ -51,10 +53,22 @@ extern "C" int64_t wrong(Parallel loop, int32_t threads, int64_t repeats) {
                 for (int k = 0; k < 300; k++) item.value += std::sqrt(double(i + k));
                 item.times++;
             }
+            return 0;
         }, items);
         for (Item& item : items) bad += item.times != 1 || item.value <= 0;
     }
     return bad;
+}
+
+// what the loop gives when the item `which` runs out of memory; -1: none does
+extern "C" int without_memory(Parallel loop, int32_t threads, int64_t which) {
+    return loop(threads, 64, 1, [](const void* f, int64_t from, int64_t to) {
+        return guarded([&] {
+            for (int64_t i = from; i < to; i++)
+                if (i == *static_cast<const int64_t*>(f)) throw std::bad_alloc();
+            return 0;
+        });
+    }, &which);
 }
 """
 
@@ -87,6 +101,15 @@ def test_every_item_exactly_once(library, threads):
     for n in (0, 1, 2, 3, 63, 64, 65, 1000):
         for grain in (1, 2, 3, 64, 5000):
             assert counts(library, threads, n, grain) == [1] * n
+
+
+def test_a_part_that_runs_out_of_memory_fails_its_own_loop_alone(library):
+    """Whichever it is, and in whatever thread."""
+    loop = ctypes.c_void_p(kernels.entry("parallel"))
+    for threads in (1, 2, 3):
+        for which in (*range(64), -1):
+            assert library.without_memory(loop, ctypes.c_int32(threads), ctypes.c_int64(which)) == (which >= 0)
+    assert wrong(library, 50) == 0
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

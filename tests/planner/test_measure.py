@@ -154,3 +154,51 @@ def test_autocast_keeps_in_fp32_what_a_gpu_would():
 def test_a_forward_that_reads_data_is_named(read):
     with ShapeMode(), pytest.raises(UserError, match="needs the data of a tensor"):
         read(torch.ones(3))
+
+
+def test_an_operation_that_names_no_shapes_is_named():
+    def strange(x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    with torch.library._scoped_library("planning_test", "FRAGMENT") as library:
+        library.define("opaque(Tensor x) -> Tensor")
+        library.impl("opaque", strange, "CPU")
+        with ShapeMode(), pytest.raises(UserError, match=r"planning_test.opaque.default has no rule .*register_fake"):
+            torch.ops.planning_test.opaque(torch.ones(3))
+
+
+def test_flops_of_a_recurrence_by_hand():
+    B, T, I, H = 4, 16, 24, 32
+    layer, x = torch.nn.LSTM(I, H), torch.randn(T, B, I, requires_grad=True)
+    cost, _ = m.measure(lambda x: [m.without_data(layer)(x)[0]], [shape_like(x).requires_grad_()], [])
+    assert cost.flops_forward == 2 * T * B * 4 * H * (I + H)
+    assert cost.flops_backward == 2 * cost.flops_forward
+
+
+def test_grouped_query_attention_by_hand(registry):
+    """Every query head multiplies, however few heads keys and values have; two products forward, five backward."""
+    B, T, H, K = 2, 16, 4, 8
+    leaves = [Shape(torch.empty(B, heads, T, K, device="meta")).requires_grad_() for heads in (H, 2, 2)]
+    for causal in (False, True):
+        cost, _ = m.measure(lambda *qkv, causal=causal: [torch.nn.functional.scaled_dot_product_attention(
+            *qkv, is_causal=causal, enable_gqa=True)], leaves, [])
+        product = 2 * B * H * T * T * K // (2 if causal else 1)
+        assert (cost.flops_forward, cost.flops_backward) == (2 * product, 5 * product)
+
+
+def test_which_gradients_were_there_at_the_peak_by_hand():
+    """Of two products the second's weight gradient is made first and is there at the peak; the first's comes after it,
+    where malloc has had something else before."""
+    def stage(x):
+        h = torch.nn.functional.linear(x, first)
+        return [torch.nn.functional.linear(torch.cat([h, h, h, h], -1), second)]
+
+    N, D = 64, 32
+    x = Shape(torch.empty(N, D, device="meta")).requires_grad_()
+    first, second = (Shape(torch.empty(o, i, device="meta")).requires_grad_() for o, i in ((D, D), (D, 4 * D)))
+    costs = {m.measure(stage, [x], [first, second], gradients_exist=False)[0] for _ in range(5)}
+    cost, = costs
+    wide, second_made = 4 * N * 4 * D, 4 * 4 * D * D
+    assert (cost.made, cost.made_at_peak) == (4 * D * D + second_made, second_made)
+    # the wide input of the second product and its gradient, the gradient that arrived, and two scalars of 512 bytes
+    assert cost.backward == 2 * wide + 4 * N * D + 2 * 512

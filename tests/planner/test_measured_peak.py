@@ -1,10 +1,13 @@
 """The closed form against the memory that a real training step really takes."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from planning_tools import CPU, DENSE, EVERYTHING, HYBRID, like, make_spec
 from torch.profiler import ProfilerActivity, profile
 
+from tryplicity import load_plugins
 from tryplicity.data.packing import Batch
 from tryplicity.model import assemble
 from tryplicity.planner import plan
@@ -51,3 +54,24 @@ def test_planned_peak_is_within_five_percent_of_the_real_one(registry, text, set
     memory = plan(assemble(spec), hardware, registry).nearest.memory
     planned = memory.total - memory.parts["overhead"]
     assert planned == pytest.approx(real_peak(registry, spec, hardware), rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def strange():
+    """What is installed, and a stranger's plugin."""
+    return load_plugins([str(Path(__file__).parent / "strange_layers.py")]).registry
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("mixer", [
+    "long_convolution", "lru", "convolutions", "written_out", "{type: recurrent, kind: GRU}",
+    "{type: recurrent, kind: RNN}", "{type: recurrent, kind: GRU, batch_first: false}",
+    "{type: recurrent, kind: LSTM}", "{type: recurrent, kind: LSTM, batch_first: false}"])
+def test_operations_of_other_layers_are_planned_as_well(strange, mixer, checkpointing):
+    """Wide enough that what the layer does is most of what there is."""
+    hardware = like(CPU, activation_checkpointing=checkpointing, batch=8)
+    spec = make_spec(strange, DENSE, "hidden_size=96", "layers=[{repeat: 3, of: strange}]",
+                     f"blocks={{strange: {{mixer: {mixer}}}}}")
+    memory = plan(assemble(spec), hardware, strange).nearest.memory
+    planned = memory.total - memory.parts["overhead"]
+    assert planned == pytest.approx(real_peak(strange, spec, hardware), rel=0.05)

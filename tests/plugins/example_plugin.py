@@ -37,16 +37,20 @@ class Shift(Mixer):
         nn.init.constant_(self.share_D, self.config.share)
 
     def new_state(self, batch, *, device=None, dtype=None):
-        return State(last_BD=torch.zeros(batch, self.share_D.shape[0], device=device, dtype=dtype))
+        return State(last_BD=torch.zeros(batch, self.share_D.shape[0], device=device, dtype=dtype),
+                     doc_B=torch.full((batch,), -1, device=device))
 
     def forward(self, x_BTD, *, state=None, doc_ids=None):
-        first_B1D = state["last_BD"][:, None] if state is not None else torch.zeros_like(x_BTD[:, :1])
+        first_B1D = torch.zeros_like(x_BTD[:, :1]) if state is None else state["last_BD"][:, None].to(x_BTD.dtype)
         before_BTD = torch.cat([first_B1D, x_BTD[:, :-1]], dim=1)
-        if doc_ids is not None:  # the last token of one document is nothing to the first of the next
-            same_BT = torch.cat([torch.ones_like(doc_ids[:, :1]), doc_ids[:, 1:] == doc_ids[:, :-1]], dim=1)
-            before_BTD = before_BTD * same_BT[..., None]
-        if state is not None:
-            state["last_BD"] = x_BTD[:, -1]
+        if doc_ids is not None:  # the last token of one document is nothing to the first of the next, in this chunk
+            doc_B1 = doc_ids[:, :1] if state is None else state["doc_B"][:, None]  # or from the one before to this
+            same_BT = doc_ids == torch.cat([doc_B1, doc_ids[:, :-1]], dim=1)
+            before_BTD = before_BTD.masked_fill(~same_BT[..., None], 0)
+        if state is not None:  # a copy: what x_BTD lies in may be used again, and is as long as the chunk
+            state["last_BD"].copy_(x_BTD[:, -1].detach())
+            if doc_ids is not None:
+                state["doc_B"].copy_(doc_ids[:, -1])
         return self.out(x_BTD + self.share_D * before_BTD)
 
 

@@ -91,3 +91,15 @@ def test_marks_of_a_passage_are_not_ours(text):
     assert quoted == f"> {text.replace('[', chr(92) + '[').replace(']', chr(92) + ']')} [1]"
     marks = [mark[0] for _, piece in _pieces(quoted) for mark in _marks(piece)]
     assert marks == ["[1]"]     # the one at the end
+
+
+def test_sources_are_shortened_before_the_last_one_is_given_up():
+    """A small context reads at least one source as long as there is room for fifteen words of it."""
+    long = [Passage(str(n), f"Title{n}", f"u:{n}", " ".join(f"Words{n} of path {i} here." for i in range(60)), 1.0)
+            for n in range(5)]
+    full = words(messages("How do I join paths?", long, count=words))
+    alone = len(f"{INSTRUCTIONS} Sources: [1] Title0 Question: How do I join paths?".split())
+    read = [sum(f"[{n}]" in messages("How do I join paths?", long, count=words, budget=budget)[-1]["content"]
+                for n in range(1, 6)) for budget in range(alone + 15, full + 1)]
+    assert min(read) == 1 and max(read) == 5 and {2, 3, 4} <= set(read)
+    assert "[1]" not in messages("How do I join paths?", long, count=words, budget=alone)[-1]["content"]

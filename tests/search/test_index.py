@@ -55,13 +55,14 @@ def pages(made):
 # --- ranking ---
 
 def test_bm25_is_the_formula(made):
-    """Passages of 3, 5, 4, 3 and 3 words (two of each in the title); `cat` once in the first, twice in the second."""
+    """Passages of 4, 8, 6, 4 and 4 words, two of each in the title and what is left in the text and once more in the
+    lead, where it counts twice; `cat` is once in the first, twice in the second."""
     opened = made(doc("x/a", "A a\n\ncat\n"), doc("x/b", "B b\n\ncat cat dog\n"), doc("x/c", "C c\n\ndog eel\n"),
                   doc("x/d", "D d\n\nfox\n"), doc("x/e", "E e\n\nfox\n"))
-    lengths, average = (3, 5), (3 + 5 + 4 + 3 + 3) / 5
+    lengths, average = (4, 8), (4 + 8 + 6 + 4 + 4) / 5
     idf = math.log((5 - 2 + 0.5) / (2 + 0.5))
     score = [idf * count * 2.2 / (count + 1.2 * (0.25 + 0.75 * length / average))
-             for count, length in zip((1, 2), lengths, strict=True)]
+             for count, length in zip((1 + 2 * 1, 2 + 2 * 2), lengths, strict=True)]
     found = dict(opened._matches('"cat"', 5))
     assert found == pytest.approx({1: score[0], 2: score[1]})
 
@@ -76,6 +77,67 @@ def test_bm25_is_the_formula(made):
 ])
 def test_the_right_page_is_first(pages, question, first):
     assert ids(pages.search(question, 5))[0] == first
+
+
+class Shelf:
+    """A source whose own pages come first."""
+
+    name, first = "shelf", "python"
+
+    def __init__(self, *documents):
+        self.given = documents
+
+    def documents(self):
+        return iter(self.given)
+
+
+@pytest.fixture
+def shelved(tmp_path):
+    def make(*pages):
+        """Of (id, text); a word of its own keeps apart what would be one passage."""
+        source = Shelf(*(Document(id, f"{id.partition('/')[2]}\n\n{text}\n", "text", "u:") for id, text in pages))
+        return PassageIndex(build_index(source.documents(), tmp_path / "shelf.sqlite", source=source))
+
+    return make
+
+
+def test_what_comes_first_counts_twice_unless_another_is_named(shelved):
+    opened = shelved(("python/alpha", "the middle aaa"), ("numpy/beta", "the middle bbb"),
+                     ("numpy/other", "numpy itself ccc"), ("torch/thing", "ddd"), ("torch/wings", "eee"))
+    first, second = opened.search("middle", 2)
+    assert (first.id, second.id) == ("python/alpha:1", "numpy/beta:1")
+    assert first.score == pytest.approx(2 * second.score)
+    found = {p.id: p.score for p in opened.search("middle in numpy", 5)}
+    assert found["numpy/beta:1"] == pytest.approx(2 * found["python/alpha:1"])
+    documents = [Document("numpy/beta", "beta\n\nthe middle bbb\n", "text", "u:"),
+                 Document("python/alpha", "alpha\n\nthe middle aaa\n", "text", "u:")]
+    first, second = PassageIndex(build_index(documents, opened.path)).search("middle", 2)
+    assert first.score == second.score, "of no source that puts one first"
+
+
+def test_each_dot_of_a_name_costs_and_so_does_each_better_passage_of_the_page(made):
+    """Scores by hand, of passages of equal length that differ in nothing else."""
+    opened = made(doc("c", "zebra aa bb ee\n\nstripes bbb\n"), doc("d", "zebra.cc dd\n\nstripes ccc\n"),
+                  *(doc(f"x{n}", f"lion {n}\n\nmane {n}") for n in range(5)))
+    found = {p.id: p.score for p in opened.search("stripes", 9)}
+    assert found["d:1"] == pytest.approx(0.85 * found["c:1"])
+    page = "Page\n\n" + "\n\n".join(f"zebra{' xx' * 130} {n}" for n in range(3))
+    opened = made(doc("a", page), *(doc(f"x{n}", f"lion {n}\n\nmane {n}") for n in range(9)))
+    scores = [p.score for p in opened.search("zebra", 3)]
+    assert scores[1:] == pytest.approx([0.8 * scores[0], 0.64 * scores[0]])
+
+
+def test_the_best_forty_are_reconsidered(made):
+    """Whose title is what was asked for comes first, if BM25 had it among the first forty."""
+    def first(above):
+        better = [doc(f"x{n}", f"Page {n}\n\nzebra lion {n}\n") for n in range(above)]
+        opened = made(*better, doc("t", "Zebra lion\n\nother words\n\nzebra lion\n"),
+                      *(doc(f"y{n}", f"Else\n\nnothing {n}\n") for n in range(90)))
+        ranked = [number for number, _ in opened._matches('"zebra" OR "lion"', 99)]
+        assert len(ranked) == above + 1 == ranked[-1], "the last by BM25"
+        return ids(opened.search("zebra lion", 1))
+
+    assert first(39) == ["t"] and first(40) == ["x0"]
 
 
 def test_a_rare_word_counts_more_than_a_common_one(made):
@@ -193,8 +255,8 @@ def test_one_file_that_nobody_writes_to(made):
     opened = made("a zebra")
     opened.search("zebra", 1)
     assert [path.name for path in opened.path.parent.iterdir()] == ["index.sqlite"]
-    with pytest.raises(sqlite3.OperationalError):
-        opened._connection().execute("DELETE FROM passages")
+    with pytest.raises(sqlite3.OperationalError), opened._connection() as connection:
+        connection.execute("DELETE FROM passages")
 
 
 def test_a_failure_in_the_middle_leaves_what_was_there(made):
@@ -256,12 +318,36 @@ def test_threads_share_an_index(made):
     assert not faults
 
 
-def test_an_index_replaced_while_it_is_read(made):
-    opened = made("the old zebra")
+def generation(path, number):
+    """An index in which every passage, and how many there are, says which one it is."""
+    return build_index([doc(f"g{number}n{n}", f"zebra {n} of generation{number}") for n in range(5 + number)], path)
+
+
+def test_an_index_is_one_generation_for_all_its_threads(tmp_path):
+    """Also for those that begin, and for words first asked for, after another was put in its place."""
+    opened = PassageIndex(generation(tmp_path / "i.sqlite", 1))
     opened.search("zebra", 1)
-    build_index([doc("n", "the new zebra")], opened.path)
-    assert opened.search("zebra", 1)[0].text == "the old zebra"
-    assert PassageIndex(opened.path).search("zebra", 1)[0].text == "the new zebra"
+    assert not opened.replaced
+    generation(opened.path, 2)
+    assert opened.replaced
+    found = []
+    threads = [threading.Thread(target=lambda: found.append((opened.search("zebra", 99), opened.search("of", 99),
+                                                             opened.search("generation2", 9)))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8 and all(len(zebras) == len(ofs) == 6 and new == [] for zebras, ofs, new in found)
+    assert all("generation1" in passage.text for zebras, _, _ in found for passage in zebras)
+    assert len(opened) == 6
+    again = PassageIndex(opened.path)
+    assert len(again) == 7 and len(again.search("generation2", 99)) == 7 and not again.replaced
+
+
+def test_an_index_whose_file_is_gone_goes_on(made):
+    opened = made("a zebra")
+    opened.path.unlink()
+    assert not opened.replaced and opened.search("zebra", 1)[0].text == "a zebra"
 
 
 def test_unusual_text_is_kept_and_found(made):

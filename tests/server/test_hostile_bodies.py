@@ -14,13 +14,28 @@ CHAT = {"model": "talker", "messages": [{"role": "system", "content": "Be short.
         "top_logprobs": 2, "logit_bias": {"7": 1}, "presence_penalty": 0.1, "frequency_penalty": 0.1, "stream": False,
         "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {
             "type": "object", "properties": {"a": {"type": "integer"}}}}}, "top_k": 5, "min_p": 0.1, "user": "me"}
-TEXT = {"model": "talker", "prompt": ["the model", "a"], "max_tokens": 2, "logprobs": 1, "echo": False, "n": 2,
+TEXT = {"model": "talker", "prompt": ["the model", "a"], "max_tokens": 2, "logprobs": 1, "echo": True, "n": 2,
         "stream": True, "stream_options": {"include_usage": True}, "stop": "x", "repetition_penalty": 1.1}
 ASK = {"content": "What?", "search": False, "sampling": {"temperature": 1, "max_tokens": 2, "seed": 3, "top_p": 0.5}}
+RESPONSE = {"model": "talker", "input": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}, {
+    "type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}, {
+        "type": "function_call_output", "call_id": "c", "output": "x"}], "instructions": "Be short.",
+        "max_output_tokens": 2, "text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "object"}}},
+        "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}], "tool_choice": {
+            "type": "function", "name": "f"}, "stream": True, "include": ["message.output_text.logprobs"], "top_p": 0.5}
+CALLS = {"model": "talker", "messages": [{"role": "user", "content": "hi"}, {
+    "role": "assistant", "content": "", "tool_calls": [
+        {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+    {"role": "tool", "content": "x"}],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {
+        "a": {"type": "integer"}}}}}], "tool_choice": "required", "max_completion_tokens": 2, "stream": True}
 IMPORT = {"format": 1, "conversations": [{"id": "a", "title": "t", "created": 1.0, "updated": 2.0, "messages": [
     {"id": "m", "role": "assistant", "content": "c", "sources": [
         {"number": 1, "id": "p", "title": "t", "url": "u", "text": "x"}], "finish": "stop", "settings": {}}]}]}
 REQUESTS = [("POST", "/v1/chat/completions", CHAT), ("POST", "/v1/completions", TEXT),
+            ("POST", "/v1/responses", RESPONSE), ("POST", "/v1/chat/completions", CALLS),
+            ("POST", "/tokenize", {"prompt": "a", "add_special_tokens": False, "model": "talker"}),
+            ("POST", "/detokenize", {"tokens": [1, 2, 299]}),
             ("POST", "/api/conversations/{id}/ask", ASK), ("POST", "/api/conversations/import", IMPORT),
             ("POST", "/api/conversations", {"title": "t"}), ("PATCH", "/api/conversations/{id}", {"title": "t"})]
 NASTY = [None, True, False, 0, -1, 1, 2, 1.5, 1e308, -1e308, 5e-324, 1 << 31, 1 << 63, 1 << 64, -(1 << 63) - 1, 10**400,

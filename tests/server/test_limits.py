@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 import time
 
 import pytest
@@ -192,23 +193,19 @@ def test_half_a_request_holds_up_nobody(small):
 
 
 def metrics_of(server):
-    """Every sample of /metrics, and that the text is as Prometheus reads it."""
-    import re
+    """Every sample of /metrics, as Prometheus's own reader finds it."""
+    from prometheus_client.parser import text_string_to_metric_families
 
     answer = server.http.get("/metrics")
-    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8" and answer.text.endswith("\n")
-    samples, types = {}, {}
-    for line in answer.text.splitlines():
-        if line.startswith("# TYPE "):
-            _, _, name, kind = line.split()
-            assert name not in types and kind in ("counter", "gauge", "histogram")
-            types[name] = kind
-        elif not line.startswith("# HELP "):
-            name, labels, value = re.fullmatch(r'([a-z_]+)(\{(?:[a-z_]+="[^"\n]*",?)+\})? (\S+)', line).groups()
-            assert name in types or re.sub("_(bucket|sum|count)$", "", name) in types
-            key = name + (labels or "")
+    assert answer.headers["content-type"].startswith("text/plain; version=") and answer.text.endswith("\n")
+    samples = {}
+    for family in text_string_to_metric_families(answer.text):
+        assert family.documentation
+        for sample in family.samples:
+            labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
+            key = f"{sample.name}{{{labels}}}" if labels else sample.name
             assert key not in samples
-            samples[key] = float(value)
+            samples[key] = sample.value
     return samples
 
 
@@ -218,7 +215,7 @@ def test_metrics_count_what_was_done(small):
     small.http.post("/v1/chat/completions", content=b"{")
     after = metrics_of(small)
     change = {key: value - before.get(key, 0) for key, value in after.items()}
-    route = 'tryplicity_requests_total{route="v1/chat/completions",method="POST",status="%d"}'
+    route = 'tryplicity_requests_total{method="POST",route="v1/chat/completions",status="%d"}'
     assert change[route % 200] == 1 and change[route % 400] == 1
     assert change["tryplicity_completion_tokens_total"] == 6
     assert change['tryplicity_generations_total{reason="length"}'] == 2
@@ -227,6 +224,104 @@ def test_metrics_count_what_was_done(small):
     for name in ("request_seconds", "first_token_seconds"):
         buckets = [v for k, v in after.items() if k.startswith(f"tryplicity_{name}_bucket")]
         assert buckets == sorted(buckets) and buckets[-1] == after[f"tryplicity_{name}_count"]
+
+
+def test_metrics_as_openmetrics_where_they_are_asked_for_so(small):
+    from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+    answer = small.http.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert "tryplicity_requests" in {family.name for family in text_string_to_metric_families(answer.text)}
+
+
+class Slow:
+    """A retriever that takes its time, or waits to be let go on."""
+
+    name = "slow"
+
+    def __init__(self):
+        self.seconds, self.go_on, self.held = 0.0, threading.Event(), False
+
+    def search(self, question, limit):
+        from tryplicity.components import Passage
+
+        if self.held:
+            self.go_on.wait(30)
+        else:
+            time.sleep(self.seconds)
+        return [Passage("p", "Title", "url", "A list is a sequence.", 1.0)]
+
+
+@pytest.fixture
+def slow(started, chat_run):
+    from tryplicity.server.service import Searcher
+
+    retriever = Slow()
+    with started(chat_run, searcher=Searcher(retriever, "slow", 1), slots=1, engine={"max_waiting": 0}, searches=12,
+                 waiting_searches=0) as server:
+        server.retriever = retriever
+        yield server
+        retriever.go_on.set()
+
+
+def together(number, function):
+    threads = [threading.Thread(target=function, args=(n,)) for n in range(number)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def test_the_times_of_a_histogram_are_those_that_were_told(slow):
+    """The server tells each search's seconds to who asked; the buckets must count those, borders included."""
+    told = []
+    for seconds in (0, 0, 0, 0.03, 0.07, 0.15, 0.3, 0.6):
+        slow.retriever.seconds = seconds
+        told.append(slow.http.get("/api/search", params={"q": "x"}).json()["seconds"])
+    found = {key: value for key, value in metrics_of(slow).items() if key.startswith("tryplicity_search_seconds_")}
+    assert found.pop("tryplicity_search_seconds_count") == len(told)
+    assert found.pop("tryplicity_search_seconds_sum") == pytest.approx(sum(told))
+    borders = {float(key.split('"')[1]): value for key, value in found.items()}
+    assert borders == {border: sum(seconds <= border for seconds in told) for border in borders}
+    assert min(borders) <= 0.01 and max(b for b in borders if b != float("inf")) >= 60 and float("inf") in borders
+    assert len(set(borders.values())) >= 4      # fine enough to tell these apart
+
+
+def test_retry_after_is_how_long_such_requests_take(slow):
+    """A second while nothing is known; after a dozen of 2.6 s each, those seconds: both for searches and for the
+    engine's queue, where one that waits counts as well."""
+    def retry_after(path, **body):
+        answer = slow.http.post(path, json=body) if body else slow.http.get(path)
+        assert answer.status_code == 429, answer.text
+        assert f"try again in {answer.headers['retry-after']} s" in answer.json()["error"]["message"]
+        return int(answer.headers["retry-after"])
+
+    def busy():
+        """What both queues say when they are full."""
+        slow.retriever.held = True
+        slow.retriever.go_on.clear()
+        waiting = together(12, lambda _: slow.http.get("/api/search?q=x"))
+        slow.until(lambda: slow.service.search_gate.taken == 12)
+        with slow.http.stream("POST", "/v1/completions", json=LONG) as response:
+            kept = response.iter_lines()
+            next(kept)
+            slow.until(lambda: slow.service.engine.statistics()["running"] == 1)
+            said = retry_after("/api/search?q=x"), retry_after("/v1/chat/completions", **ASK)
+        slow.retriever.go_on.set()
+        for thread in waiting:
+            thread.join()
+        slow.retriever.held = False
+        slow.free()
+        return said
+
+    assert busy()[0] == 1
+    slow.service.search_gate.mean_seconds = slow.service.gate.mean_seconds = 1.0    # as if nothing had been asked yet
+    slow.retriever.seconds = 2.6
+    ids = [slow.new() for _ in range(12)]
+    body = {"content": "What?", "search": True, "sampling": {"max_tokens": 1}}
+    for thread in together(12, lambda n: slow.http.post(f"/api/conversations/{ids[n]}/ask", json=body)):
+        thread.join()
+    searching, writing = busy()
+    assert 2 <= searching <= 4 and 2 <= writing <= 4
 
 
 def test_metrics_have_no_labels_that_clients_choose(small):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import signal
 import socket
 import threading
@@ -158,7 +159,8 @@ def test_the_passages_of_an_index_are_found_and_asked_from(started, chat_run, tm
     with started(chat_run, search=f"{{type: passages, index: {index}}}") as server:
         server.until(lambda: server.http.get("/api/model").json()["search"]["available"])
         assert server.http.get("/api/model").json()["search"] == {
-            "available": True, "name": "passages", "passages": 2}
+            "available": True, "state": "ready", "name": "passages", "passages": 2,
+            "examples": ["What is list.append?", "What is tuple?"]}
         found = server.http.get("/api/search", params={"q": "immutable tuple"}).json()["results"]
         assert set(found[0]) == {"id", "title", "url", "text", "score"} and "immutable" in found[0]["text"]
         events = server.ask(server.new(), content="What is a tuple?", search=True, sampling={"max_tokens": 8})
@@ -171,6 +173,52 @@ def test_the_key_comes_from_the_environment_too(process, monkeypatch):
     server = process()
     assert server.http.get("/api/model").status_code == 401
     assert server.http.get("/api/model", headers={"Authorization": "Bearer sesame"}).status_code == 200
+
+
+@pytest.mark.parametrize("given, variable", [("", None), ("  ", None), ("", "sesame"), (None, ""), (None, " ")])
+def test_an_empty_key_is_not_no_key(monkeypatch, given, variable):
+    """`--api-key "$UNSET"` must not open the server to everyone, whatever else is set."""
+    from tryplicity import load_plugins
+    from tryplicity.server import app
+
+    monkeypatch.delenv("TRYPLICITY_API_KEY", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("TRYPLICITY_API_KEY", variable)
+    for host in ("127.0.0.1", "0.0.0.0"):
+        with pytest.raises(UserError, match="the API key is empty"):
+            app.serve(plugins=load_plugins(), port=0, search="none", conversations="none", api_key=given, host=host,
+                      say=pytest.fail)
+
+
+def test_an_empty_key_on_the_command_line_is_refused(monkeypatch):
+    from click.testing import CliRunner
+
+    from tryplicity.cli import main
+
+    for arguments in (["--api-key", ""], ["--api-key", " "]):
+        done = CliRunner().invoke(main, ["serve", "--port", "0", "--search", "none", *arguments])
+        assert done.exit_code != 0 and "API key is empty" in (done.output + str(done.exception))
+
+
+def test_conversations_are_kept_in_the_run_folder(process, chat_run, tmp_path, monkeypatch):
+    """Nothing is written elsewhere; and it is said where."""
+    run = shutil.copytree(chat_run, tmp_path / "run")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    server = process(what=run, conversations=None).ready()
+    server.http.post("/api/conversations", json={"title": "kept"})
+    server.signal()
+    assert f"conversations are kept in {run}/conversations.sqlite" in server.end()[1]
+    assert _only(run / "conversations.sqlite").title == "kept" and not (tmp_path / "data").exists()
+
+
+def test_without_a_run_folder_they_are_kept_in_the_data_folder(tmp_path, monkeypatch):
+    from tryplicity.server.app import default_conversations
+
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    (tmp_path / "model.safetensors").touch()
+    elsewhere = tmp_path / "data" / "tryplicity" / "conversations.sqlite"
+    assert default_conversations() == default_conversations(tmp_path / "model.safetensors") == elsewhere
+    assert default_conversations(tmp_path) == tmp_path / "conversations.sqlite"
 
 
 def test_a_port_that_is_taken_is_told():

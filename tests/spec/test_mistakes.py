@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tryplicity import UserError
+from tryplicity import PluginFault, UserError
 from tryplicity.spec import load_spec, read_yaml
 from tryplicity.spec.loader import parse_yaml
 
@@ -21,13 +21,13 @@ CASES = {
     "key misspelt in training": ("gradient_clip: 0.5", "gradient_clips: 0.5", "36:3: training.gradient_clips",
         "did you mean gradient_clip?"),
     "wrong type": ("hidden_size: 64", "hidden_size: wide", "3:14: hidden_size",
-        "expected a whole number of at least 1, got the text 'wide'"),
+        "expected a whole number from 1 to 1,048,576, got the text 'wide'"),
     "number in quotes": ("heads: 4", 'heads: "4"', "17:14: blocks.look.mixer.heads",
         "a whole number of at least 1, got the text '4'"),
     "fraction where a whole number is wanted": ("state_size: 8", "state_size: 8.5",
         "9:39: blocks.recall.mixer.state_size", "a whole number of at least 1"),
     "true where a number is wanted": ("vocab_size: 512", "vocab_size: true", "2:13: vocab_size",
-        "expected a whole number of at least 262, got true"),
+        "expected a whole number from 262 to 1,048,576, got true"),
     "yes is not true": ("name: small", "name: small\ntied_embeddings: yes", "2:18: tied_embeddings",
         "expected true or false, got the text 'yes'"),
     "list where a mapping is wanted": ("{total_parameters: 1e6}", "[1e6]", "38:9: expect",
@@ -38,10 +38,10 @@ CASES = {
         "expected text of at least 1 character(s), got nothing"),
     "null where a component is needed": ("mixer: memory", "mixer:", "24:11: layers[2].mixer",
         "expected the name of a mixer, or a mapping with type and options, got nothing (there are: atten"),
-    "negative size": ("hidden_size: 64", "hidden_size: -64", "3:14: hidden_size", "at least 1, got -64"),
+    "negative size": ("hidden_size: 64", "hidden_size: -64", "3:14: hidden_size", "from 1 to 1,048,576, got -64"),
     "zero": ("tokens: 3", "tokens: 0", "30:31: heads[0].tokens", "a whole number of at least 1, got 0"),
     "number out of range": ("gradient_clip: 0.5", "gradient_clip: 0", "36:18: training.gradient_clip",
-        "expected a number greater than 0, got 0"),
+        "expected a number from 1e-30 to 1e+06, got 0"),
     "not a number": ("gradient_clip: 0.5", "gradient_clip: .nan", "36:18: training.gradient_clip", "finite"),
     "above a range": ("{until: 1, judge", "{until: 1.5, judge", "32:55: brain[0].stages[1].until",
         "expected a number greater than 0 and of at most 1, got 1.5"),
@@ -77,14 +77,14 @@ CASES = {
     "a layer that is none": ("  - mixer: memory", "  - 3", "24:5: layers[2]",
         "expected the name of a block, a block, "),
     "repeat 0": ("repeat: 3", "repeat: 0", "22:19: layers[0].of[0].repeat",
-        "a whole number of at least 1, got 0"),
+        "a whole number from 1 to 1,048,576, got 0"),
     "repeat of nothing": ("{repeat: 3, of: recall}", "{repeat: 3}", "22:10: layers[0].of[0]",
         "of is missing"),
     "repeat with a key too many": ("{repeat: 3, of", "{repeat: 3, off: 1, of", "22:22: layers[0].of[0].off",
         "unknown key (did you mean of?)"),
     "empty pattern": ("pattern: [recall, look]", "pattern: []", "23:15: layers[1].pattern",
         "expected a list of at least 1 element(s), got a list of 0"),
-    "too many layers": ("repeat: 2", "repeat: 100000", "21:3: layers", "more than 10000 layers"),
+    "too many layers": ("repeat: 2", "repeat: 100000", "21:3: layers", "more than 1000 layers"),
     "override beyond the layers": ('"1-2"', '"1-20"', "27:3: overrides.1-20", "of the layers 0 to 11"),
     "override that is no range": ("  11:", "  last:", "28:3: overrides.last", "expected a layer, or a range"),
     "override with a wrong option": ("state_size: 4}}", "state_sise: 4}}",
@@ -199,9 +199,14 @@ def test_faults_of_a_plugin_found_while_checking_name_it(valid, registry, monkey
 
     component = registry.get("mixer", "memory")
     monkeypatch.setattr(component, "check", check)
-    lines = mistakes_of(valid, registry)
-    assert lines[0] == ("s.yaml:9:12: blocks.recall.mixer: mixer 'memory' of plugin tests is at fault: "
-                        "ZeroDivisionError: oh")
+    with pytest.raises(PluginFault) as caught:  # nothing is wrong with the file
+        load_spec(parse_yaml(valid, "s.yaml"), registry)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("s.yaml:9:12: blocks.recall.mixer: mixer 'memory' of plugin tests failed: "
+                               "ZeroDivisionError: oh (spec/small_components.py, line ")
+    assert "; mend it, or choose another mixer" in lines[0]
+    lines = mistakes_of(valid.replace("hidden_size: 64", "hiden_size: 64", 1).replace("heads: 4", "haeds: 4"), registry)
+    assert any("did you mean heads?" in line for line in lines)  # with mistakes of the file, all are told as such
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -242,14 +247,15 @@ def test_a_folder_is_not_a_file(tmp_path):
 # --- --set ---
 
 @pytest.mark.parametrize(("setting", "line"), [
-    ("hidden_size=-1", "--set hidden_size=-1: hidden_size: expected a whole number of at least 1, got -1"),
+    ("hidden_size=-1", "--set hidden_size=-1: hidden_size: expected a whole number from 1 to 1,048,576, got -1"),
     ("blocks.look.mixer.haeds=2", "--set blocks.look.mixer.haeds=2: blocks.look.mixer.haeds: unknown key"),
     ("blocks.look.mixer={type: attention, heads: 5}",
      "blocks.look.mixer.heads: hidden_size 64 does not divide"),
     ("layers.2.mixer=mamba", "--set layers.2.mixer=mamba: layers[2].mixer: no mixer is called 'mamba'"),
     ("layers[2].mixer=mamba", "layers[2].mixer: no mixer is called 'mamba'"),
-    ("blocks.new.mixer.type=mamba", "blocks.new.mixer.type: no mixer is called 'mamba'"),
-    ("blocks.new.feed_forward=moe", "--set blocks.new.feed_forward=moe: blocks.new: mixer is missing"),
+    ("blocks.lok.mixer.heads=2", "there is no blocks.lok (did you mean look?)"),
+    ("blocks.new.feed_forward=moe", "there is no blocks.new (there are: look, recall)"),
+    ("blocks.new={feed_forward: moe}", "--set blocks.new={feed_forward: moe}: blocks.new: mixer is missing"),
     ("layers.7=look", "--set layers.7=look: layers is a list with entries 0 to 2; 3 appends"),
     ("layers.x.mixer=look", "layers is a list with entries 0 to 2"),
     ("linear.type.deep=3", "linear.type is the text 'linear', with nothing inside; set it as a whole"),

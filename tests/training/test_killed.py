@@ -1,46 +1,24 @@
 """Runs as a user starts them, in a process of their own: killed, starved of disk, given wrong folders."""
 
-import os
 import random
 import resource
 import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
-
-SPEC = Path(__file__).parent.parent / "small.yaml"
-
-
-@pytest.fixture
-def command(corpus, cache, prepared, tmp_path):
-    """`command("run", "--steps", "9")`: the whole command line; the data is in the cache already."""
-
-    def line(folder, *options):
-        return [sys.executable, "-m", "tryplicity.cli", "train", str(SPEC), "--hw", "cpu", "--data", str(corpus),
-                "--run", str(tmp_path / folder), "--set", "hardware.batch=4", *options]
-
-    os.environ["TRYPLICITY_CACHE"] = str(cache)
-    yield line
-    del os.environ["TRYPLICITY_CACHE"]
 
 
 def run(line, **options):
     return subprocess.run(line, capture_output=True, text=True, timeout=300, **options)
 
 
-def test_killed_at_a_random_step_and_resumed_is_never_killed_bit_for_bit(command, tmp_path):
+def test_killed_at_a_random_step_and_resumed_is_never_killed_bit_for_bit(command, start, wait_for_steps, tmp_path):
     steps = ["--steps", "24", "--set", "training.checkpoint_every=3"]
     assert run(command("whole", *steps)).returncode == 0
-    process = subprocess.Popen(command("cut", *steps), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    metrics, wanted = tmp_path / "cut" / "metrics.jsonl", random.randint(4, 20)
-    while not metrics.exists() or metrics.read_text().count("\n") < wanted:
-        assert process.poll() is None, f"ended before step {wanted}"
-        time.sleep(0.002)
+    process = start(command("cut", *steps))
+    wanted = random.randint(4, 20)
+    wait_for_steps(process, tmp_path / "cut", wanted)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     resumed = run(command("cut", *steps, "--resume"))

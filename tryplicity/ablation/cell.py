@@ -17,8 +17,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tryplicity.ablation.cells import locked, result
+from tryplicity.ablation.cells import result
 from tryplicity.errors import Refused, UserError
+from tryplicity.files import locked
+from tryplicity.run import Run
+from tryplicity.training.folder import clear
 
 if TYPE_CHECKING:
     from tryplicity.data import HeldOut, Prepared
@@ -29,12 +32,13 @@ BUSY = 75  # exit code: another process has the cell
 def main() -> int:
     stop_with_parent()
     folder = Path(sys.argv[1])
-    with locked(folder) as mine:
-        if not mine:
+    with locked(Run(folder).lock) as other:
+        if other is not None:
             return BUSY
         if result(folder) is not None:
             return 0
         try:
+            clear(Run(folder))
             return run(folder)
         except (UserError, Refused, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
@@ -72,7 +76,6 @@ def load(folder: Path) -> Loaded:
     from tryplicity.builder import build
     from tryplicity.data import parse_source, prepare
     from tryplicity.plugins import load_plugins
-    from tryplicity.run import Run
 
     if "OMP_NUM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -103,16 +106,16 @@ def sampled(prepared: Prepared, rows: int) -> Prepared:
 
 
 def run(folder: Path) -> int:
-    """Train the cell from where it stands; 128 + signal when it was stopped."""
+    """Train the cell from where it stands; 130 or 143 when it was stopped."""
     import shutil
 
     import torch
 
     begun, loaded = commit(), load(folder)
     from tryplicity.files import write_text
-    from tryplicity.run import Run
     from tryplicity.training.loop import Budget, Watcher, train
     from tryplicity.training.metrics import read_lines
+    from tryplicity.training.process import exit_code
 
     class Telling(Watcher):
         told = 0.0
@@ -127,7 +130,7 @@ def run(folder: Path) -> int:
     outcome = train(loaded.build, loaded.prepared, cell_run, Budget(tokens=settings["tokens"]), loaded.plugins,
                     resume=True, watcher=Telling())
     if outcome.signal is not None:
-        return 128 + outcome.signal
+        return exit_code(outcome.signal)
     losses = [line["loss"] for line in read_lines(cell_run.metrics) if line.get("loss") is not None]
     tail = losses[-max(1, len(losses) // 20):]
     write_text(folder / "result.json", json.dumps({

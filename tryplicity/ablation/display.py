@@ -11,7 +11,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tryplicity.ablation.runner import Job
-from tryplicity.pages import ACCENT, duration, status
+from tryplicity.pages import ACCENT, duration, is_live, status
 
 LINE_EVERY = 60.0  # seconds
 
@@ -19,7 +19,7 @@ LINE_EVERY = 60.0  # seconds
 @contextmanager
 def measuring(rows: int) -> Iterator[Callable[[str, float], None]]:
     """A callback (module, share of its measurement) for what is measured one after another."""
-    if not rows or not status.is_terminal:
+    if not rows or not is_live():
         said: set[str] = set()
 
         def line(module: str, share: float) -> None:
@@ -44,7 +44,7 @@ def measuring(rows: int) -> Iterator[Callable[[str, float], None]]:
 
 @contextmanager
 def cells(total: int) -> Iterator[Shown]:
-    if not status.is_terminal:
+    if not is_live():
         yield Shown(None, total)
         return
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24, complete_style=ACCENT),

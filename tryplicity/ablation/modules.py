@@ -1,14 +1,15 @@
 """Which components a spec names, and the spec without some of them: pure functions on its YAML data.
 
 A module is a component's `type` wherever the data holds one, as `{type: spike, ...}` or as the bare name. Taking
-it out deletes the key that holds it, so that the option's default stands in, or its item of a list.
+it out deletes the key that holds it, so that the option's default stands in, or its item of a list. A component that it
+held stays, if the default can hold it too: a router goes, the inhibition it shares with the default router does not.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,29 +21,45 @@ from tryplicity.spec import model as spec_model
 #: top-level keys that a measured spec does without: only pretraining is compared, and parameters may go
 LEFT_OUT = ("phases", "expect")
 
-IsComponent = Callable[[Any, Any], str | None]
+class Names:
+    """`names(key, value)`: the component that `key: value` names, or None."""
 
+    def __init__(self, registry: Registry) -> None:
+        families: dict[str, set[str]] = {}  # option -> the families it holds
+        defaults: dict[str, set[str]] = {}
+        classes = [c for c in vars(spec_model).values() if isinstance(c, type) and dataclasses.is_dataclass(c)]
+        for config in (*classes, *(component.Config for component in registry.components())):
+            for field in dataclasses.fields(config):
+                holds = field.metadata.get("holds")
+                if holds and isinstance(holds.what, str):
+                    families.setdefault(field.name, set()).update(holds.what.split("|"))
+                    if isinstance(holds.default, str):
+                        defaults.setdefault(field.name, set()).add(holds.default)
+        self._known = {key: {name for family in held for name in registry.names(family)}
+                       for key, held in families.items()}
+        self._default: dict[str, tuple[str, set[str]]] = {}  # option -> its default and what that holds
+        for key, (default, *others) in defaults.items():
+            if not others:
+                fields = dataclasses.fields(registry.get("|".join(families[key]), default).Config)
+                self._default[key] = default, {field.name for field in fields if "holds" in field.metadata}
 
-def component_names(registry: Registry) -> IsComponent:
-    """A function (key, value) -> the component that `key: value` names, or None."""
-    families: dict[str, set[str]] = {}  # option -> the families it holds
-    classes = [c for c in vars(spec_model).values() if isinstance(c, type) and dataclasses.is_dataclass(c)]
-    for config in (*classes, *(component.Config for component in registry.components())):
-        for field in dataclasses.fields(config):
-            holds = field.metadata.get("holds")
-            if holds and isinstance(holds.what, str):
-                families.setdefault(field.name, set()).update(holds.what.split("|"))
-    known = {key: {name for family in held for name in registry.names(family)} for key, held in families.items()}
-
-    def named(key: Any, value: Any) -> str | None:
+    def __call__(self, key: Any, value: Any) -> str | None:
         if isinstance(value, Mapping):
             return value["type"] if isinstance(value.get("type"), str) else None
-        return value if isinstance(value, str) and value in known.get(key, ()) else None
+        return value if isinstance(value, str) and value in self._known.get(key, ()) else None
 
-    return named
+    def in_place_of(self, key: Any, value: Any) -> dict[str, Any]:
+        """The default of an option with those components of its value that the default holds too; empty if none."""
+        default, holds = self._default.get(key, ("", set()))
+        kept = {inner: part for inner, part in value.items() if inner in holds} if isinstance(value, Mapping) else {}
+        return {"type": default, **kept} if kept else {}
 
 
-def types_in(data: Any, named: IsComponent, key: Any = None) -> Iterator[str]:
+def component_names(registry: Registry) -> Names:
+    return Names(registry)
+
+
+def types_in(data: Any, named: Names, key: Any = None) -> Iterator[str]:
     """The components that the data names, outer ones first, repeated as they stand."""
     name = named(key, data)
     if name is not None:
@@ -55,11 +72,18 @@ def types_in(data: Any, named: IsComponent, key: Any = None) -> Iterator[str]:
             yield from types_in(value, named, key)
 
 
-def without(data: Any, types: Collection[str], named: IsComponent, key: Any = None) -> Any:
+def without(data: Any, types: Collection[str], named: Names, key: Any = None) -> Any:
     """A copy of the data in which none of these components stands."""
     if isinstance(data, Mapping):
-        return {inner: without(value, types, named, inner) for inner, value in data.items()
-                if named(inner, value) not in types}
+        left = {}
+        for inner, value in data.items():
+            kept = without(value, types, named, inner)
+            if named(inner, value) in types:
+                kept = named.in_place_of(inner, kept)
+                if not kept:
+                    continue
+            left[inner] = kept
+        return left
     if isinstance(data, list):
         return [without(value, types, named, key) for value in data if named(key, value) not in types]
     return copy.copy(data)

@@ -21,8 +21,9 @@ END_TOKENS = frozenset({EOS, IM_END, IM_START})
 def prompt(engine: Engine, messages: Messages, go_on: bool = False) -> tuple[int, ...]:
     """The tokens after which the assistant's next message begins; or, go_on: after which its last one goes on.
 
-    An answer that the engine wrote to these very messages is written as the tokens it was, so that the engine reads
-    nothing twice. Raises UserError for messages that cannot be written.
+    They depend on the messages alone: an answer is tokenised as any text is, and not as it was once written, so that a
+    conversation goes on alike in any process. The engine goes on from what it has read as far as the tokens agree.
+    Raises UserError for messages that cannot be written.
     """
     check_messages(messages, "chat")
     if engine.tokenizer is None:
@@ -30,7 +31,7 @@ def prompt(engine: Engine, messages: Messages, go_on: bool = False) -> tuple[int
     if go_on and messages[-1]["role"] != "assistant":
         raise UserError("chat: only a message of the assistant can be gone on with, and the last is of the "
                         f"{messages[-1]['role']}")
-    return tuple(_format(engine).prompt(messages, written=engine.scheduler.written.along(), go_on=go_on))
+    return tuple(_format(engine).prompt(messages, go_on=go_on))
 
 
 def _format(engine: Engine) -> ChatFormat:

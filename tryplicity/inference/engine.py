@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import gc
+import os
 import queue
 import threading
 import weakref
@@ -17,16 +19,17 @@ from tryplicity.components import Linear
 from tryplicity.data.tokenizer import BOS, EOS, IM_END, SPECIAL_TOKENS
 from tryplicity.errors import UserError
 from tryplicity.inference import scheduler
-from tryplicity.inference.generation import Busy, Generation, Piece, Request, Token
+from tryplicity.inference.exactness import why_inexact
+from tryplicity.inference.generation import LOOK, Busy, Generation, Piece, Request, Scored, Token
 from tryplicity.inference.grammar import Grammars
-from tryplicity.inference.packed import Info, load_model
+from tryplicity.inference.packed import Info, Opened, load_model
 from tryplicity.inference.sampler import Sampler, Sampling
 from tryplicity.inference.speculative import Drafter
 from tryplicity.inference.text import TextStream, token_bytes
 from tryplicity.model import Model
 
-__all__ = ["Busy", "Engine", "Generation", "ModelCard", "Piece", "Request", "Sampling", "Token", "decode",
-           "ready_for_decoding"]
+__all__ = ["Busy", "Engine", "Generation", "ModelCard", "Piece", "Request", "Sampling", "Scored", "Token",
+           "decode", "ready_for_decoding", "usable_device"]
 
 SMALL = 128e6  # bytes of floats: see fits_caches
 
@@ -38,12 +41,15 @@ class ModelCard:
     id: str
     name: str
     format: str  # of the weights in memory
+    weights_hash: str  # of the file they came from; "" for a model made by hand
     parameters: int
     active_parameters: int  # that work on one token
     packed_bytes: int  # of the weights in memory
     context_length: int
     chat: bool  # whether it has learned conversations
     layers: tuple[str, ...]
+    exact: bool  # whether a token is the same to the bit alone or among others, in one chunk or many
+    inexact: str | None  # why it is not, in a line
 
 
 def decode(model: Model, prompt: Sequence[int], sampler: Sampler) -> Iterator[int]:
@@ -62,6 +68,21 @@ def decode(model: Model, prompt: Sequence[int], sampler: Sampler) -> Iterator[in
             ids_BT = torch.tensor([[token]], device=device)
     finally:
         torch.set_num_threads(threads)
+
+
+def usable_device(name: str) -> str:
+    """The name, if torch has this device here and can compute on it. Raises UserError."""
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it has no memory")
+        (torch.ones(2, device=device) + 1).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, TypeError) as error:
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        first = str(error).strip().partition("\n")[0]
+        raise UserError(f"--device {name}: cannot be used here ({first[:150]}); there is {', '.join(there)}") from None
+    return name
 
 
 def ready_for_decoding(model: Model) -> Model:
@@ -86,12 +107,25 @@ def fits_caches(model: Model) -> bool:
     """Whether the weights are so few that a product for one token ends before a second thread has begun: then one
     thread decodes up to 1.5 times as fast as two."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    size += sum(m.matrix.nbytes for m in model.modules() if getattr(m, "matrix", None) is not None)
+    size += sum(module.packed_nbytes() for module in model.modules() if isinstance(module, Linear))
     return model.embedding.weight.device.type == "cpu" and size < SMALL
 
 
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class Engine:
-    """A model with its tokenizer. Many may ask at once; what one gets depends on no other."""
+    """A model with its tokenizer. Many may ask at once; what one gets depends on no other: to the bit where
+    `card.exact` says so, and else to rounding."""
 
     def __init__(self, model: Model, tokenizer: Any, info: Info | None = None, *, slots: int = 8, max_waiting: int = 64,
                  chunk: int = 256, prefix_bytes: int = 1 << 30, speculative: bool = False) -> None:
@@ -105,24 +139,30 @@ class Engine:
         if drafter is not None and not drafter:
             raise UserError(f"{model.spec.name}: no head of this model can guess ahead; leave speculative off")
         self.model, self.tokenizer = ready_for_decoding(model), tokenizer
-        self.card = _card(model, info)
         threads = 1 if fits_caches(model) else torch.get_num_threads()
+        self.card = _card(model, info, why_inexact(model, torch.get_num_threads(), threads))
         self.scheduler = scheduler.Scheduler(model, slots=slots, max_waiting=max_waiting, chunk=chunk,
                                              prefix_bytes=prefix_bytes, drafter=drafter, decode_threads=threads)
         self._token_bytes = None if tokenizer is None else token_bytes(tokenizer)
         self._grammars: Grammars | None = None
         self._making_grammars = threading.Lock()
+        _engines.add(self)
         # when nobody holds the engine any more, or the program ends
         self._finalizer = weakref.finalize(self, self.scheduler.close, drain=False)
 
+    def _after_fork(self) -> None:
+        self._making_grammars = threading.Lock()
+        self.scheduler.after_fork()
+
     @classmethod
-    def load(cls, what: str | Path, registry, device: str = "cpu", *, ternary: bool = True,
+    def load(cls, what: str | Path | Opened, registry, device: str = "cpu", *, ternary: bool = True,
              dtype: torch.dtype | None = None, **options: Any) -> Engine:
         """From a run folder (its model.safetensors, or while it trains its newest checkpoint) or an exported file.
 
-        ternary: pack the linears of a run that can be packed. dtype: of the floats; fp32 by default. options: as the
-        constructor's.
+        device: as torch names it: cpu, cuda, cuda:1, mps. ternary: pack the linears of a run that can be packed. dtype:
+        of the floats; fp32 by default. options: as the constructor's. Raises UserError.
         """
+        device = usable_device(device)
         model, _, tokenizer, info = load_model(what, registry, device, ternary=ternary, dtype=dtype)
         return cls(model, tokenizer, info, **options)
 
@@ -156,7 +196,7 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         size, vocab_size = len(request.prompt), self.model.spec.vocab_size
-        if size >= self.context_length:
+        if size + min(request.max_tokens, 1) > self.context_length:
             raise UserError(f"the prompt has {size} tokens, and the context of this model holds {self.context_length}, "
                             "the answer included; shorten it")
         for what, ids in (("the prompt", request.prompt), ("logit_bias", request.sampling.logit_bias),
@@ -171,13 +211,7 @@ class Engine:
         pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
         generation = self.submit(request, pieces.put)
         try:
-            while True:
-                piece = pieces.get()
-                yield piece
-                if piece.finish is not None:
-                    if piece.finish == "error":
-                        raise RuntimeError(f"the engine failed: {generation.error}")
-                    return
+            yield from _to_the_end(generation, pieces)
         finally:
             generation.cancel()
 
@@ -185,6 +219,24 @@ class Engine:
         """At most `max_tokens` tokens after `prompt`, up to and without the end-of-text token."""
         for piece in self.generate(Request(tuple(prompt), sampling, max_tokens)):
             yield from (token.id for token in piece.tokens)
+
+    def score(self, prompt: Sequence[int], alternatives: int = 0) -> Scored:
+        """The probabilities of a prompt's own tokens, as OpenAI's `echo` with `logprobs` tells them.
+
+        Gives `Scored(tokens, offsets, text)`: `tokens[i]` is `Token(id, logprob, top)` for `prompt[i]`, with the
+        natural logarithm of its probability after `prompt[:i]` and the `alternatives` (0 to 20) likeliest tokens in its
+        place as pairs (id, logprob), best first; `tokens[0]` has logprob None and no alternatives. `offsets[i]` is the
+        number of whole characters of `text` before token i. Waits its turn among what the engine writes. Raises Busy
+        and UserError. To go on after the prompt as well, or not to wait, submit a Request with `score_prompt=True`,
+        `logprobs=n` and any max_tokens, and read `Generation.scored` from the first piece on.
+        """
+        request = Request(tuple(prompt), Sampling(), 0, logprobs=alternatives, score_prompt=True)
+        pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
+        generation = self.submit(request, pieces.put)
+        collections.deque(_to_the_end(generation, pieces), maxlen=0)
+        if generation.scored is None:
+            raise RuntimeError("the engine was closed before the prompt was read")
+        return generation.scored
 
     def stream(self, prompt: str, sampling: Sampling, max_tokens: int, stop: Sequence[str] = ()) -> Iterator[str]:
         """Text after `prompt`, in whole characters, until the text ends, a stop string or `max_tokens`. Raises
@@ -203,11 +255,28 @@ class Engine:
         self.scheduler.close(drain)
 
 
-def _card(model: Model, info: Info | None) -> ModelCard:
+def _to_the_end(generation: Generation, pieces: queue.SimpleQueue[Piece]) -> Iterator[Piece]:
+    while True:
+        try:
+            piece = pieces.get(timeout=LOOK)
+        except queue.Empty:
+            if not generation.wait(0):
+                continue
+            # all was given out by now; or it ended where no listener hears of it
+            piece = Piece("", (), generation.finish) if pieces.empty() else pieces.get()
+        yield piece
+        if piece.finish is not None:
+            if piece.finish == "error":
+                raise RuntimeError(f"the engine failed: {generation.error}")
+            return
+
+
+def _card(model: Model, info: Info | None, inexact: str | None) -> ModelCard:
     if info is None:  # a model made by hand
         size = sum(p.numel() for p in model.parameters())
         spec = model.spec
-        return ModelCard(spec.name, spec.name, "by hand", size, size, size * model.embedding.weight.element_size(),
-                         spec.context_length, any(phase.kind == "chat" for phase in spec.phases), ())
-    return ModelCard(info.name, info.name, info.format, info.parameters, info.active_parameters, info.packed_bytes,
-                     info.context_length, info.chat, info.layers)
+        return ModelCard(spec.name, spec.name, "by hand", "", size, size, size * model.embedding.weight.element_size(),
+                         spec.context_length, any(phase.kind == "chat" for phase in spec.phases), (), not inexact,
+                         inexact)
+    return ModelCard(info.name, info.name, info.format, info.weights_hash, info.parameters, info.active_parameters,
+                     info.packed_bytes, info.context_length, info.chat, info.layers, not inexact, inexact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 Finish = Literal["stop", "length", "cancelled", "error"]
 
+LOOK = 0.5  # seconds between looks whether what is waited for can still come
 MOST_LOGPROBS = 20  # of alternatives a token may carry
 
 
@@ -38,12 +40,15 @@ class Request:
     end_tokens: frozenset[int] = frozenset({EOS})
     #: a JSON schema that the text must satisfy
     schema: Mapping[str, Any] | None = None
+    #: whether the prompt's own tokens get their probabilities too, as `logprobs` says, in `Generation.scored`; then
+    #: max_tokens may be 0
+    score_prompt: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompt:
             raise UserError("the prompt is empty; it needs one token at least")
-        if self.max_tokens < 1:
-            raise UserError(f"max_tokens is {self.max_tokens}; it must be 1 or more")
+        if self.max_tokens < (least := 0 if self.score_prompt else 1):
+            raise UserError(f"max_tokens is {self.max_tokens}; it must be {least} or more")
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
             raise UserError(f"logprobs is {self.logprobs}; it must be from 0 to {MOST_LOGPROBS}")
 
@@ -54,6 +59,14 @@ class Token(NamedTuple):
     id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()  # the likeliest, best first
+
+
+class Scored(NamedTuple):
+    """What a model gives the tokens of a prompt, each after those before it."""
+
+    tokens: tuple[Token, ...]  # one for each of the prompt's; the first, which follows nothing, has logprob None
+    offsets: tuple[int, ...]  # where in `text` each begins, in characters; all 0 without a tokenizer
+    text: str  # of the prompt; special tokens have none
 
 
 class Piece(NamedTuple):
@@ -75,12 +88,15 @@ class Generation:
     #: tokens chosen, the one that ended the answer included
     completion_tokens: int = 0
     finish: Finish | None = None
+    #: of the prompt, where the request has `score_prompt`; there before the first piece
+    scored: Scored | None = None
     #: what went wrong, where `finish` is "error"
     error: str | None = None
     submitted: float = field(default_factory=time.perf_counter)
     first: float | None = None  # when the first token was chosen
     last: float | None = None  # when the newest was
     _wake: Callable[[], None] | None = field(default=None, repr=False)
+    _look: Callable[[], None] | None = field(default=None, repr=False)  # whether anyone still writes it
     _cancelled: bool = False
     _finished: threading.Event = field(default_factory=threading.Event, repr=False)
 
@@ -92,7 +108,13 @@ class Generation:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Until it has finished; False when `timeout` seconds were not enough."""
-        return self._finished.wait(timeout)
+        ends = math.inf if timeout is None else time.monotonic() + timeout
+        while not self._finished.wait(max(0.0, min(LOOK, ends - time.monotonic()))):
+            if self._look is not None:
+                self._look()
+            if time.monotonic() >= ends:
+                return self._finished.is_set()
+        return True
 
     @property
     def seconds_to_first(self) -> float | None:

@@ -1,15 +1,18 @@
 """Models for inference: from a run, or from one exported file with its spec and tokenizer inside.
 
-The file is a safetensors file. A linear that can pack itself (`Linear.pack`) is stored as what it packs to, tables of
-the vocabulary in the form asked for, everything else in bf16 or fp32; loading maps the file, and packed weights go from
-there straight into the layout of the products, never through floats.
+The file is a safetensors file. A linear that can pack itself (`Linear.packed_like`) is stored as what it packs to,
+tables of the vocabulary in the form asked for, everything else in bf16 or fp32; loading maps the file, and a linear
+takes what it packed from there as it is (`Linear.adopt`), never through floats.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +23,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tryplicity.components import Linear
-from tryplicity.data.tokenizer import load_tokenizer
-from tryplicity.errors import Refused, UserError
-from tryplicity.files import whole_file
+from tryplicity.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from tryplicity.errors import PluginFault, Refused, UserError
+from tryplicity.files import may_be_written, whole_file
+from tryplicity.inference.text import token_bytes
 from tryplicity.model import Model, Table, assemble
 from tryplicity.planner.count import count
 from tryplicity.run import Run
@@ -33,8 +37,8 @@ from tryplicity.training import checkpoint
 FORMAT = "tryplicity-1"  # of the exported file; another number for another meaning of its tensors
 RESTS = ("bf16", "int8", "fp32")
 #: safetensors' names, the widest first: tensors in this order are aligned to their own width
-_NAMES = {torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16", torch.int16: "I16",
-          torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
+_NAMES = {torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16",
+          torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 
 Progress = Callable[[int, int], None]  # parameters done, of all
 
@@ -44,7 +48,7 @@ class Info:
     """What a loaded model is."""
 
     name: str
-    format: str  # "fp32", "bf16", "ternary, tables in bf16", ...
+    format: str  # "fp32", "bf16", "ternary, tables in bf16", ...: what linears say that they pack to, and the tables
     path: Path
     parameters: int
     active_parameters: int
@@ -53,6 +57,7 @@ class Info:
     context_length: int
     chat: bool  # whether it has learned conversations
     layers: tuple[str, ...]  # of each layer: its mixer and feed-forward
+    weights_hash: str  # SHA-256 of the file they came from
 
 
 # --- what both ways share ---
@@ -67,7 +72,21 @@ def _for_inference(spec: Spec) -> Model:
 
 
 def _packs(module: nn.Module) -> bool:
-    return isinstance(module, Linear) and type(module).pack is not Linear.pack
+    return isinstance(module, Linear) and bool(module.packed_like())
+
+
+def _pack(path: str, linear: Linear) -> dict[str, Tensor]:
+    """What it packs to. Raises PluginFault where that is not what it said before."""
+    packed, told = linear.pack(), linear.packed_like()
+    said, found = ({name: (list(t.shape), t.dtype) for name, t in (own or {}).items()} for own in (told, packed))
+    if found != said:
+        raise PluginFault(f"{path} (linear {linear.name}, {inspect.getsourcefile(type(linear))}): pack gave {found}, "
+                          f"and packed_like says {said}; they must be alike")
+    return packed
+
+
+def _formats(linears: Iterable[Linear]) -> str:
+    return " and ".join(sorted({linear.packed_format for linear in linears}))
 
 
 def _info(model: Model, spec: Spec, path: Path) -> dict[str, Any]:
@@ -97,18 +116,36 @@ class _Weights:
     def __getitem__(self, name: str) -> Tensor:
         return self._file.get_tensor(name)
 
+    def shape(self, name: str) -> list[int]:
+        """Read from the file's head alone."""
+        return list(self._file.get_slice(name).get_shape())
 
-def load_model(what: str | Path, registry, device: str = "cpu", *, ternary: bool = True,
-               dtype: torch.dtype | None = None) -> tuple[Model, Spec, Any, Info]:
-    """(model, spec, tokenizer, info) of a run folder or an exported file; the tokenizer is None for a file without one.
 
-    ternary: pack the linears of a run that can be packed. dtype: of the floats in between; fp32 by default.
-    """
+@dataclass(frozen=True)
+class Opened:
+    """A model's files, none of which are trusted: all is checked that can be before the weights are read."""
+
+    path: Path
+    spec: Spec
+    tokenizer: Any  # None: the file has none
+    weights: _Weights
+    model: Model  # on the meta device
+
+    @property
+    def card(self) -> dict[str, Any]:
+        return _info(self.model, self.spec, self.path)
+
+
+def open_model(what: str | Path, registry) -> Opened:
+    """A run folder or an exported file. Raises UserError for one that is damaged, cut short, or does not fit
+    together: its spec, its tokenizer, and the names and shapes of its weights."""
     path = Path(what)
     if path.is_file():
         weights = _Weights(path)
         if weights.metadata.get("format") != FORMAT:
             raise UserError(f"{path}: not a model that `tryplicity export` wrote; give a run folder or such a file")
+        if not weights.metadata.get("spec", "").strip():
+            raise UserError(f"{path}: there is no spec inside; export the run again")
         spec = load_spec(parse_yaml(weights.metadata["spec"], f"{path} (spec)"), registry)
         tokenizer = _tokenizer_inside(weights, spec)
     else:
@@ -116,13 +153,48 @@ def load_model(what: str | Path, registry, device: str = "cpu", *, ternary: bool
         spec = load_spec(str(run.spec), registry)
         weights = _Weights(_newest_weights(run))
         tokenizer = load_tokenizer(run.tokenizer, spec.vocab_size)
+        _check_tokenizer(tokenizer, spec, str(run.tokenizer))
     model = _for_inference(spec)
-    known = _info(model, spec, path)
-    _fill(model, weights, torch.device(device), ternary, dtype or torch.float32)
-    packed = any(getattr(module, "matrix", None) is not None for module in model.modules())
+    _check_shapes(model, weights)
+    return Opened(path, spec, tokenizer, weights, model)
+
+
+def load_model(what: str | Path | Opened, registry, device: str = "cpu", *, ternary: bool = True,
+               dtype: torch.dtype | None = None) -> tuple[Model, Spec, Any, Info]:
+    """(model, spec, tokenizer, info) of a run folder or an exported file; the tokenizer is None for a file without one.
+
+    ternary: pack the linears of a run that can be packed. dtype: of the floats in between; fp32 by default.
+    """
+    opened = what if isinstance(what, Opened) else open_model(what, registry)
+    model, spec = opened.model, opened.spec
+    with ThreadPoolExecutor(1) as beside:
+        hashed = beside.submit(_hash, opened.weights.path)
+        known = opened.card
+        _fill(model, opened.weights, torch.device(device), ternary, dtype or torch.float32)
+    packed = _formats(module for module in _linears(model) if module.weight is None)
     tables = {torch.bfloat16: "bf16", torch.int8: "int8", torch.float32: "fp32"}.get(model.embedding.weight.dtype)
-    return model, spec, tokenizer, Info(**known, format=f"ternary, tables in {tables}" if packed else tables or "other",
-                                        packed_bytes=_bytes(model))
+    form = f"{packed}, tables in {tables}" if packed else tables or "other"
+    return model, spec, opened.tokenizer, Info(**known, format=form, packed_bytes=_bytes(model),
+                                               weights_hash=hashed.result())
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_shapes(model: Model, weights: _Weights) -> None:
+    """Whether every parameter is there in its shape. Raises UserError."""
+    packed = {f"{path}.weight" for path, module in model.named_modules() if _packs(module)
+              and any(f"{path}.{name}" in weights.names for name in module.packed_like())}
+    for name, parameter in model.named_parameters():
+        if name in packed:
+            continue  # what it packs to is looked at when it is taken
+        if name not in weights.names:
+            raise UserError(f"{weights.path}: these weights belong to another spec: {name} is missing")
+        if (shape := weights.shape(name)) != list(parameter.shape):
+            raise UserError(f"{weights.path}: these weights belong to another spec: {name} is {shape}, the spec's is "
+                            f"{list(parameter.shape)}")
 
 
 def _newest_weights(run: Run) -> Path:
@@ -141,11 +213,28 @@ def _tokenizer_inside(weights: _Weights, spec: Spec) -> Any:
         return None
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(text)
-    if tokenizer.get_vocab_size() != spec.vocab_size:
-        raise UserError(f"{weights.path}: its tokenizer has {tokenizer.get_vocab_size()} tokens, its spec "
-                        f"{spec.vocab_size}; export the run again")
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises plain Exception for whatever it cannot read
+        raise UserError(f"{weights.path}: the tokenizer inside is none, or cut short ({error}); export the run "
+                        "again") from None
+    _check_tokenizer(tokenizer, spec, f"{weights.path} (tokenizer)")
     return tokenizer
+
+
+def _check_tokenizer(tokenizer: Any, spec: Spec, where: str) -> None:
+    """Whether it is one of ours, for this vocabulary, and knows every token's bytes. Raises UserError."""
+    if (size := tokenizer.get_vocab_size()) != spec.vocab_size:
+        raise UserError(f"{where}: it has {size} tokens, the spec {spec.vocab_size}; export the run again")
+    for number, token in enumerate(SPECIAL_TOKENS):
+        if tokenizer.token_to_id(token) != number:
+            raise UserError(f"{where}: token {number} must be {token} and is {tokenizer.id_to_token(number)}; use a "
+                            "tokenizer that tryplicity trained")
+    try:
+        token_bytes(tokenizer)
+    except (KeyError, TypeError):  # a character that stands for no byte; a number that no token has
+        raise UserError(f"{where}: it is no byte-level BPE with a token for each number; use a tokenizer that "
+                        "tryplicity trained") from None
 
 
 def _fill(model: Model, weights: _Weights, device: torch.device, ternary: bool, dtype: torch.dtype) -> None:
@@ -166,15 +255,11 @@ def _fill(model: Model, weights: _Weights, device: torch.device, ternary: bool, 
 
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
-        if isinstance(module, Linear):
-            stored = {name: f"{prefix}{name}" for name in ("weight_ternary", "weight_scale")}
-            if stored["weight_ternary"] in weights.names:
-                module.adopt({name: take(full) for name, full in stored.items()})
-            elif ternary and _packs(module):
-                weight = fits(f"{prefix}weight", take(f"{prefix}weight"), module.weight.shape)
-                module.weight = nn.Parameter(weight.float(), requires_grad=False)
-                module.adopt(module.pack())
-        elif isinstance(module, Table):
+        packs = _packs(module)
+        stored = {name: f"{prefix}{name}" for name in module.packed_like()} if packs else {}
+        stored = stored if any(name in weights.names for name in stored.values()) else {}
+        packs = bool(stored) or (packs and ternary)
+        if isinstance(module, Table):
             scale = f"{prefix}scale_V"
             weight = fits(f"{prefix}weight", take(f"{prefix}weight"), module.weight.shape)
             if dtype != torch.float32 or not weight.is_floating_point():
@@ -189,7 +274,7 @@ def _fill(model: Model, weights: _Weights, device: torch.device, ternary: bool, 
             module.reset_parameters()
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for name, old in own:
-            if name in computed:
+            if name in computed or (packs and name == "weight"):
                 continue
             full = f"{prefix}{name}"
             tensor = fits(full, take(full), old.shape)
@@ -200,14 +285,29 @@ def _fill(model: Model, weights: _Weights, device: torch.device, ternary: bool, 
                 module._buffers[name] = tensor.clone()
             else:
                 module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        if stored:
+            packed = {name: take(full) for name, full in stored.items()}
+            for name, like in module.packed_like().items():
+                if fits(stored[name], packed[name], like.shape).dtype != like.dtype:
+                    raise UserError(f"{weights.path}: {stored[name]} is {packed[name].dtype}, and {like.dtype} to the "
+                                    f"linear {module.name} of today; export the run again")
+            module.adopt(packed)
+        elif packs:
+            weight = fits(f"{prefix}weight", take(f"{prefix}weight"), module.weight.shape)
+            module.weight = nn.Parameter(weight.float(), requires_grad=False)
+            module.adopt(_pack(path, module))
     extra = sorted(name for name in weights.names - used if "objectives." not in name)
     if extra:
         raise UserError(f"{weights.path}: these weights belong to another spec: it has no {extra[0]}")
 
 
+def _linears(model: Model) -> list[Linear]:
+    return [module for module in model.modules() if isinstance(module, Linear)]
+
+
 def _bytes(model: Model) -> int:
-    matrices = [m.matrix for m in model.modules() if getattr(m, "matrix", None) is not None]
-    return sum(m.nbytes for m in matrices) + sum(p.numel() * p.element_size() for p in model.parameters())
+    return (sum(linear.packed_nbytes() for linear in _linears(model))
+            + sum(p.numel() * p.element_size() for p in model.parameters()))
 
 
 # --- exporting ---
@@ -217,8 +317,9 @@ class Sizes:
     """Bytes of an exported file."""
 
     path: Path
-    ternary_weights: int = 0
-    ternary_bytes: int = 0
+    packed_as: str = ""  # "ternary"
+    packed_weights: int = 0
+    packed_bytes: int = 0
     rest_bytes: int = 0
     file_bytes: int = 0
     rest: dict[str, int] = field(default_factory=dict)  # bytes by dtype
@@ -226,7 +327,7 @@ class Sizes:
     @property
     def ratio(self) -> float:
         """How much smaller than fp16 the packed weights are."""
-        return 2 * self.ternary_weights / max(self.ternary_bytes, 1)
+        return 2 * self.packed_weights / max(self.packed_bytes, 1)
 
 
 def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf16", *, initialised: bool = False,
@@ -241,31 +342,41 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
     if initialised:
         spec = load_spec(str(what), registry)
         words = tokenizer and load_tokenizer(tokenizer, spec.vocab_size).to_str()
-        out = out or Path(f"{spec.name}-ternary.safetensors")
+        sources = [Path(what), *([tokenizer] if tokenizer else [])]
     else:
         run = Run.open(what)
         spec = load_spec(str(run.spec), registry)
         words = load_tokenizer(run.tokenizer, spec.vocab_size).to_str()
-        out = out or run.folder / "model-ternary.safetensors"
-    if out.is_dir():
+        sources = [_newest_weights(run), *(path for path in run.folder.rglob("*")
+                                           if path.is_file() and not is_exported(path))]
+    if out is not None and out.is_dir():
         raise UserError(f"{out}: this is a folder; give the file to write")
     model = _for_inference(spec)
     packing = {path: module for path, module in model.named_modules() if _packs(module)}
     if not packing:
-        raise Refused(f"{spec.name}: no linear of this spec can be packed; use `linear: {{type: bitlinear}}`, or "
-                      f"serve the run folder itself")
+        able = [name for name in registry.names("linear")
+                if registry.get("linear", name).packed_like is not Linear.packed_like]
+        raise Refused(f"{spec.name}: no linear of this spec can be packed; use `linear: {{type: {' or '.join(able)}}}`"
+                      ", or serve the run folder itself")
+    packed_as = _formats(packing.values())
+    if out is None:
+        ending = f"-{packed_as.replace(' ', '-')}.safetensors"
+        out = Path(spec.name + ending) if initialised else run.folder / f"model{ending}"
+    may_be_written(out, "an exported model", is_exported, sources)
     weights_of = _initial(seed) if initialised else _of_run(_Weights(_newest_weights(run)))
     total = sum(p.numel() for p in model.parameters())
-    done, sizes = 0, Sizes(out)
+    done, sizes = 0, Sizes(out, packed_as)
     with _told_as(out), whole_file(out) as temporary, open(temporary, "wb") as file:
         writer = _Writer(file, {"format": FORMAT, "spec": spec.as_yaml(), "tokenizer": words or ""},
-                         3 * len(model.state_dict()))
+                         2 * len(model.state_dict()) + sum(len(m.packed_like()) for m in packing.values()))
         loose: list[tuple[str, Tensor]] = []
+        kept: dict[str, tuple[str, ...]] = {}  # of what is packed: its tensors
         for path, module in model.named_modules():
             own = dict(module.named_parameters(recurse=False)) | {
                 name: b for name, b in module.named_buffers(recurse=False)
                 if name not in module._non_persistent_buffers_set}
             if path in packing:
+                kept[path] = tuple(own)
                 own.pop("weight")
             if own:
                 for name, tensor in weights_of(path, module, list(own)).items():
@@ -280,26 +391,37 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
                     writer.add(name, tensor)
                     sizes.rest_bytes += tensor.nbytes
                     sizes.rest[_NAMES[dtype]] = sizes.rest.get(_NAMES[dtype], 0) + tensor.nbytes
-            if dtype == torch.float32:
-                # the scales of the packed are floats too: room for them here, values when they are known
-                for path, module in packing.items():
-                    writer.reserve(f"{path}.weight_scale", dtype, [*module.weight.shape[:-2], 1, 1])
+            for path, module in packing.items():  # room for what is packed, which is written as it is made
+                for name, like in module.packed_like().items():
+                    if like.dtype == dtype:
+                        writer.reserve(f"{path}.{name}", dtype, like.shape)
         del loose
         for path, module in packing.items():
-            module.weight = nn.Parameter(weights_of(path, module, ["weight"])["weight"].float(), requires_grad=False)
+            for name, tensor in weights_of(path, module, list(kept[path])).items():  # packing may depend on all of them
+                held = module._parameters if name in module._parameters else module._buffers
+                tensor = tensor.float() if tensor.is_floating_point() else tensor
+                held[name] = nn.Parameter(tensor, requires_grad=False) if held is module._parameters else tensor
             numbers = module.weight.numel()
-            packed = module.pack()
+            for name, tensor in _pack(path, module).items():
+                writer.fill(f"{path}.{name}", tensor)
+                sizes.packed_bytes += tensor.nbytes
             module.weight = None
-            writer.fill(f"{path}.weight_scale", packed["weight_scale"])
-            writer.add(f"{path}.weight_ternary", packed["weight_ternary"])
-            sizes.ternary_weights += numbers
-            sizes.ternary_bytes += packed["weight_ternary"].nbytes + packed["weight_scale"].nbytes
+            sizes.packed_weights += numbers
             done += numbers
             if progress:
                 progress(done, total)
         writer.finish()
         sizes.file_bytes = file.seek(0, 2)
     return sizes
+
+
+def is_exported(path: Path) -> bool:
+    """Whether `export` wrote this file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
 
 
 @contextmanager

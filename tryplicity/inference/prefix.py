@@ -5,33 +5,20 @@ A state-space layer cannot go back to an earlier token, so that whole states are
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from tryplicity.components import State
+from tryplicity.components import State, tensors
 
 
 def clone(state: list) -> list:
     """A copy, which goes its own way, of what `Model.new_state` gave: layers, each a list over sub-layers."""
     return [[None if own is None else own.clone() for own in layer] for layer in state]
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor inside nested states, mappings and lists."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from tensors(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from tensors(inner)
 
 
 @dataclass
@@ -123,41 +110,3 @@ class Prefixes:
                 self.bytes += size * step
             if before + step == 0:
                 del self._uses[address]
-
-
-class Written:
-    """The tokens of texts that the engine wrote. A text can be tokenised in more than one way, and only in the way it
-    was written does the next prompt begin with what a state has read."""
-
-    def __init__(self, most: int = 4096) -> None:
-        self.most = most
-        self._ids: OrderedDict[tuple[bytes, str], np.ndarray] = OrderedDict()
-
-    def remember(self, prompt: Sequence[int], text: str, ids: Sequence[int]) -> None:
-        key = _digest(prompt).digest(), text
-        self._ids[key] = np.asarray(ids, dtype=np.int32)
-        self._ids.move_to_end(key)
-        while len(self._ids) > self.most:
-            self._ids.popitem(last=False)
-
-    def along(self) -> Callable[[Sequence[int], str], list[int] | None]:
-        """What gives the tokens of a text if it was written after a prompt: for prompts of which each begins with the
-        one before, and only what is new is looked at."""
-        digest, done = _digest([]), 0
-
-        def find(prompt: Sequence[int], text: str) -> list[int] | None:
-            nonlocal done
-            digest.update(_bytes(prompt[done:]))
-            done = len(prompt)
-            found = self._ids.get((digest.digest(), text))
-            return None if found is None else found.tolist()
-
-        return find
-
-
-def _bytes(ids: Sequence[int]) -> bytes:
-    return np.asarray(ids, dtype=np.int64).tobytes()
-
-
-def _digest(ids: Sequence[int]) -> hashlib.blake2b:
-    return hashlib.blake2b(_bytes(ids), digest_size=16)

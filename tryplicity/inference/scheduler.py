@@ -1,8 +1,9 @@
 """The one thread in which a model runs, for all who ask at once.
 
-Each round: who has come is admitted while slots are free; the first of those whose prompts are unread read a chunk; all
-who write get their next token, in one pass of the model over one token of each. Nobody's tokens depend on who else is
-there. Shapes: B sequences, T time, V vocabulary, D hidden.
+Each round: who has come is admitted while slots are free; those whose prompts are unread read a chunk together; all who
+write get their next token, in one pass of the model over one token of each. Nobody's tokens depend on who else is
+there. Whatever is raised in the thread ends the answers that it concerns, with an error; if the thread itself ends, all
+who wait are told, and the next who comes starts another. Shapes: B sequences, T time, V vocabulary, D hidden.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import torch
 from torch import Tensor
 
 from tryplicity.components import Rows
-from tryplicity.inference.generation import Busy, Finish, Generation, Piece, Token
+from tryplicity.inference.generation import Busy, Finish, Generation, Piece, Scored, Token
 from tryplicity.inference.grammar import Grammar
-from tryplicity.inference.prefix import Prefixes, Written, clone
+from tryplicity.inference.prefix import Prefixes, clone
 from tryplicity.inference.sampler import Sampler
 from tryplicity.inference.speculative import MOST_UNREAD, Drafter
 from tryplicity.inference.text import TextStream
@@ -28,6 +29,7 @@ from tryplicity.model import Model
 
 Listener = Callable[[Piece], None]
 
+SCORED_AT_ONCE = 32  # tokens of a prompt whose logits are in memory together
 SHARED = 64  # tokens that prompts must begin with in common, beyond what is kept, to keep a state there too
 SLOW_CHUNK, SMALLEST_CHUNK = 0.5, 16  # seconds that all others wait, and tokens: see `_paced`
 WINDOW = 5.0  # seconds of the present in "tokens per second"
@@ -46,7 +48,11 @@ class Sequence:
         self.prompt_size = len(self.ids)
         self.read = 0  # of `ids`, by the state
         self.state: list | None = None
+        self.turn = 0  # the round in which it came, or last read a part of a prompt that several share out
         self.pause_at = 0  # in the prompt, to keep a state that other prompts can go on from
+        self.scores: list[Token] | None = None  # of the prompt's tokens, where they are asked for
+        if generation.request.score_prompt:
+            self.scores = [Token(self.ids[0])]
         self.drafts: list[int] = []  # guesses of what comes after the last of `ids`
         self.held: list[tuple[int, Token]] = []  # tokens not given out yet, and where in the text each begins
         self.shown: list[str] = []
@@ -55,6 +61,10 @@ class Sequence:
     def reading(self) -> bool:
         """Whether its first token is still to come."""
         return len(self.ids) == self.prompt_size
+
+    @property
+    def unread(self) -> int:
+        return len(self.ids) - self.read
 
 
 class Scheduler:
@@ -65,7 +75,7 @@ class Scheduler:
         self.model, self.slots, self.max_waiting = model, slots, max_waiting
         self.chunk = self.most_chunk = chunk
         self.drafter = drafter
-        self.prefixes, self.written = Prefixes(prefix_bytes), Written()
+        self.prefixes = Prefixes(prefix_bytes)
         self.read_threads, self.decode_threads = torch.get_num_threads(), decode_threads
         self.device = model.embedding.weight.device
         self.tokens_total = self.prompt_tokens_total = self.cached_tokens_total = self.finished_total = 0
@@ -75,22 +85,52 @@ class Scheduler:
         self._changed = threading.Condition()
         self._closing = False
         self._thread: threading.Thread | None = None
+        self._rounds = 0
 
     # --- from any thread ---
 
     def submit(self, sequence: Sequence) -> None:
+        self.look()
         with self._changed:
             if self._closing:
                 raise Busy("the engine is closing")
             free = self.slots - len(self._active)
             if len(self._waiting) >= self.max_waiting + free:
                 raise Busy(f"{self.slots} answers are being written and {len(self._waiting)} wait; ask again later")
-            sequence.generation._wake = self._wake
+            self._have_thread()
+            sequence.generation._wake, sequence.generation._look = self._wake, self.look
             self._waiting.append(sequence)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="tryplicity-engine", daemon=True)
-                self._thread.start()
             self._changed.notify_all()
+
+    def _have_thread(self) -> None:
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="tryplicity-engine", daemon=True)
+            try:
+                thread.start()
+            except (RuntimeError, MemoryError) as error:  # the system has no room for one, perhaps for a while
+                raise Busy(f"the engine's thread does not start ({error}); ask again later") from None
+            self._thread = thread
+
+    def look(self) -> None:
+        """Notice a thread that ended without a word: who waits for it is told. From any thread."""
+        with self._changed:
+            dead = self._thread is not None and not self._thread.is_alive()
+        if dead:
+            self._abandon(RuntimeError("the engine's thread has ended"))
+
+    def after_fork(self) -> None:
+        """In a child of fork, which has none of its parent's threads: begin anew. What was under way goes on in the
+        parent; nobody here will hear of it."""
+        orphans = [*self._active, *self._waiting]
+        self._changed, self._thread = threading.Condition(), None  # the lock may have been held
+        self._active, self._waiting = [], collections.deque()
+        self.prefixes = Prefixes(self.prefixes.most_bytes)  # may have been in the middle of a change
+        for sequence in orphans:
+            generation = sequence.generation
+            generation._finished = threading.Event()
+            generation.error = "RuntimeError: the process was forked; the answer is written in its parent"
+            generation.finish = "error"
+            generation._finished.set()
 
     def close(self, drain: bool) -> None:
         """Refuse what comes from now on; finish what is there, or cancel it. Returns when all is done."""
@@ -103,6 +143,7 @@ class Scheduler:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+            self.look()
 
     def statistics(self) -> dict[str, Any]:
         now = time.perf_counter()
@@ -126,30 +167,43 @@ class Scheduler:
     # --- in the engine's thread ---
 
     def _run(self) -> None:
-        with torch.inference_mode():
-            while self._await_work():
-                try:
-                    self._round()
-                except Exception as error:  # a fault of the scheduler itself: nobody must wait for ever
-                    log.exception("a round of the engine failed")
-                    for sequence in list(self._active):
-                        self._fail([sequence], error)
-        self.prefixes.clear()
+        try:
+            with torch.inference_mode():
+                while self._await_work():
+                    try:
+                        self._round()
+                    except BaseException as error:  # a fault of the scheduler itself: nobody must wait for ever
+                        log.exception("a round of the engine failed")
+                        self._fail(list(self._active), error)
+            self.prefixes.clear()
+        except BaseException as error:
+            log.exception("the engine's thread ends")
+            self._abandon(error)
+
+    def _abandon(self, error: BaseException) -> None:
+        """The thread has ended: those who wait for it are told, and the next who comes starts another."""
+        with self._changed:
+            orphans = [*self._active, *self._waiting]
+            self._active, self._thread = [], None
+            self._waiting.clear()
+        self._fail(orphans, error)
 
     def _await_work(self) -> bool:
         """Until there is something to do; False when there will be nothing any more."""
         with self._changed:
             while not (self._active or self._waiting):
-                if self._closing:
+                if self._closing or self._thread is not threading.current_thread():
                     return False
                 self._changed.wait()
             return True
 
     def _round(self) -> None:
+        self._rounds += 1
         self._drop_cancelled()
         with self._changed:
             while self._waiting and len(self._active) < self.slots:
                 self._active.append(self._waiting.popleft())
+                self._active[-1].turn = self._rounds
         if any(sequence.reading for sequence in self._active):
             self._use_threads(self.read_threads)
             self._read_prompts()
@@ -162,7 +216,7 @@ class Scheduler:
                 self._write_guessing(writing[0])
             else:
                 self._write(writing)
-        except Exception as error:
+        except BaseException as error:
             log.exception("a step of the engine failed")
             self._fail(writing, error)
 
@@ -181,40 +235,86 @@ class Scheduler:
             self._finish(sequence, "cancelled")
 
     def _read_prompts(self) -> None:
-        """Up to a chunk of tokens of the prompts, in the order they came."""
-        budget = self.chunk
+        """Up to a chunk of tokens of the prompts. Who has no more to read than an even share reads it; what that leaves
+        goes to the others one after the other, round by round, in pieces as large as can be."""
+        begun: list[Sequence] = []
         for sequence in [sequence for sequence in self._active if sequence.reading]:
+            if sequence.state is None and self._soon_read(sequence, begun):
+                continue
+            if sequence.state is None:
+                self._or_fail(sequence, self._begin)
+            if sequence.reading and sequence.generation.finish is None:
+                begun.append(sequence)
+        budget, share = self.chunk, self.chunk // max(1, len(begun))
+        for sequence in sorted(begun, key=lambda s: (s.unread > share, s.turn)):
+            if sequence.unread > share and budget > 0:
+                sequence.turn = self._rounds
             while budget > 0 and sequence.reading and sequence.generation.finish is None:
-                try:
-                    budget -= self._read_some(sequence, budget)
-                except Exception as error:
-                    log.exception("reading a prompt failed")
-                    self._fail([sequence], error)
+                before = sequence.read
+                self._or_fail(sequence, self._read_some, budget)
+                budget -= sequence.read - before
 
-    def _read_some(self, sequence: Sequence, most: int) -> int:
-        """Read on in a prompt; at its end choose the first token. Returns the number of tokens read."""
-        ids, last, before = sequence.ids, None, sequence.read
-        if sequence.state is None:
-            last = self._begin(sequence)
-            before = sequence.read
-        if last is None:
-            end = min(before + most, len(ids))
-            if before < sequence.pause_at < end:
-                end = sequence.pause_at
-            begun = time.perf_counter()
-            h_BTD, _ = self._pass([ids[before:end]], [sequence])
-            self._paced(end - before, time.perf_counter() - begun)
-            self.prompt_tokens_total += end - before
-            if end == len(ids):
-                last = self.model.logits(h_BTD[:, -1:])[0, 0], h_BTD[0, -1].clone()
-                self._keep(ids, sequence.state, last)
-            elif end == sequence.pause_at:
-                self._keep(ids[:end], sequence.state)
-        if last is not None:
-            logits_V, h_D = last
+    def _soon_read(self, sequence: Sequence, begun: list[Sequence]) -> bool:
+        """Whether one of these is about to read what this one begins with, too: it pauses there, and leaves a state."""
+        if sequence.scores is not None or not self.prefixes.most_bytes:
+            return False
+        for other in begun:
+            ids = other.ids
+            common = next((i for i, (a, b) in enumerate(zip(ids, sequence.ids, strict=False)) if a != b),
+                          min(len(ids), len(sequence.ids)))
+            if other.read < common and (common >= SHARED or common == len(ids)):
+                if common < len(ids) and not other.read < other.pause_at <= common:
+                    other.pause_at = common
+                return True
+        return False
+
+    def _or_fail(self, sequence: Sequence, do: Callable[..., None], *arguments: int) -> None:
+        try:
+            do(sequence, *arguments)
+        except BaseException as error:
+            log.exception("reading a prompt failed")
+            self._fail([sequence], error)
+
+    def _read_some(self, sequence: Sequence, most: int) -> None:
+        """Read on in a prompt; at its end choose the first token."""
+        ids, before = sequence.ids, sequence.read
+        end = min(before + most, len(ids))
+        if before < sequence.pause_at < end:
+            end = sequence.pause_at
+        begun = time.perf_counter()
+        h_BTD, _ = self._pass([ids[before:end]], [sequence])
+        self._paced(end - before, time.perf_counter() - begun)
+        self.prompt_tokens_total += end - before
+        if sequence.scores is not None:
+            self._score(sequence, before, h_BTD[0])
+        if end == len(ids):
+            last = self.model.logits(h_BTD[:, -1:])[0, 0], h_BTD[0, -1].clone()
+            self._keep(ids, sequence.state, last)
+            self._have_read(sequence, *last)
+        elif end == sequence.pause_at:
+            self._keep(ids[:end], sequence.state)
+
+    def _have_read(self, sequence: Sequence, logits_V: Tensor, h_D: Tensor) -> None:
+        if sequence.most_tokens == 0:
+            self._finish(sequence, "length")
+        else:
             self._choose(sequence, logits_V)
             self._guess(sequence, h_D)
-        return sequence.read - before
+
+    def _score(self, sequence: Sequence, before: int, h_TD: Tensor) -> None:
+        """The probabilities of what comes after each of these tokens of a prompt, a few at a time: logits are wide."""
+        alternatives = sequence.generation.request.logprobs
+        after = sequence.ids[before + 1:min(before + 1 + len(h_TD), sequence.prompt_size)]
+        for first in range(0, len(after), SCORED_AT_ONCE):
+            tokens = after[first:first + SCORED_AT_ONCE]
+            logits_TV = self.model.logits(h_TD[None, first:first + len(tokens)])[0]
+            sequence.scores += [_told(token, logits_V, alternatives or 0)
+                                for token, logits_V in zip(tokens, logits_TV, strict=True)]
+        if len(sequence.scores) == sequence.prompt_size:
+            offsets, text = [0] * sequence.prompt_size, ""
+            if sequence.text is not None:
+                offsets, text = sequence.text.along(sequence.ids[:sequence.prompt_size])
+            sequence.generation.scored = Scored(tuple(sequence.scores), tuple(offsets), text)
 
     def _paced(self, tokens: int, seconds: float) -> None:
         """Chunks that take long are halved; they grow again when they would not: a machine may be busy for a while."""
@@ -223,15 +323,20 @@ class Scheduler:
         elif tokens == self.chunk < self.most_chunk and seconds < SLOW_CHUNK / 4:
             self.chunk = min(2 * self.chunk, self.most_chunk)
 
-    def _begin(self, sequence: Sequence) -> tuple[Tensor, Tensor] | None:
-        """Give a sequence its state: a kept one, or an empty one. Returns what came last where nothing is unread."""
+    def _begin(self, sequence: Sequence) -> None:
+        """Give a sequence its state: a kept one, or an empty one. Where that leaves nothing to read, its first token is
+        chosen."""
+        if sequence.scores is not None:  # a kept state does not tell what came before it
+            sequence.state = self.model.new_state(1)
+            return
         found = self.prefixes.find(sequence.ids)
         sequence.state = self.model.new_state(1) if found.state is None else found.state
         sequence.read = sequence.generation.cached_tokens = found.read
         self.cached_tokens_total += found.read
         if found.shared - found.read >= SHARED:
             sequence.pause_at = found.shared
-        return found.last
+        if found.last is not None:
+            self._have_read(sequence, *found.last)
 
     def _keep(self, ids: list[int], state: list, last: tuple[Tensor, Tensor] | None = None) -> None:
         if self.prefixes.most_bytes:
@@ -255,7 +360,7 @@ class Scheduler:
                 sequence.drafts = []
                 if len(writing) == 1:
                     self._guess(sequence, h_BTD[0, -1])
-            except Exception as error:
+            except BaseException as error:
                 log.exception("choosing a token failed")
                 self._fail([sequence], error)
 
@@ -348,7 +453,7 @@ class Scheduler:
         sequence.shown.append(shown)
         try:
             sequence.listener(Piece(shown, tuple(given), finish))
-        except Exception:  # nobody listens any more
+        except BaseException:  # nobody listens any more
             log.exception("a listener failed; its generation is cancelled")
             sequence.generation.cancel()
 
@@ -361,20 +466,16 @@ class Scheduler:
             self.finished_total += 1
             self._changed.notify_all()
         if sequence.text:
-            shown += sequence.text.finish()
+            shown += sequence.text.finish(cut_off=finish != "stop")
         sequence.state = None
         if finish != "error" and state is not None and sequence.read >= sequence.prompt_size:
             # before the last piece is given out: the next turn may come at once
-            ids, prompt = sequence.ids, sequence.prompt_size
-            self.prefixes.keep(ids[:sequence.read], state)
-            text = "".join([*sequence.shown, shown])
-            if sequence.text and sequence.text.of(ids[prompt:]) == text:
-                self.written.remember(ids[:prompt], text, ids[prompt:])
+            self.prefixes.keep(sequence.ids[:sequence.read], state)
         generation.finish = finish
         self._give(sequence, shown, finish)
         generation._finished.set()
 
-    def _fail(self, sequences: list[Sequence], error: Exception) -> None:
+    def _fail(self, sequences: list[Sequence], error: BaseException) -> None:
         for sequence in sequences:
             if sequence.generation.finish is None:
                 sequence.generation.error = f"{type(error).__name__}: {error}"

@@ -10,13 +10,14 @@ def token_bytes(tokenizer) -> list[bytes]:
     """The bytes each token of a byte-level BPE stands for, by id; none for special tokens.
 
     Such a tokenizer writes a byte that is no visible Latin-1 character as chr(256 + n), the n-th of these
-    (Radford et al., GPT-2, 2019).
+    (Radford et al., GPT-2, 2019). A word that was added to its vocabulary is written as it is.
     """
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]
     byte_of = {chr(byte): byte for byte in visible} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
-    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    return [b"" if number in special else bytes(byte_of[c] for c in tokenizer.id_to_token(number))
+    added = {number: b"" if token.special else token.content.encode()
+             for number, token in tokenizer.get_added_tokens_decoder().items()}
+    return [added[number] if number in added else bytes(byte_of[c] for c in tokenizer.id_to_token(number) or "")
             for number in range(tokenizer.get_vocab_size())]
 
 
@@ -24,7 +25,8 @@ class TextStream:
     """Feed tokens, get text that is safe to show.
 
     A character whose bytes are spread over tokens is held back until whole; text that may be the beginning of a
-    stop string is held back until it is clear. `stopped` becomes true at a stop string, which is never shown.
+    stop string is held back until it is clear. `stopped` becomes true at a stop string, of several at the one that is
+    whole first, which is never shown, nor is anything after it. The text is the same however it is cut into tokens.
     `decoded` and `shown` count characters: whole ones so far, and those given out.
     """
 
@@ -37,14 +39,24 @@ class TextStream:
         self._held = ""  # whole text that may begin a stop string
 
     def feed(self, token: int) -> str:
-        return self._release(self._decoder.decode(self.token_bytes[token]))
+        return "" if self.stopped else self._release(self._decoder.decode(self.token_bytes[token]))
 
-    def of(self, tokens: Sequence[int]) -> str:
-        """The text of tokens by themselves."""
-        return b"".join(self.token_bytes[token] for token in tokens).decode("utf-8", errors="replace")
+    def along(self, tokens: Sequence[int]) -> tuple[list[int], str]:
+        """Where in the text of tokens by themselves each of them begins, in whole characters; and the text."""
+        decoder, offsets, parts, size = codecs.getincrementaldecoder("utf-8")(errors="replace"), [], [], 0
+        for token in tokens:
+            offsets.append(size)
+            parts.append(decoder.decode(self.token_bytes[token]))
+            size += len(parts[-1])
+        return offsets, "".join(parts) + decoder.decode(b"", final=True)
 
-    def finish(self) -> str:
-        """What was still held back when the tokens ended."""
+    def finish(self, cut_off: bool = False) -> str:
+        """What was still held back when the tokens ended. cut_off: they might have gone on; then half a character at
+        the end is no fault in them, and is left out."""
+        if self.stopped:
+            return ""
+        if cut_off:
+            self._decoder.reset()
         shown = self._release(self._decoder.decode(b"", final=True))
         rest, self._held = ("", "") if self.stopped else (self._held, "")
         self.shown += len(rest)
@@ -57,10 +69,10 @@ class TextStream:
         return text
 
     def _safe(self, text: str) -> str:
-        cuts = [at for at in (text.find(stop) for stop in self.stop) if at >= 0]
-        if cuts:
+        whole = [(at + len(stop), at) for stop in self.stop if (at := text.find(stop)) >= 0]
+        if whole:
             self.stopped, self._held = True, ""
-            return text[:min(cuts)]
+            return text[:min(whole)[1]]
         beginnings = [len(part) for stop in self.stop for part in (stop[:n] for n in range(1, len(stop)))
                       if text.endswith(part)]
         keep = max(beginnings, default=0)

@@ -48,8 +48,9 @@ struct Pool {
     alignas(64) std::atomic<int> helpers{0};  // workers that the loop wants: those of a smaller number
     std::atomic<int> asleep{0};
     std::atomic<bool> taken{false};  // by a loop
+    std::atomic<int> problem{0};     // of any of its parts
     struct {
-        void (*run)(const void*, int64_t, int64_t);
+        int (*run)(const void*, int64_t, int64_t);
         const void* f;
         int64_t n, grain, parts;
     } loop;
@@ -67,7 +68,8 @@ struct Pool {
             if (before == 0) return false;
         } while (!left.compare_exchange_weak(before, before - 1, std::memory_order_acquire, std::memory_order_relaxed));
         const int64_t from = (loop.parts - before) * loop.grain;
-        loop.run(loop.f, from, std::min(from + loop.grain, loop.n));
+        if (const int found = loop.run(loop.f, from, std::min(from + loop.grain, loop.n)))
+            problem.store(found, std::memory_order_relaxed);
         done.fetch_add(1, std::memory_order_release);
         return true;
     }
@@ -104,6 +106,7 @@ struct Pool {
         try {
             for (; workers < wanted; workers++) std::thread(&Pool::work, this, workers).detach();
         } catch (const std::system_error&) {
+        } catch (const std::bad_alloc&) {
         }
         pthread_sigmask(SIG_SETMASK, &before, nullptr);
     }
@@ -112,6 +115,7 @@ struct Pool {
         hire(threads - 1);
         helpers.store(threads - 1, std::memory_order_relaxed);
         done.store(0, std::memory_order_relaxed);
+        problem.store(0, std::memory_order_relaxed);
         const auto start = Clock::now();
         left.store(loop.parts);
         if (asleep.load()) {  // both in one order with a worker's asleep++ and its last look
@@ -144,18 +148,20 @@ Pool* pool = [] {
 
 }  // namespace
 
-extern "C" void tryplicity_parallel(int32_t threads, int64_t n, int64_t grain,
-                                    void (*run)(const void* f, int64_t from, int64_t to), const void* f) {
-    if (n <= 0) return;
+extern "C" int tryplicity_parallel(int32_t threads, int64_t n, int64_t grain,
+                                   int (*run)(const void* f, int64_t from, int64_t to), const void* f) {
+    if (n <= 0) return 0;
     const int64_t parts = (n + grain - 1) / grain;
     if (threads > 1 && parts > 1 && parts < MOST && pool && !pool->taken.exchange(true, std::memory_order_acquire)) {
         const bool alone = Clock::now() < pool->alone;
+        int problem = 0;
         if (!alone) {
             pool->loop = {run, f, n, grain, parts};
             pool->run(static_cast<int>(std::min<int64_t>(threads, parts)));
+            problem = pool->problem.load(std::memory_order_relaxed);
         }
         pool->taken.store(false, std::memory_order_release);
-        if (!alone) return;
+        if (!alone) return problem;
     }
-    run(f, 0, n);
+    return run(f, 0, n);
 }

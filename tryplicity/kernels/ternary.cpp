@@ -447,20 +447,7 @@ struct Layout {  // carves arrays out of one piece of memory
     }
 };
 
-}  // namespace
-
-extern "C" {
-
-// q int8 [tokens, padded], step [tokens], sum int32 [tokens] of x [tokens, in].
-void tryplicity_quantise(const float* x, int64_t tokens, int64_t in, int64_t padded, int8_t* q, float* step,
-                         int32_t* sum, int32_t threads) {
-    parallel(threads, tokens, as_many(CHUNK_FLOATS, in), [&](int64_t n, int64_t end) {
-        for (; n < end; n++) quantise_row(x + n * in, in, padded, q + n * padded, LANE, step + n, sum + n);
-    });
-}
-
-// y [tokens, out] = quantised x [tokens, in] times the (only) matrix, and the bias if there is one.
-int tryplicity_linear(const Matrix* m, const float* x, int64_t tokens, const float* bias, float* y, int32_t threads) {
+int linear(const Matrix* m, const float* x, int64_t tokens, const float* bias, float* y, int32_t threads) {
     const int64_t padded = m->padded(), tiles = tiles_of(tokens);
     Layout layout;
     for (int pass = 0;; pass++) {
@@ -469,11 +456,7 @@ int tryplicity_linear(const Matrix* m, const float* x, int64_t tokens, const flo
         int32_t* sum = layout.take<int32_t>(tokens);
         Tile* tile = layout.take<Tile>(tiles);
         if (pass == 0) {
-            try {
-                layout.next = scratch.get(reinterpret_cast<size_t>(layout.next));
-            } catch (const std::bad_alloc&) {
-                return 1;
-            }
+            layout.next = scratch.get(reinterpret_cast<size_t>(layout.next));
             continue;
         }
         if (tokens * m->out * m->in < SMALL) threads = 1;
@@ -492,12 +475,9 @@ int tryplicity_linear(const Matrix* m, const float* x, int64_t tokens, const flo
     }
 }
 
-// Pair s: token row[s] of x [tokens, in] (nullptr: token s) by matrix expert[s]; y [pairs, out]. With weight [pairs]:
-// total [*, out] at into[s] (nullptr: row[s]) += weight[s] * pair s, in order of s; y is then only room to work in.
-// Gives 2 for an index that does not exist, 1 if there is no memory.
-int tryplicity_experts(const Matrix* m, const float* x, int64_t tokens, const int64_t* row, const int64_t* expert,
-                       int64_t pairs, float* y, const float* weight, const int64_t* into, float* total,
-                       int64_t totals, int32_t threads) {
+int experts(const Matrix* m, const float* x, int64_t tokens, const int64_t* row, const int64_t* expert,
+            int64_t pairs, float* y, const float* weight, const int64_t* into, float* total,
+            int64_t totals, int32_t threads) {
     const int64_t padded = m->padded();
     for (int64_t s = 0; s < pairs; s++) {
         const int64_t token = row ? row[s] : s, target = into ? into[s] : token;
@@ -515,11 +495,7 @@ int tryplicity_experts(const Matrix* m, const float* x, int64_t tokens, const in
         int64_t* sorted = layout.take<int64_t>(pairs);
         int64_t* start = layout.take<int64_t>(m->experts + 1);
         if (pass == 0) {
-            try {
-                layout.next = scratch.get(reinterpret_cast<size_t>(layout.next));
-            } catch (const std::bad_alloc&) {
-                return 1;
-            }
+            layout.next = scratch.get(reinterpret_cast<size_t>(layout.next));
             continue;
         }
         std::memset(start, 0, (m->experts + 1) * sizeof(int64_t));
@@ -568,6 +544,34 @@ int tryplicity_experts(const Matrix* m, const float* x, int64_t tokens, const in
         });
         return 0;
     }
+}
+
+}  // namespace
+
+extern "C" {
+
+// q int8 [tokens, padded], step [tokens], sum int32 [tokens] of x [tokens, in].
+void tryplicity_quantise(const float* x, int64_t tokens, int64_t in, int64_t padded, int8_t* q, float* step,
+                         int32_t* sum, int32_t threads) {
+    parallel(threads, tokens, as_many(CHUNK_FLOATS, in), [&](int64_t n, int64_t end) {
+        for (; n < end; n++) quantise_row(x + n * in, in, padded, q + n * padded, LANE, step + n, sum + n);
+    });
+}
+
+// y [tokens, out] = quantised x [tokens, in] times the (only) matrix, and the bias if there is one.
+int tryplicity_linear(const Matrix* m, const float* x, int64_t tokens, const float* bias, float* y, int32_t threads) {
+    return guarded([&] { return linear(m, x, tokens, bias, y, threads); });
+}
+
+// Pair s: token row[s] of x [tokens, in] (nullptr: token s) by matrix expert[s]; y [pairs, out]. With weight [pairs]:
+// total [*, out] at into[s] (nullptr: row[s]) += weight[s] * pair s, in order of s; y is then only room to work in.
+// Gives 2 for an index that does not exist, 1 if there is no memory.
+int tryplicity_experts(const Matrix* m, const float* x, int64_t tokens, const int64_t* row, const int64_t* expert,
+                       int64_t pairs, float* y, const float* weight, const int64_t* into, float* total,
+                       int64_t totals, int32_t threads) {
+    return guarded([&] {
+        return experts(m, x, tokens, row, expert, pairs, y, weight, into, total, totals, threads);
+    });
 }
 
 }  // extern "C"

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tryplicity.errors import PluginFault, UserError
+from tryplicity.guard import guarded
 from tryplicity.planner.memory import GB, Facts, MemoryPlan, Stage
 from tryplicity.planner.speed import Money, Speed, estimate_cost, estimate_speed
 
@@ -18,16 +20,13 @@ if TYPE_CHECKING:
     from tryplicity.registry import Registry
 
 
-#: the strategies tried first, in this order
-ORDER = ("single", "ddp", "fsdp")
-
-
 @dataclass(frozen=True)
 class Option:
     """A strategy and what became of it."""
 
     name: str
-    memory: MemoryPlan
+    memory: MemoryPlan | None
+    """None where the strategy failed at planning."""
     reason: str | None
     """Why it was not chosen; None for the chosen one."""
     cannot_train: str | None = None
@@ -70,7 +69,7 @@ class Plan:
             "strategy": {
                 "chosen": self.chosen.name if self.chosen else None,
                 "cannot_train": self.chosen.cannot_train if self.chosen else None,
-                "rejected": [{"name": o.name, "total_gb": o.memory.total / GB, "reason": o.reason}
+                "rejected": [{"name": o.name, "total_gb": o.memory and o.memory.total / GB, "reason": o.reason}
                              for o in self.rejected],
             },
             "throughput": {"flops_per_token": self.speed.flops_per_token,
@@ -81,32 +80,42 @@ class Plan:
 
 
 def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
-    """model: assembled on the meta device. Strategies are tried in the order single, ddp, fsdp, then others by
-    name; a profile that names one gets that one, fitting or not.
+    """model: assembled on the meta device. Strategies are tried by their `order`, equal ones by name; a profile that
+    names one gets that one, fitting or not.
     """
     from tryplicity.planner.count import count
+    from tryplicity.promises import check_memory
 
     counts = count(model)
     facts = gather_facts(model, hardware, counts)
-    names = sorted(registry.names("parallelism"), key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n))
+    names = sorted(registry.names("parallelism"), key=lambda name: (registry.get("parallelism", name).order, name))
+    costs = facts.measured("fp32", hardware.accumulation > 1 or hardware.count > 1)  # a layer's fault is no strategy's
     options, refused = [], set()
     for name in names:
-        strategy = registry.part("parallelism", name).build()
-        memory, reason = strategy.memory(facts, hardware), strategy.refuses(hardware)
+        try:
+            with guarded(registry.get("parallelism", name)):
+                strategy = registry.part("parallelism", name).build()
+                reason, memory = strategy.refuses(hardware), check_memory(strategy, strategy.memory(facts, hardware))
+        except (PluginFault, UserError) as fault:  # a strategy that nobody asked for must not end the plan
+            if hardware.strategy == name:
+                raise
+            options.append(Option(name, None, str(fault)))
+            continue
         if reason is not None:
             refused.add(name)
         elif not memory.fits(hardware.memory_bytes):
             reason = f"{memory.total / GB:.1f} GB > {hardware.memory_gb:g} GB"
         options.append(Option(name, memory, reason, strategy.cannot_train))
 
-    asked = [o for o in options if hardware.strategy in ("auto", o.name)]
+    asked = [o for o in options if o.memory is not None and hardware.strategy in ("auto", o.name)]
+    if not asked:
+        raise PluginFault("no parallelism strategy can plan: " + "; ".join(f"{o.name}: {o.reason}" for o in options))
     chosen = next((o for o in asked if o.reason is None), None)
     nearest = chosen or min([o for o in asked if o.name not in refused] or asked, key=lambda o: o.memory.total)
     unasked = (f"{chosen.name} is the first that fits" if hardware.strategy == "auto" and chosen else
                f"the profile asks for {hardware.strategy}")
     rejected = [replace(o, reason=o.reason or unasked) for o in options if o is not chosen]
 
-    costs = facts.measured("fp32", hardware.accumulation > 1 or hardware.count > 1)
     flops = sum(c.flops_forward + c.flops_backward for c in costs) / facts.tokens
     speed = estimate_speed(flops, facts.tokens, nearest.memory, hardware)
     cost = estimate_cost(speed, hardware)
@@ -116,14 +125,13 @@ def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
 def gather_facts(model: Model, hardware: Hardware, counts: Counts) -> Facts:
     """What strategies plan with. Stages are measured when a strategy first asks for them."""
     from tryplicity.planner.count import parameters_of
-    from tryplicity.planner.measure import measure_stages
+    from tryplicity.planner.measure import bytes_of_a_row, measure_stages
 
     spec = model.spec
     blocks = [Stage(f"layer {i}", parameters_of(block)) for i, block in enumerate(model.layers)]
     table = model.embedding.weight.numel()
     rest = counts.total - table - sum(b.parameters for b in blocks)
     tokens = hardware.batch * spec.context_length
-    objectives = 1 + len(spec.heads)
 
     @functools.cache
     def measured(weights: str, gradients_exist: bool) -> Sequence[Cost]:
@@ -131,7 +139,7 @@ def gather_facts(model: Model, hardware: Hardware, counts: Counts) -> Facts:
 
     return Facts(
         stages=[Stage("the embedding", table), *blocks, Stage("the losses", rest)],
-        buffer_bytes=counts.buffer_bytes + 8 * tokens * hardware.accumulation * (2 + objectives),
+        buffer_bytes=counts.buffer_bytes + bytes_of_a_row(model) * hardware.batch * hardware.accumulation,
         tokens=tokens,
         optimizer_state_bytes=spec.training.optimizer.component.state_bytes,
         optimizer_step_bytes=spec.training.optimizer.component.step_bytes,

@@ -25,13 +25,14 @@ class Counts:
     total: int
     """Every parameter, a tied table once."""
     active: int
-    """Parameters that work on one token in training: the chosen share of the routed experts, the embedding table if
-    it is the output matrix too (else one row of it), the heads, all the rest."""
+    """All parameters but those of the experts that a token does not choose, as model cards count: both tables of an
+    untied model are in it, and so are the heads."""
     by_component: dict[str, int]
     """The total, by what the parameters belong to."""
     packed_bytes_per_token: int
     """Weight bytes read to produce one token from the exported model: a linear's weights at its packed bits, all
-    other parameters in two bytes, the active ones alone, without the heads, which only training needs."""
+    other parameters in two bytes, the active ones alone, of an embedding that is not the output matrix too one row,
+    without the heads, which only training needs."""
     buffer_bytes: int
     layers: list[LayerCount]
 
@@ -69,9 +70,9 @@ def count(model: Model) -> Counts:
         total += size
         by_component[component] = by_component.get(component, 0) + size
         used = size * getattr(module, "active_fraction", 1.0)
-        if module is model.embedding and model.unembedding is not None:
-            used = parameter.shape[1]
         active += used
+        if module is model.embedding and model.unembedding is not None:
+            used = parameter.shape[1]  # a row is read
         if component != "heads" and ".objectives." not in f".{paths[id(module)]}.":
             bits = module.packed_bits if isinstance(module, Linear) and name == "weight" else 16
             packed += used * bits / 8

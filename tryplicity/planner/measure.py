@@ -2,12 +2,14 @@
 
 Every operation runs with real shapes and dtypes but touches no memory, so a block of any size is measured in
 a fraction of a second on any machine. A dispatch mode sees each tensor come and go (bytes) and each product
-(FLOPs). Kernels' inner scratch memory is not seen.
+(FLOPs). Kernels' inner scratch memory is not seen, but for those of which it is known (`_SCRATCH`).
 """
 
 from __future__ import annotations
 
 import copy
+import gc
+import itertools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -17,12 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 from tryplicity.components import Layer, Report, Router
 from tryplicity.functional import grouped_product_works
 from tryplicity.model import next_token_loss
 from tryplicity.planner.shapes import Shape, ShapeMode, shape_like
+from tryplicity.promises import check_mean
 
 if TYPE_CHECKING:
     from tryplicity.hardware import Hardware
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 BLOCK = 512  # torch's allocators hand out memory in multiples of this
+#: a number for each storage: its address is soon another's
+_SERIALS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -73,13 +78,26 @@ def _convolution_backward_flops(grad: Tensor, x: Tensor, weight: Tensor, *args, 
 
 
 def _attention_flops(q, k, v, dropout: float = 0.0, causal: bool = False, *_, out_val, **__) -> int:
-    """A causal kernel skips the masked half."""
-    return sdpa_flop_count(q.shape, k.shape, v.shape) // (2 if causal else 1)
+    """Scores and values for every query head, however few heads keys and values have (torch 2.11's own formula wants
+    as many). A causal kernel skips the masked half."""
+    (B, H, T, K), S, V = q.shape, k.shape[2], v.shape[3]
+    return 2 * B * H * T * S * (K + V) // (2 if causal else 1)
 
 
 def _attention_backward_flops(grad, q, k, v, out, lse, dropout: float = 0.0, causal: bool = False, *_,
                               out_val, **__) -> int:
-    return sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape) // (2 if causal else 1)
+    """The scores again, the gradients of queries and keys (K wide), those of values and weights (V wide)."""
+    (B, H, T, K), S, V = q.shape, k.shape[2], v.shape[3]
+    return 2 * B * H * T * S * (3 * K + 2 * V) // (2 if causal else 1)
+
+
+def _lstm_flops(x, *weights_and_states, out_val, **__) -> int:
+    """x [T,B,I], weights [F,I] and [F,H]."""
+    return 2 * x.shape[0] * x.shape[1] * (weights_and_states[0].numel() + weights_and_states[1].numel())
+
+
+def _lstm_backward_flops(x, *weights_and_states, out_val, **__) -> int:
+    return 2 * _lstm_flops(x, *weights_and_states, out_val=out_val)
 
 
 _GROUPED = (aten._grouped_mm, torch.ops.tryplicity.grouped_rows, torch.ops.tryplicity.grouped_outer)
@@ -90,6 +108,8 @@ _PACKETS: dict[Any, Callable[..., int]] = {
     aten._grouped_mm: _grouped_flops,
     aten.convolution: _convolution_flops,
     aten.convolution_backward: _convolution_backward_flops,
+    aten.mkldnn_rnn_layer: _lstm_flops,
+    aten.mkldnn_rnn_layer_backward: _lstm_backward_flops,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
@@ -98,6 +118,18 @@ _FORMULAS = {getattr(packet, overload): formula for packet, formula in _PACKETS.
 
 
 # --- bytes ---
+
+def _lstm_scratch(x, w_FI, w_FH, *_) -> int:
+    """The gates of all steps, and the weights in oneDNN's own order."""
+    return x.element_size() * (x.shape[0] * x.shape[1] * w_FI.shape[0] + w_FI.numel() + w_FH.numel())
+
+
+#: bytes that a kernel takes and gives back
+_SCRATCH: dict[Any, Callable[..., int]] = {
+    aten.mkldnn_rnn_layer.default: _lstm_scratch,
+    aten.mkldnn_rnn_layer_backward.default: _lstm_scratch,
+}
+
 
 class Tracker(ShapeMode):
     """Sums the bytes of all storages made under it that are alive, remembers their peak, and counts FLOPs.
@@ -120,7 +152,7 @@ class Tracker(ShapeMode):
 
     def sizes(self, tensors: Iterable[Tensor]) -> tuple[int, int]:
         """Bytes of tensors made under this mode, and of those that were there at the peak."""
-        keys = {t.meta.untyped_storage()._cdata for t in tensors} & self._alive.keys()
+        keys = {getattr(t.meta.untyped_storage(), "serial", None) for t in tensors} & self._alive.keys()
         return sum(self._alive[k] for k in keys), sum(self._alive[k] for k in keys & (self._at_peak or {}).keys())
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -129,21 +161,35 @@ class Tracker(ShapeMode):
         if formula is not None:
             share = self.padded_share if func._overloadpacket in _GROUPED else 1.0
             self.flops += share * formula(*args, **(kwargs or {}), out_val=out)
+        if func in _SCRATCH and (reached := self.live + _SCRATCH[func](*args)) > self.peak:
+            self.peak, self._at_peak = reached, dict(self._alive)
         return out
 
     def made(self, tensor: Shape) -> None:
         storage = tensor.meta.untyped_storage()
-        key, size = storage._cdata, -(-storage.nbytes() // BLOCK) * BLOCK
-        self._alive[key] = size
-        weakref.finalize(storage, self._free, key)
-        self.live += size
+        storage.serial = serial = next(_SERIALS)
+        self._alive[serial] = 0
+        weakref.finalize(storage, self._hold, serial, None)
+        self._hold(serial, storage.nbytes())
+
+    def changed(self, tensor: Shape) -> None:
+        storage = tensor.meta.untyped_storage()
+        if not hasattr(storage, "serial"):
+            self.made(tensor)
+        elif storage.serial in self._alive:
+            self._hold(storage.serial, storage.nbytes())
+
+    def _hold(self, serial: int, size: int | None) -> None:
+        """A storage has this many bytes from now on; None: it is gone."""
+        more = -self._alive[serial] if size is None else -(-size // BLOCK) * BLOCK - self._alive[serial]
+        if more < 0 and self._at_peak is None and self.live == self.peak:
+            self._at_peak = dict(self._alive)  # the peak is over: what made it up
+        self.live += more
+        self._alive[serial] += more
+        if size is None:
+            del self._alive[serial]
         if self.live > self.peak:
             self.peak, self._at_peak = self.live, None
-
-    def _free(self, key: int) -> None:
-        if self._at_peak is None and self.live == self.peak:
-            self._at_peak = dict(self._alive)  # the peak is over: what made it up
-        self.live -= self._alive.pop(key)
 
 
 class _GradientsArrive(torch.autograd.Function):
@@ -244,6 +290,17 @@ def measure(stage: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], pa
     return cost, [Shape(torch.empty(shape, dtype=dtype, device="meta")) for shape, dtype in like]
 
 
+def bytes_of_a_row(model: Model) -> int:
+    """What a training step holds of each of its sequences from its beginning to its end: tokens, documents, the
+    targets of each objective, and the loss of each token in fp32."""
+    ids_BT = Shape(torch.empty(1, model.spec.context_length, dtype=torch.int64, device="meta"))
+    doc_ids_BT, next_BT = shape_like(ids_BT), shape_like(ids_BT)
+    with ShapeMode():
+        targets = model.targets(ids_BT, next_BT, doc_ids_BT)
+    held = {id(t): t for t in (ids_BT, doc_ids_BT, next_BT, *targets.values())}
+    return sum(t.numel() * t.element_size() for t in held.values()) + 4 * ids_BT.numel()
+
+
 #: tokens of a micro-batch up to which it is measured as it is
 DIRECT = 2**15
 
@@ -254,6 +311,16 @@ def measure_stages(model: Model, hardware: Hardware, weights: str, gradients_exi
     weights: "fp32" or "bf16", as in `Facts.measured`. A micro-batch of many sequences is extrapolated from two
     small ones: all costs are a constant and a share for each sequence.
     """
+    collecting = gc.isenabled()
+    gc.disable()  # a layer's circular garbage would be gone whenever the collector happens to run
+    try:
+        return _measure(model, hardware, weights, gradients_exist)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _measure(model: Model, hardware: Hardware, weights: str, gradients_exist: bool) -> list[Cost]:
     context, batch = model.spec.context_length, hardware.batch
     if batch <= 4 or batch * context <= DIRECT:
         return _measure_batch(model, hardware, batch, weights, gradients_exist)
@@ -286,7 +353,7 @@ def _measure_batch(model: Model, hardware: Hardware, batch: int, weights: str, g
         h_BTD = norm(residual.reduce(streams))
         table_VD = embedding.weight if model.unembedding is None else ends[-1].weight
         total, _ = next_token_loss(h_BTD, table_VD, ids_BT, objectives, Report())
-        return [total, *(head(h_BTD, head.targets(ids_BT, ids_BT, doc_ids_BT), table_VD).total
+        return [total, *(check_mean(head, head(h_BTD, head.targets(ids_BT, ids_BT, doc_ids_BT), table_VD)).total
                          for head in heads.values())]
 
     # a tied table has its gradient from the losses before the embedding's own backward pass

@@ -63,7 +63,7 @@ class Facts:
     stages: Sequence[Stage]
     """In the order of the forward pass. A tied table counts once, with the embedding."""
     buffer_bytes: int
-    """The model's buffers, and a step's tokens, documents and targets."""
+    """The model's buffers, and a step's tokens, documents, targets and losses."""
     tokens: int
     """Of one micro-batch on one device."""
     optimizer_state_bytes: int

@@ -109,7 +109,8 @@ def _blocks(text: str) -> Iterator[_Block]:
 
     while at < len(lines):
         line = lines[at]
-        if fence := _FENCE.match(line):
+        first = line.lstrip()[:1]
+        if first in ("`", "~") and (fence := _FENCE.match(line)):
             yield from whole()
             close = at + 1
             while close < len(lines) and not lines[close].lstrip().startswith(fence[1]):
@@ -117,13 +118,13 @@ def _blocks(text: str) -> Iterator[_Block]:
             yield _Block("code", "\n".join(lines[at:close + 1]))
             at = close + 1
             continue
-        if hashes := _HASHES.match(line):
+        if first == "#" and (hashes := _HASHES.match(line)):
             yield from whole()
             yield _Block("heading", hashes[2], len(hashes[1]))
         elif group and len(group) == 1 and _UNDERLINE.match(line) and 2 * len(line.strip()) >= len(group[0].strip()):
             heading, group = group[0].strip(), []
             yield _Block("heading", heading, 10 + "#*=-^\"~+".index(line[0]))
-        elif not line.strip():
+        elif not first:
             yield from whole()
         else:
             group.append(line.rstrip())

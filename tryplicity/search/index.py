@@ -3,9 +3,9 @@
     BM25 as FTS5 computes it: Robertson and Zaragoza, "The Probabilistic Relevance Framework" (2009), with k1 = 1.2 and
     b = 0.75, the words of a column counted as often as its weight says; https://sqlite.org/fts5.html
 
-The file holds the table `passages`, the full-text index `words` over it (external content: no text is stored twice)
-and the table `meta`. It is written under another name and renamed when whole, and never changed afterwards, so that
-any number of threads and processes may read it.
+The file holds the table `passages`, the full-text index `words` of what `words.words` makes of them (FTS5 parts that at
+spaces and stems it, nothing else; it keeps no text of its own) and the table `meta`. It is written under another name
+and renamed when whole, and never changed afterwards, so that any number of threads and processes may read it.
 """
 
 from __future__ import annotations
@@ -13,33 +13,38 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tryplicity.errors import UserError
-from tryplicity.files import whole_file
+from tryplicity.files import may_be_written, whole_file
+from tryplicity.leftout import LeftOut
 from tryplicity.search.cutting import cut
 from tryplicity.search.query import Term, terms
-from tryplicity.search.words import DOTTED, content_words, humps, joined, stem
+from tryplicity.search.words import DOTTED, content_words, folded, humps, joined, parted, stem, words
 
 if TYPE_CHECKING:
     from tryplicity.components import Document, Passage, Source
     from tryplicity.data.documents import Progress
     from tryplicity.registry import Registry
 
-FORMAT = 1                      # raise when the same documents would give another file
+FORMAT = 2                      # raise when the same documents would give another file
 DEFAULT_SOURCE = "python-reference"
 _APPLICATION = 0x54727970       # "Tryp", in the header of the file
-_WEIGHTS = (1.0, 1.0, 1.0)      # of a word in the title, in the text, and among the normal forms of names
+# The constants below were chosen on the questions for tuning (tests/search/), and tests say what each one does.
+_LEAD = 2.0                     # a word of a passage's first paragraph counts so often again
+_HOME = 2.0                     # a passage whose origin comes first counts so much more: see `_home`
 _ROWS = 12_000                  # matching passages whose score is computed for one question, about: bounds its time
-
-# The order of the best 40 by BM25 is reconsidered: see `_reordered`. The values were chosen, like the weights, on the
-# questions marked `tuning` in tests/search/questions.yaml.
-_REORDERED = 40
-_TITLE, _COVERED, _PER_PART = 1.0, 1.0, 0.85
+_REORDERED = 40                 # the order of so many, the best by BM25, is reconsidered: see `_reordered`
+_PER_PART = 0.85                # of the score is left for each further part of a dotted name
+_AGAIN = 0.8                    # of the score is left for each better passage of the same page
 
 _TABLES = """
     PRAGMA journal_mode = OFF;
@@ -48,8 +53,9 @@ _TABLES = """
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
     CREATE TABLE passages (number INTEGER PRIMARY KEY, id TEXT NOT NULL, title TEXT NOT NULL, url TEXT NOT NULL,
                            text TEXT NOT NULL, names TEXT NOT NULL);
-    CREATE VIRTUAL TABLE words USING fts5 (title, text, names, content = 'passages', content_rowid = 'number',
-                                           tokenize = 'porter unicode61 remove_diacritics 2');
+    CREATE VIRTUAL TABLE words USING fts5 (title, lead, text, names, content = '',
+                                           tokenize = "porter ascii tokenchars '+#'");
+    INSERT INTO words (words, rank) VALUES ('hashsize', 16777216);
 """
 
 
@@ -60,10 +66,14 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
     """Cut documents into passages and write the index `path`, whole or not at all.
 
     A passage with the title and text of one before is left out. progress: called as `progress(stage, done, total)`.
-    source: where the documents come from, asked for its `read_share`. Raises UserError when there is no text, and
-    when the file cannot be written.
+    source: where the documents come from, asked for its `read_share`, for what it `left_out`, and for the origin that
+    comes `first` (documents of an origin follow one another, and its name begins their ids: `python/...`). Raises
+    UserError when there is no text, and when the file cannot be written or is something else.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        raise UserError(f"{path}: this is a folder; give the file to write")
+    may_be_written(path, "a search index", is_index)
     seen: set[bytes] = set()
     identity = hashlib.sha256()
     try:
@@ -73,10 +83,19 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
                 connection.executescript(_TABLES)
                 connection.execute("BEGIN")
                 number = 0
+                repeated = LeftOut("passages")
+                first = getattr(source, "first", "")
+                origins: dict[str, list[int]] = {first: [0, 0]} if first else {}
                 for count, document in enumerate(documents, 1):
-                    rows = list(_rows(document, seen, number))
+                    rows = list(_rows(document, seen, number, repeated))
                     connection.executemany("INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?)", rows)
+                    connection.executemany("INSERT INTO words (rowid, title, lead, text, names) VALUES (?, ?, ?, ?, ?)",
+                                           [(row[0], *map(parted, (row[2], _lead(row[4]), row[4], row[5])))
+                                            for row in rows])
                     number += len(rows)
+                    if first and rows:
+                        span = origins.setdefault(document.id.partition("/")[0], [0, 0])
+                        span[:] = span[0] or rows[0][0], number
                     for row in rows:
                         identity.update(f"{row[2]}\0{row[4]}\0".encode())
                     if progress and count % 64 == 0:
@@ -86,12 +105,12 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
                     raise UserError(f"{path}: nothing to index: no document has any text in it")
                 if progress:
                     progress("indexing words", 0.0, 1.0)
-                connection.execute("INSERT INTO words (words) VALUES ('rebuild')")
-                if progress:
-                    progress("indexing words", 0.7, 1.0)
                 connection.execute("INSERT INTO words (words) VALUES ('optimize')")
                 meta = {"format": FORMAT, "passages": number, "source": getattr(source, "name", ""),
-                        "fingerprint": fingerprint, "identity": identity.hexdigest()}
+                        "fingerprint": fingerprint, "identity": identity.hexdigest(),
+                        "origins": json.dumps(origins),
+                        "left_out": json.dumps([asdict(one) for one in (getattr(source, "left_out", None), repeated)
+                                                if one])}
                 connection.executemany("INSERT INTO meta VALUES (?, ?)", [(k, str(v)) for k, v in meta.items()])
                 connection.execute("COMMIT")
                 connection.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -113,15 +132,32 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
     return path
 
 
-def _rows(document: Document, seen: set[bytes], number: int) -> Iterable[tuple[Any, ...]]:
+def is_index(path: Path) -> bool:
+    """Whether a file is a search index, of whatever format."""
+    with open(path, "rb") as file:
+        header = file.read(72)
+    return header.startswith(b"SQLite format 3\0") and header[68:72] == _APPLICATION.to_bytes(4, "big")
+
+
+def _rows(document: Document, seen: set[bytes], number: int, repeated: LeftOut) -> Iterable[tuple[Any, ...]]:
     for part, (title, text) in enumerate(cut(document), 1):
         title, text = _storable(title), _storable(text)
         digest = hashlib.blake2b(f"{title}\0{' '.join(text.split())}".encode(), digest_size=12).digest()
         if digest in seen:
+            repeated.add("the same as one before", title)
             continue
         seen.add(digest)
         number += 1
         yield number, f"{_storable(document.id)}:{part}", title, _storable(document.url), text, _names(title, text)
+
+
+_SIGNATURE = re.compile(r"[\w.]+\([^\n]*\)[^\n]*\n")
+
+
+def _lead(text: str) -> str:
+    """How a passage begins, behind a signature: what it is about is said there."""
+    text = text[found.end():] if (found := _SIGNATURE.match(text)) else text
+    return text.lstrip().partition("\n\n")[0]
 
 
 def _storable(text: str) -> str:
@@ -131,7 +167,7 @@ def _storable(text: str) -> str:
 
 def _names(title: str, text: str) -> str:
     """Words that the text holds only inside names."""
-    dotted = [form for name in DOTTED.findall(title) for form in joined(name)]
+    dotted = [form for name in DOTTED.findall(folded(title)) for form in joined(name)]
     return " ".join(dict.fromkeys([*dotted, *humps(title), *humps(text)]))
 
 
@@ -163,22 +199,39 @@ def ensure_index(source: str | Mapping[str, Any] | Source, registry: Registry | 
 class PassageIndex:
     """An index file, opened for reading. `search` and the other methods may be called from several threads at once.
 
+    The object is one generation of the file: where another is put in its place it goes on with what it opened, and
+    `replaced` says so.
+
     Raises UserError, saying what to do, when the file is not there, is no index of this version, or is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
-        self._here = threading.local()
         self._frequencies: dict[str, int] = {}      # of words and phrases asked for before
-        if not self.path.is_file():
-            raise UserError(f"{self.path}: no such index; make it: tryplicity search index FOLDER --out {self.path}")
+        if self.path.exists() and not self.path.is_file():
+            raise UserError(f"{self.path}: not a search index but a folder or the like; give the file")
+        self._idle = threading.Condition()
+        self._connections: list[sqlite3.Connection] = []    # those that no thread is using
         meta = self._meta()
         self.passages = int(meta.get("passages", 0))
         self.source, self.fingerprint = meta.get("source", ""), meta.get("fingerprint", "")
+        self._origins: dict[str, tuple[int, int]] = json.loads(meta.get("origins", "{}"))  # the one put first is first
+        #: what of the source is not in the index, by kind
+        self.left_out = [LeftOut(**counted) for counted in json.loads(meta.get("left_out", "[]"))]
         self.identity = meta.get("identity", "")            # changes when a passage does
 
     def __len__(self) -> int:
         return self.passages
+
+    def examples(self, limit: int) -> list[str]:
+        """At most `limit` questions that the passages can answer: their titles, spread over the whole index."""
+        titles: dict[str, None] = {}
+        for step in range(limit):
+            first = 1 + step * self.passages // limit
+            rows = self._run("SELECT title FROM passages WHERE number >= ? AND length(title) BETWEEN 4 AND 60 "
+                             "ORDER BY number LIMIT 1", first)
+            titles |= dict.fromkeys(" ".join(title.split()) for title, in rows)
+        return [f"What is {title}?" if " " not in title else title for title in titles]
 
     def search(self, question: str, limit: int = 5) -> list[Passage]:
         """At most `limit` passages, best first, none with the text of one before it. [] where nothing is found."""
@@ -196,8 +249,14 @@ class PassageIndex:
             return []
         return self._reordered(self._candidates(known, max(limit, _REORDERED)), known)[:limit]
 
+    def _home(self, known: list[tuple[int, Term]]) -> list[tuple[int, int]]:
+        """The numbers of the passages that come first: those of the origins that a question names (`numpy`), else of
+        the one that its source puts first. None where the source puts none first."""
+        named = {form[0] for _, term in known for form in term.forms} & self._origins.keys()
+        return [self._origins[name] for name in sorted(named)] or list(self._origins.values())[:1]
+
     def _candidates(self, known: list[tuple[int, Term]], limit: int) -> list[tuple[int, float]]:
-        """By BM25 alone. known: the question's terms and in how many passages each is, rarest first."""
+        """By BM25 and origin. known: the question's terms and in how many passages each is, rarest first."""
         chosen, rows = [], 0
         for count, term in known:
             rows += count
@@ -205,7 +264,7 @@ class PassageIndex:
                 break
             chosen.append(term.quoted)
         if chosen:
-            return self._matches(" OR ".join(chosen), limit)
+            return self._matches(" OR ".join(chosen), limit, home=self._home(known))
         every = [term.quoted for _, term in known]
         found = self._matches(" AND ".join(every), limit) if len(every) > 1 else []
         if len(found) < limit:
@@ -217,23 +276,31 @@ class PassageIndex:
     def _reordered(self, found: list[tuple[int, float]], known: list[tuple[int, Term]]) -> list[tuple[int, float]]:
         """The best candidates with their score raised by the share of the question that they cover (each term as its
         rarity says) and the share of their title that the question covers, and lowered for each part of a dotted
-        name: what is asked for by common words is rarely deep inside a package."""
-        rarity = {frozenset(stem(word) for word in (*term.words, *term.others)): math.log(1 + self.passages / count)
-                  for count, term in known}
-        asked = frozenset().union(*rarity)
+        name (what is asked for by common words is rarely deep inside a package) and for each better one of the same
+        page."""
+        rarity = [(term.stems, math.log(1 + self.passages / count)) for count, term in known]
+        whole = sum(weight for _, weight in rarity)
+        asked = frozenset().union(*(form for forms, _ in rarity for form in forms))
+        initials = frozenset(word[0] for word in asked)
         scored = []
         for number, score in found[:_REORDERED]:
             [(title, text, names)] = self._run("SELECT title, text, names FROM passages WHERE number = ?", number)
             of_title = content_words(title)
-            held = {*of_title, *content_words(text), *map(stem, names.split())}
-            covered = sum(weight for words, weight in rarity.items() if not words.isdisjoint(held))
+            # a stem begins as its word does: others need not be stemmed
+            held = {*of_title, *(stem(word) for word in {*words(text), *names.split()} if word[0] in initials)}
+            covered = sum(weight for forms, weight in rarity if any(form <= held for form in forms))
             share = sum(word in asked for word in of_title) / max(len(of_title), 1)
-            names = DOTTED.findall(title)
+            names = DOTTED.findall(folded(title))
             named = any(form in asked for name in names for form in joined(name))   # the name itself was asked for
             parts = 0 if named else max((name.count(".") for name in names), default=0)
-            scored.append((number, score * _PER_PART ** parts * (
-                1 + _TITLE * (share + named) + _COVERED * covered / sum(rarity.values()))))
-        scored.sort(key=lambda pair: (-pair[1], pair[0]))
+            scored.append((score * _PER_PART ** parts * (1 + share + named + covered / whole),
+                           number, title.partition(": ")[0]))
+        before: Counter[str] = Counter()
+        scored.sort(key=lambda found: (-found[0], found[1]))
+        for at, (score, number, title) in enumerate(scored):
+            scored[at] = score * _AGAIN ** before[title], number, title
+            before[title] += 1
+        scored = sorted(((number, score) for score, number, _ in scored), key=lambda found: (-found[1], found[0]))
         least = scored[-1][1] if scored else 0.0
         rest = found[_REORDERED:]       # behind them, their scores kept below
         return scored + [(number, least * score / max(rest[0][1], 1e-9)) for number, score in rest]
@@ -263,45 +330,107 @@ class PassageIndex:
             self._frequencies[quoted] = self._run("SELECT count(*) FROM words WHERE words MATCH ?", quoted)[0][0]
         return self._frequencies[quoted]
 
-    def _matches(self, query: str, limit: int, first: int | None = None) -> list[tuple[int, float]]:
-        """first: only passages up to this number are looked at."""
-        weights = ", ".join(map(str, _WEIGHTS))
+    def _matches(self, query: str, limit: int, first: int | None = None,
+                 home: Sequence[tuple[int, int]] = ()) -> list[tuple[int, float]]:
+        """first: only passages up to this number are looked at. home: (first, last) of passages that count more."""
         within = f"AND rowid <= {first}" if first else ""
-        rows = self._run(f"SELECT rowid, bm25(words, {weights}) AS score FROM words WHERE words MATCH ? {within} "
-                         "ORDER BY score, rowid LIMIT ?", query, limit)
+        at_home = " OR ".join(f"rowid BETWEEN {begin} AND {end}" for begin, end in home) or "FALSE"
+        rows = self._run(f"SELECT rowid, bm25(words, 1.0, {_LEAD}, 1.0, 1.0) * iif({at_home}, {_HOME}, 1.0) AS score "
+                         f"FROM words WHERE words MATCH ? {within} ORDER BY score, rowid LIMIT ?", query, limit)
         return [(number, -score) for number, score in rows]
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another file is in its place now."""
+        now = _generation(self.path)
+        return now is not None and now != self._generation
 
     def _run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         try:
-            return self._connection().execute(statement, values).fetchall()
+            with self._connection() as connection:
+                return connection.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise UserError(f"{self.path}: the index is damaged ({error}); build it again: tryplicity search index "
                             f"SOURCE --out {self.path}") from error
 
-    def _connection(self) -> sqlite3.Connection:
-        """This thread's own."""
-        if not hasattr(self._here, "connection"):
-            uri = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
-            self._here.connection = sqlite3.connect(uri, uri=True, isolation_level=None)
-            self._here.connection.execute("PRAGMA mmap_size = 1073741824")
-        return self._here.connection
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """One that no other thread uses meanwhile. All are to the file that was opened first: when that is no longer
+        there, no more are made, and who finds none waits for one."""
+        with self._idle:
+            while not self._connections:
+                if (made := self._connected()) is not None:
+                    self._connections.append(made)
+                else:
+                    self._idle.wait()
+            connection = self._connections.pop()
+        try:
+            yield connection
+        finally:
+            with self._idle:
+                self._connections.append(connection)
+                self._idle.notify()
+
+    def _connected(self) -> sqlite3.Connection | None:
+        """A further connection; None where another file has taken the place of the one that was opened."""
+        if _generation(self.path) != self._generation:
+            return None
+        uri = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA mmap_size = 1073741824")
+        if _generation(self.path) != self._generation:
+            connection.close()
+            return None
+        return connection
 
     def _meta(self) -> dict[str, str]:
+        """Of the file that is there now, whole: where it is replaced meanwhile, of the one after."""
+        while (now := _generation(self.path)) is not None:
+            self._generation = now
+            try:
+                opened = self._connected()
+            except sqlite3.Error as error:
+                raise UserError(f"{self.path}: the index cannot be read ({error})") from error
+            if opened is not None:
+                self._connections = [opened]
+                return self._checked(opened)
+        raise UserError(f"{self.path}: no such index; make it: tryplicity search index FOLDER --out {self.path}")
+
+    def _checked(self, opened: sqlite3.Connection) -> dict[str, str]:
         again = f"build it again: tryplicity search index SOURCE --out {self.path}"
+        foreign = UserError(f"{self.path}: not a search index; make one: tryplicity search index SOURCE --out FILE")
+
+        def pragma(name: str) -> int:
+            return opened.execute(f"PRAGMA {name}").fetchone()[0]
+
         try:
-            with open(self.path, "rb") as file:
-                foreign = file.read(16) != b"SQLite format 3\0"
-            if foreign or self._connection().execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
-                raise UserError(f"{self.path}: not a search index; make one: tryplicity search index SOURCE "
-                                "--out FILE")
-            version = self._connection().execute("PRAGMA user_version").fetchone()[0]
-            if version != FORMAT:
+            if pragma("application_id") != _APPLICATION:
+                raise foreign
+            if (version := pragma("user_version")) != FORMAT:
                 raise UserError(f"{self.path}: an index of format {version}, and this program reads format {FORMAT}; "
                                 f"{again}")
-            pages, size = (self._connection().execute(f"PRAGMA {name}").fetchone()[0]
-                           for name in ("page_count", "page_size"))
-            if self.path.stat().st_size < pages * size:
+            if self._generation.size < pragma("page_count") * pragma("page_size"):
                 raise UserError(f"{self.path}: the index was cut short; {again}")
             return dict(self._run("SELECT key, value FROM meta"))
         except (sqlite3.Error, OSError) as error:
+            if "not a database" in str(error):
+                raise foreign from error
             raise UserError(f"{self.path}: the index cannot be read ({error}); {again}") from error
+
+
+class _Generation(NamedTuple):
+    """What tells a file from one that is put in its place."""
+
+    device: int
+    inode: int
+    size: int
+    changed: int
+
+
+def _generation(path: Path) -> _Generation | None:
+    """None where there is no file."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return _Generation(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)

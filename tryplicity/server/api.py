@@ -122,6 +122,6 @@ def _limit(request: Request) -> int:
     text = request.args.get("limit", "5")
     if not re.fullmatch(r"[0-9]{1,6}", text):
         raise wrong("limit: a whole number", "limit", "invalid_type")
-    if not 1 <= int(text) <= MOST_PASSAGES:
-        raise outside(f"limit: from 1 to {MOST_PASSAGES}", "limit")
-    return int(text)
+    if int(text) < 1:
+        raise outside("limit: must be 1 or more", "limit")
+    return min(int(text), MOST_PASSAGES)

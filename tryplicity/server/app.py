@@ -18,25 +18,35 @@ from typing import TYPE_CHECKING, Any
 from sanic import HTTPResponse, Request, Sanic
 from sanic.application.state import ApplicationServerInfo
 from sanic.config import Config
-from sanic.exceptions import SanicException
+from sanic.exceptions import MethodNotAllowed, SanicException
 from sanic.handlers import ErrorHandler
+from sanic.headers import format_http1_response
+from sanic.helpers import has_message_body
+from sanic.http import Http, Stage
 from sanic.http.constants import HTTP
 from sanic.response import json
+from sanic.router import Router
+from sanic.server.protocols.http_protocol import HttpProtocol
+from sanic.server.protocols.websocket_protocol import WebSocketProtocol
 
 from tryplicity.errors import UserError
 from tryplicity.run import Run
-from tryplicity.server import api, ask, errors, metrics, openai, page, routing, security
+from tryplicity.server import api, ask, errors, openai, page, responses, routing, security, tokens
 from tryplicity.server.conversations import Store
 from tryplicity.server.limits import read_body, read_json
 from tryplicity.server.options import Options
 from tryplicity.server.service import Searcher, SearchUnavailable, Service
+from tryplicity.spec import parse_value
 
 if TYPE_CHECKING:
+    from sanic_routing import Route
+
     from tryplicity.inference.engine import Engine
     from tryplicity.plugins import Plugins
     from tryplicity.registry import Registry
 
 log = logging.getLogger("tryplicity.server")
+KEY_VARIABLE = "TRYPLICITY_API_KEY"
 METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS", "PUT"})
 _number, _asking = itertools.count(1), threading.Lock()
 
@@ -47,6 +57,39 @@ class AnyRequest(Request):
 
     def __init__(self, url_bytes: bytes, headers: Any, version: str, method: str, *more: Any, **named: Any) -> None:
         super().__init__(b"*" if method == "NONE" else url_bytes, headers, version, method, *more, **named)
+
+
+class EitherHttp(Http):
+    """Sanic would answer HTTP/1.0 in chunks, which that version does not know: there the end of the connection is the
+    end of the answer."""
+
+    async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
+        response = self.response
+        known = end_stream or (not data and response.body) or "content-length" in response.headers
+        if known or self.head_only or self.request.version != "1.0" or not has_message_body(response.status):
+            return await super().http1_response_header(data, end_stream)
+        self.keep_alive = False
+        response.headers["connection"] = "close"
+        self.stage, self.response_func = Stage.RESPONSE, self._until_the_end
+        return await self._send(format_http1_response(response.status, response.processed_headers) + data)
+
+    async def _until_the_end(self, data: bytes, end_stream: bool) -> None:
+        if data:
+            await self._send(data)
+        if end_stream:
+            self.response_func, self.stage = None, Stage.IDLE
+
+
+class HeadRouter(Router):
+    """What answers GET answers HEAD too, a plugin's routes included; Sanic leaves out the body."""
+
+    def get(self, path: str, method: str, host: str | None) -> tuple[Route, Any, dict[str, Any]]:
+        try:
+            return super().get(path, method, host)
+        except MethodNotAllowed:
+            if method != "HEAD":
+                raise
+            return super().get(path, "GET", host)
 
 
 class App(Sanic):
@@ -66,7 +109,7 @@ class App(Sanic):
             status = 499 if gone else getattr(request.ctx, "status", 500)
             route = request.route.path if request.route else "none"
             method = request.method if request.method in METHODS else "other"
-            service.metrics.requests.add(route=route, method=method, status=str(status))
+            service.metrics.requests.labels(route, method, str(status)).inc()
             service.metrics.request_seconds.observe(seconds)
             log.info("%s %s %d %.0f ms", method, shown_path(request), status, 1000 * seconds)
 
@@ -100,7 +143,7 @@ def create_app(service: Service, plugins: Plugins | None = None, *, page_folder:
         "REQUEST_MAX_SIZE": options.body_bytes, "FALLBACK_ERROR_FORMAT": "json",
         "TOUCHUP": number == 1})     # Sanic rewrites its own classes to be faster, which works once in a process
     app = App(f"tryplicity-{number}", config=config, error_handler=Errors(), request_class=AnyRequest,
-              configure_logging=False)
+              router=HeadRouter(), configure_logging=False)
     app.ctx.service = service
     guard = security.Guard(options)
 
@@ -134,19 +177,20 @@ def create_app(service: Service, plugins: Plugins | None = None, *, page_folder:
         return json({"status": state}, status=200 if state == "ok" else 503)
 
     async def counts(request: Request) -> HTTPResponse:
-        gauges = {"requests_under_way": service.under_way, "conversations": await service.stored(service.store.count)}
+        gauges = {"requests_under_way": service.under_way, "conversations": service.store.kept}
         if service.engine is not None:
             for name, value in service.engine.statistics().items():
                 if isinstance(value, int | float):
                     gauges[f"engine_{name}"] = value
-        return HTTPResponse(service.metrics.text(gauges), content_type=metrics.CONTENT_TYPE)
+        text, content_type = service.metrics.text(gauges, request.headers.get("accept", ""))
+        return HTTPResponse(text, content_type=content_type)
 
     app.on_request(before)
     app.on_response(after)
     routing.add(app, "GET", "/health", health)
     routing.add(app, "GET", "/metrics", counts)
     page.add_routes(app, page_folder)
-    for routes in (openai, api, ask):
+    for routes in (openai, responses, tokens, api, ask):
         routes.add_routes(app, service, read)
     if plugins is not None:
         plugins.call("tryplicity_server_routes", app=app)
@@ -165,7 +209,10 @@ async def run(app: App, sock: socket.socket, *, signals: bool = True, ready: Cal
         log.info("draining; once more ends at once")
         ending.set()
 
-    server = await app.create_server(sock=sock, backlog=1024, asyncio_server_kwargs={"start_serving": False})
+    usual = WebSocketProtocol if app.websocket_enabled else HttpProtocol    # a plugin may have such a route
+    protocol = type("Protocol", (usual,), {"HTTP_CLASS": EitherHttp})
+    server = await app.create_server(sock=sock, backlog=1024, protocol=protocol,
+                                     asyncio_server_kwargs={"start_serving": False})
     # Sanic's own runner says so too; without it every answer has an empty Alt-Svc header
     app.state.server_info.append(ApplicationServerInfo(settings={"version": HTTP.VERSION_1, "port": None}))
     try:
@@ -221,47 +268,65 @@ def bind(options: Options) -> socket.socket:
 
 
 def serve(what: str | Path | None = None, *, plugins: Plugins, search: str = "passages", slots: int = 8,
-          conversations: str | Path | None = None, say: Callable[[str], None] = print, **options: Any) -> None:
+          device: str = "cpu", conversations: str | Path | None = None, say: Callable[[str], None] = print,
+          **options: Any) -> None:
     """`tryplicity serve`: blocks until a signal ends it. Raises UserError.
 
     what: a run folder or an exported file; None: no model, search alone. search: a retriever as `--search` names it,
-    or "none". conversations: the file they are kept in, by default in the user's data folder; "none" keeps them in
-    memory. options: those of `Options`; the key is also taken from TRYPLICITY_API_KEY. say: is told the address.
+    or "none". device: what the model runs on, as torch names it. conversations: the file they are kept in, by default
+    in the run folder, or without one in the user's data folder; "none" keeps them in memory. options: those of
+    `Options`; the key is also taken from TRYPLICITY_API_KEY. say: is told the address.
     """
-    if what is not None and not Path(what).is_file():
-        Run.open(what)  # before an address is shown: a wrong path is said at once
-    options["api_key"] = options.get("api_key") or os.environ.get("TRYPLICITY_API_KEY") or None
+    if options.get("api_key") is None:
+        options["api_key"] = os.environ.get(KEY_VARIABLE)   # set and empty is a mistake, and not no key
     chosen = Options(**options)
+    if what is not None and not Path(what).exists():
+        Run.open(what)      # which says what is wrong, before torch is loaded
+    load_engine = engine_loader(what, plugins, slots, device) if what is not None else None
     sock = bind(chosen)
     host, port = sock.getsockname()[:2]
     _log_to_stderr()
-    path = None if conversations == "none" else Path(conversations) if conversations else default_conversations()
-    service = Service(chosen, Store(path), engine_loader(what, plugins, slots) if what is not None else None,
-                      searcher_loader(search, plugins) if search != "none" else None)
+    path = None if conversations == "none" else Path(conversations) if conversations else default_conversations(what)
+    service = Service(chosen, Store(path), load_engine, searcher_loader(search, plugins) if search != "none" else None)
     app = create_app(service, plugins)
     shown = f"[{host}]" if ":" in host else "localhost" if chosen.loopback else host
+    log.info("conversations are kept %s", "in memory, and gone at the end" if path is None else f"in {path}")
     asyncio.run(run(app, sock, ready=lambda: say(f"http://{shown}:{port}")))
+    if service.loading:     # in C++ by now, where the interpreter's end would abort it with all of the process
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
 
 
-def engine_loader(what: str | Path, plugins: Plugins, slots: int) -> Callable[[], Engine]:
+def engine_loader(what: str | Path, plugins: Plugins, slots: int, device: str) -> Callable[[], Engine]:
+    """What loads the weights, all else of the model having been checked. Raises UserError."""
+    from tryplicity.inference.packed import open_model
+
+    if device != "cpu":
+        from tryplicity.inference.engine import usable_device
+
+        usable_device(device)
+    opened = open_model(what, registry_of(plugins))
+
     def load() -> Engine:
         from tryplicity.inference.engine import Engine
 
-        return Engine.load(what, registry_of(plugins), slots=slots)
+        engine = Engine.load(opened, registry_of(plugins), device, slots=slots)
+        if engine.tokenizer is None:
+            log.warning("%s came without a tokenizer: only prompts of tokens are answered", engine.card.id)
+        return engine
 
     return load
+
+
+EXAMPLES = 4    # questions on the page's first screen
 
 
 def searcher_loader(search: str, plugins: Plugins) -> Callable[[], Searcher]:
     """search: the name of a retriever, or `{type: ..., option: ...}` as YAML."""
 
     def load() -> Searcher:
-        import yaml
-
-        try:
-            value = yaml.safe_load(search)
-        except yaml.YAMLError:
-            raise UserError(f"--search {search}: not the name of a retriever, nor a YAML mapping") from None
+        value = parse_value(search, "--search")
         part = registry_of(plugins).part("retriever", value)
         try:
             retriever = part.build()
@@ -270,7 +335,8 @@ def searcher_loader(search: str, plugins: Plugins) -> Callable[[], Searcher]:
         except Exception as error:  # a plugin's fault must not end the server
             raise SearchUnavailable(f"retriever {part.name}: {type(error).__name__}: {error}") from error
         passages = getattr(retriever, "passages", None)
-        return Searcher(retriever, retriever.name, passages if isinstance(passages, int) else None)
+        return Searcher(retriever, retriever.name, passages if isinstance(passages, int) else None,
+                        tuple(retriever.examples(EXAMPLES)))
 
     return load
 
@@ -281,8 +347,11 @@ def registry_of(plugins: Plugins) -> Registry:
         return plugins.registry
 
 
-def default_conversations() -> Path:
-    """$XDG_DATA_HOME/tryplicity/conversations.sqlite, ~/.local/share by default."""
+def default_conversations(what: str | Path | None = None) -> Path:
+    """conversations.sqlite in the run folder that is served, if it may be written to; else
+    $XDG_DATA_HOME/tryplicity/conversations.sqlite, ~/.local/share by default."""
+    if what is not None and Path(what).is_dir() and os.access(what, os.W_OK):
+        return Path(what) / "conversations.sqlite"
     home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(home).expanduser() / "tryplicity" / "conversations.sqlite"
 

@@ -2,16 +2,22 @@
 
 POST /api/conversations/{id}/ask with one of
 
-    {"content": text, "after": message id}  a question. after: the message it follows; what stood behind that is
-                                            dropped (editing). null: it begins the conversation anew; left out: it
-                                            comes last
-    {"regenerate": message id}              the answer again; the old one is dropped when the new one begins
-    {"continue": message id}                go on with an answer that ended too early
+    {"content": text}                       a question; it comes last, whatever was added meanwhile
+    {"content": text, "after": message id, "last": message id}
+                                            editing: the question follows `after` (null: it begins the conversation
+                                            anew), and what stood behind that is dropped
+    {"regenerate": message id, "last": ...} the answer again; the old one, and what follows it, is dropped when the
+                                            new one begins. last: by default the answer itself
+    {"continue": message id}                go on with an answer that ended too early, if it is the last message
 
-and "search": bool, "sampling": {temperature, top_k, top_p, min_p, repetition_penalty, max_tokens, seed}. The answer is
-a stream of events: {"type": "question", "message"}, {"type": "sources", "sources"}, {"type": "text", "text"} as often
-as there is text, {"type": "done", "message"}; or at any point {"type": "error", "error", "retry_after"}, which is the
-last. Who closes the stream stops the answer; what was written is kept, its finish "cancelled".
+What drops messages says in `last` which one it believes to be the last (null: there is none). Where another tab or
+client has gone on meanwhile, nothing is changed, and the answer is 409 with the code conversation_changed.
+
+and "search": bool, "sampling": {temperature, top_k, top_p, min_p, repetition_penalty, max_tokens, seed}; max_tokens is
+at most what this server writes. The answer is a stream of events: {"type": "question", "message", "after": id of the
+message before it}, {"type": "sources", "sources"}, {"type": "text", "text"} as often as there is text, {"type": "done",
+"message"}; or at any point {"type": "error", "error", "retry_after"}, which is the last. Who closes the stream stops
+the answer; what was written is kept, its finish "cancelled".
 
 Where the answer rests on no passage, its message has those found, supported false, and a quotation of what they say;
 its settings' `passages` is how many of them the model could read. Where passages were found and no model is there to
@@ -22,7 +28,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +36,7 @@ from pydantic import Field
 
 from tryplicity.server import routing
 from tryplicity.server.conversations import Conversation, Message, Source, Store, title_of
-from tryplicity.server.errors import ApiError, outside, wrong
+from tryplicity.server.errors import ApiError, changed, wrong
 from tryplicity.server.limits import Body, parse
 from tryplicity.server.streams import Answers, EventStream
 
@@ -62,6 +68,7 @@ class SamplingBody(Body):
 class AskBody(Body):
     content: Annotated[str, Field(max_length=1 << 20)] | None = None
     after: str | None = None
+    last: str | None = None
     regenerate: str | None = None
     continue_: Annotated[str | None, Field(alias="continue")] = None
     search: bool = False
@@ -71,49 +78,60 @@ class AskBody(Body):
 class Turn:
     """A question, what was said before it, and the answer that is being written."""
 
-    def __init__(self, conversation: Conversation, body: AskBody, appended: bool) -> None:
-        """Raises ApiError."""
+    def __init__(self, conversation: Conversation, body: AskBody, given: Collection[str]) -> None:
+        """given: the keys of the body that the client sent. Raises ApiError."""
         self.conversation, self.body = conversation.id, body
         self.kept: Message | None = None        # of an answer that no model could write
-        given = [name for name in ("content", "regenerate", "continue_") if getattr(body, name) is not None]
-        if len(given) != 1:
+        asked = [name for name in ("content", "regenerate", "continue_") if getattr(body, name) is not None]
+        if len(asked) != 1:
             raise wrong("give one of content, regenerate and continue", "content")
         messages = conversation.messages
-        self.is_new, self.is_more = given == ["content"], given == ["continue_"]
+        self.is_new, self.is_more = asked == ["content"], asked == ["continue_"]
         self.after: str | bool | None = True
+        self.last: str | bool | None = True     # the message that must still be the last; True: any
         settings = {**body.sampling.model_dump(exclude_none=True), "search": body.search}
         if self.is_new:
             if not body.content.strip():
                 raise wrong("the question is empty", "content")
-            if not appended:
-                self.after = body.after
+            if "after" in given:
+                if "last" not in given:
+                    raise wrong("say which message you believe is the last one: what follows `after` is dropped",
+                                "last", "missing_parameter")
+                self.after, self.last = body.after, body.last
                 messages = messages[:_index(messages, body.after) + 1] if body.after else []
+                self._check_last(conversation)
             self.before, self.question = messages, Message(role="user", content=body.content)
             self.answer = Message(role="assistant", content="", settings=settings)
             return
         wanted = body.regenerate or body.continue_
         at = _index(messages, wanted)
         if messages[at].role != "assistant" or at == 0 or messages[at - 1].role != "user":
-            raise wrong("only an answer can be written again or continued", given[0].rstrip("_"))
-        if self.is_more and at != len(messages) - 1:
-            raise wrong("only the last answer can be continued", "continue")
+            raise wrong("only an answer can be written again or continued", asked[0].rstrip("_"))
+        self.last = body.last if "last" in given and not self.is_more else wanted
+        self._check_last(conversation)
         self.before, self.question = messages[:at - 1], messages[at - 1]
         self.after = self.question.id
         old = messages[at]
         self.answer = old.model_copy(update={"settings": settings, "finish": None}) if self.is_more else \
             Message(role="assistant", content="", settings=settings)
 
+    def _check_last(self, conversation: Conversation) -> None:
+        if self.last != (conversation.messages[-1].id if conversation.messages else None):
+            raise changed()
+
     def begin(self, store: Store) -> None:
         """Keep the question. On the store's thread."""
         if self.is_new:
-            store.append(self.conversation, self.question, after=self.after, title=title_of(self.question.content))
+            store.append(self.conversation, self.question, after=self.after, last=self.last,
+                         title=title_of(self.question.content))
+            self.last = True
 
     def begin_answer(self, store: Store) -> None:
         """Keep the answer, still empty. On the store's thread."""
         if self.is_more:
             store.save(self.conversation, self.answer)
         else:
-            store.append(self.conversation, self.answer, after=True if self.is_new else self.after)
+            store.append(self.conversation, self.answer, after=True if self.is_new else self.after, last=self.last)
 
     def known(self) -> list[Passage]:
         """The passages that an answer to be continued cites, in the order of their numbers."""
@@ -128,11 +146,10 @@ class Turn:
         from tryplicity.inference.sampler import Sampling
 
         asked = self.body.sampling
-        if asked.max_tokens is not None and asked.max_tokens > limit:
-            raise outside(f"max_tokens: at most {limit} on this server", "sampling.max_tokens")
+        limit = min(asked.max_tokens or limit, limit)
         context = engine.card.context_length
         begun = [{"role": "assistant", "content": self.answer.content}] if self.answer.content.strip() else []
-        room = min(asked.max_tokens or limit, max(1, context // 3))     # for the answer, before history is given up
+        room = min(limit, max(1, context // 3))     # for the answer, before history is given up
         history = [{"role": m.role, "content": m.content} for m in self.before if m.content.strip()]
 
         def encoded(messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
@@ -154,7 +171,7 @@ class Turn:
             raise wrong(f"this model's context is {context} tokens, and the question with what belongs to it has "
                         f"{len(prompt)}; ask a shorter one", "content", "context_length_exceeded")
         options = asked.model_dump(exclude={"max_tokens"})
-        return EngineRequest(prompt, Sampling(**options), min(asked.max_tokens or limit, context - len(prompt)),
+        return EngineRequest(prompt, Sampling(**options), min(limit, context - len(prompt)),
                              end_tokens=chat.END_TOKENS)
 
 
@@ -184,7 +201,7 @@ def add_routes(app: Sanic, service: Service, read: ReadBody) -> None:
         body = parse(AskBody, raw)
         with service.gate.enter():
             async with _alone(service, id):
-                turn = Turn(await service.stored(service.store.get, id), body, appended="after" not in raw)
+                turn = Turn(await service.stored(service.store.get, id), body, given=raw)
                 stream = await EventStream(request, service).open()
                 try:
                     await _answer(service, turn, stream)
@@ -224,7 +241,8 @@ async def _alone(service: Service, id: str) -> AsyncIterator[None]:
 async def _answer(service: Service, turn: Turn, stream: EventStream) -> None:
     store, body = service.store, turn.body
     await service.stored(turn.begin, store)
-    await stream.send({"type": "question", "message": turn.question.model_dump()})
+    await stream.send({"type": "question", "message": turn.question.model_dump(),
+                       "after": turn.before[-1].id if turn.before else None})
     passages = None
     if body.search:
         known = turn.known()

@@ -21,9 +21,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tryplicity.errors import UserError
+from tryplicity.server import wording
 
 FORMAT = 2              # of the file and of what `export` gives; raise when either changes
 TITLE_CHARACTERS = 200
+BUSY_SECONDS = 5.0      # that a call waits for another process that holds the file, from the moment it is asked for
 MOST_WORDS = 50         # of a search; SQLite takes no expression of a thousand
 NEW = "New conversation"    # the title until the first question gives one
 
@@ -97,6 +99,10 @@ class Unknown(LookupError):
     """No such conversation or message."""
 
 
+class Changed(Exception):
+    """The conversation's last message is another one."""
+
+
 class Store:
     """The conversations of one file. `path` None: in memory, gone at the end.
 
@@ -108,10 +114,19 @@ class Store:
         self.path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="conversations")
         self._database: sqlite3.Connection = self._thread.submit(self._open).result()
+        self.kept: int = self.call(self.count).result()     # conversations, without asking the file
 
     def call(self, function: Callable[..., Any], *args: Any) -> Future:
-        """Run on the store's thread, after everything asked before."""
-        return self._thread.submit(function, *args)
+        """Run on the store's thread, after everything asked before. Raises sqlite3.Error where the file is full,
+        damaged, or held by another process for longer than BUSY_SECONDS; those before it count towards them."""
+        asked = time.monotonic()
+
+        def run() -> Any:
+            left = BUSY_SECONDS - (time.monotonic() - asked)
+            self._database.execute(f"PRAGMA busy_timeout = {max(0, int(1000 * left))}")
+            return function(*args)
+
+        return self._thread.submit(run)
 
     def close(self) -> None:
         self._thread.submit(self._database.close).result()
@@ -185,6 +200,7 @@ class Store:
         conversation = Conversation(title=title)
         with _transaction(self._database):
             self._insert(conversation)
+        self.kept += 1
         return conversation
 
     def rename(self, id: str, title: str) -> Conversation:
@@ -198,12 +214,20 @@ class Store:
         with _transaction(self._database):
             if not self._database.execute("DELETE FROM conversations WHERE id = ?", (id,)).rowcount:
                 raise Unknown(id)
+        self.kept -= 1
 
-    def append(self, id: str, *messages: Message, after: str | bool | None = True, title: str | None = None) -> None:
-        """Add messages at the end, in one transaction. after: False drops all that was there, the id of a message
-        all behind it, True nothing. title: for a conversation that has none yet. Raises Unknown."""
+    def append(self, id: str, *messages: Message, after: str | bool | None = True, last: str | bool | None = True,
+               title: str | None = None) -> None:
+        """Add messages at the end, in one transaction. after: None drops all that was there, the id of a message
+        all behind it, True nothing. last: the id of the message that must be the last one (None: that there is none),
+        else Changed is raised; True: any. title: for a conversation that has none yet. Raises Unknown."""
         with _transaction(self._database):
             self._touch(id, first_title=title)
+            if last is not True:
+                row = self._database.execute("SELECT id FROM messages WHERE conversation = ? ORDER BY number DESC "
+                                             "LIMIT 1", (id,)).fetchone()
+                if (row[0] if row else None) != last:
+                    raise Changed(id)
             if after is not True:
                 number = 0
                 if after:
@@ -243,6 +267,7 @@ class Store:
                     new.append(message)
                 self._insert(conversation.model_copy(update={"messages": new}))
                 imported += 1
+        self.kept += imported
         return {"imported": imported, "skipped": len(export.conversations) - imported}
 
     def _is_free(self, message: str) -> bool:
@@ -275,10 +300,11 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
     database.execute("BEGIN IMMEDIATE")
     try:
         yield
+        database.execute("COMMIT")      # which may fail too, and must not leave it open
     except BaseException:
-        database.execute("ROLLBACK")
+        if database.in_transaction:     # SQLite has ended it itself where the disk was full
+            database.execute("ROLLBACK")
         raise
-    database.execute("COMMIT")
 
 
 def _row(id: str, message: Message) -> tuple[Any, ...]:
@@ -317,9 +343,9 @@ def read_export(value: Any) -> Export:
     try:
         export = Export.model_validate(value)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{where or 'import'}: {problem['msg']}; import what an export gave") from None
+        problem = error.errors(include_url=False, include_input=False)[0]
+        raise UserError(f"{wording.place(problem) or 'import'}: {wording.said(problem)}; import what an export "
+                        "gave") from None
     for conversation in export.conversations:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", conversation.id) or conversation.id in _RESERVED:
             conversation.id = uuid.uuid4().hex      # it is a part of addresses

@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sanic.exceptions import PayloadTooLarge
 
 from tryplicity.errors import did_you_mean
+from tryplicity.server import wording
 from tryplicity.server.errors import ApiError, busy, outside, wrong
 
 if TYPE_CHECKING:
@@ -74,26 +75,30 @@ def read_json(body: bytes) -> dict[str, Any]:
     return value
 
 
-def parse(model: type[B], body: dict[str, Any], unsupported: dict[str, tuple[Any, ...]] | None = None) -> B:
+def parse(model: type[B], body: Mapping[str, Any], unsupported: Mapping[str, tuple[Any, ...]] | None = None,
+          idle: Collection[str] = (), why: Mapping[str, str] | None = None) -> B:
     """The body as `model`; null stands for a value left out. Raises ApiError 400 and 422 naming the parameter.
 
-    unsupported: parameters that are known and cannot be had here, with the values that ask for nothing.
+    unsupported: parameters that are known and cannot be had here, with the values that ask for nothing; why: what is
+    said of them beyond that. idle: parameters that can be anything, since nothing here depends on them.
     """
-    body = {key: value for key, value in body.items() if value is not None}
+    body = {key: value for key, value in body.items() if value is not None and key not in idle}
     for name, neutral in (unsupported or {}).items():
         if name in body and not any(body[name] == n and type(body[name]) is type(n) for n in neutral):
-            raise wrong(f"{name} is not supported by this server; leave it out", name, "unsupported_parameter")
+            reason = (why or {}).get(name, "leave it out")
+            raise wrong(f"{name} is not supported by this server; {reason}", name, "unsupported_parameter")
         body.pop(name, None)
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    param = ".".join(str(part) for part in problem["loc"]) or None
+        problem = error.errors(include_url=False, include_input=False)[0]
+    param = wording.place(problem) or None
     if problem["type"] == "extra_forbidden":
-        name = str(problem["loc"][-1])[:80]
-        raise wrong(f"unknown parameter {name!r}{_hint(name, model)}", name, "unknown_parameter")
+        name, within = str(problem["loc"][-1])[:80], problem["loc"][:-1]
+        hint = "" if within else _hint(name, model)
+        raise wrong(f"unknown parameter {name!r}{hint}", ".".join(map(str, (*within, name))), "unknown_parameter")
     kind = outside if _OUTSIDE.search(problem["type"]) else wrong
-    message = f"{param}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    message = f"{param or 'the body'}: {wording.said(problem)}"
     if kind is outside:
         raise outside(message, param)
     raise wrong(message, param, "missing_parameter" if problem["type"] == "missing" else "invalid_type")

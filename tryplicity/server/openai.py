@@ -1,25 +1,25 @@
 """OpenAI's API: /v1/chat/completions, /v1/completions, /v1/models (https://platform.openai.com/docs/api-reference).
 
-The shapes are theirs, field by field. Beyond them a request may say top_k, min_p and repetition_penalty. A parameter
-that cannot be had here is refused by name, never passed over. More tokens asked for than the context has room for end
-with finish_reason "length".
+The shapes are theirs, field by field; `asked` says what a request may hold. More tokens asked for than the context has
+room for end with finish_reason "length".
 """
 
 from __future__ import annotations
 
 import hashlib
 import json as json_text
+import secrets
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BeforeValidator, Field
 from sanic.response import HTTPResponse, json
 
 from tryplicity.server import routing
+from tryplicity.server.asked import IDLE, NO_CHAT, NO_TEXT, ChatBody, Sampled, TextBody, dialogue, without_nulls
 from tryplicity.server.errors import ApiError, outside, wrong
-from tryplicity.server.limits import Body, parse
+from tryplicity.server.limits import parse
 from tryplicity.server.streams import Answers, EventStream
 
 if TYPE_CHECKING:
@@ -28,173 +28,8 @@ if TYPE_CHECKING:
     from tryplicity.inference.engine import Engine
     from tryplicity.inference.generation import Generation, Piece, Token
     from tryplicity.inference.generation import Request as EngineRequest
-    from tryplicity.inference.sampler import Sampling
     from tryplicity.server.routing import ReadBody
     from tryplicity.server.service import Service
-
-#: parameters of OpenAI's that cannot be had here, with the values that ask for nothing
-NO_CHAT: dict[str, tuple[Any, ...]] = {
-    "audio": (), "function_call": ("none",), "functions": ([],), "metadata": ({},), "modalities": (["text"],),
-    "moderation": (), "parallel_tool_calls": (True, False), "prediction": (), "prompt_cache_key": (),
-    "prompt_cache_retention": (), "reasoning_effort": ("none",), "safety_identifier": (),
-    "service_tier": ("auto", "default"), "store": (False,), "tool_choice": ("none",), "tools": ([],),
-    "verbosity": (), "web_search_options": ()}
-NO_TEXT: dict[str, tuple[Any, ...]] = {"suffix": ("",), "best_of": (1,)}
-
-
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Stop = Annotated[list[Annotated[str, Field(min_length=1, max_length=500)]], BeforeValidator(_listed),
-                 Field(max_length=4)]
-
-
-class StreamOptions(Body):
-    include_usage: bool = False
-    include_obfuscation: bool = False   # hides lengths from who listens in; asked for, it is refused
-
-
-class Shared(Body):
-    """What both kinds of completion can be told."""
-
-    model: str
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=128)] = 1
-    stop: Stop = []
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0, le=1 << 31)] = 0
-    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = {}
-    user: str | None = None             # whose request it is: nothing here depends on it
-
-    def check(self) -> None:
-        """What no single field shows. Raises ApiError."""
-        if self.stream_options is not None and not self.stream:
-            raise wrong("stream_options is only for stream: true", "stream_options")
-        if self.stream_options is not None and self.stream_options.include_obfuscation:
-            raise wrong("obfuscation is not supported by this server; leave it out",
-                        "stream_options.include_obfuscation", "unsupported_parameter")
-
-    @property
-    def usage_chunk(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
-
-    def sampling(self, vocab_size: int, index: int = 0) -> Sampling:
-        """For the choice `index`, whose seed is the seed plus the index. Raises ApiError."""
-        from tryplicity.inference.sampler import Sampling
-
-        bias = {}
-        for key, value in self.logit_bias.items():
-            if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
-                raise wrong(f"logit_bias: {key[:20]!r} is no token of this model (0 to {vocab_size - 1})",
-                            "logit_bias")
-            bias[int(key)] = value
-        return Sampling(temperature=self.temperature, top_p=max(self.top_p, 1e-9), top_k=self.top_k, min_p=self.min_p,
-                        repetition_penalty=self.repetition_penalty, presence_penalty=self.presence_penalty,
-                        frequency_penalty=self.frequency_penalty, logit_bias=bias,
-                        seed=None if self.seed is None else (self.seed + index) % (1 << 63))
-
-
-class TextPart(Body):
-    type: Literal["text"]
-    text: str
-
-
-def _parts(value: Any) -> Any:
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
-
-
-class ChatMessage(Body):
-    """Text only. Clients send an answer back with all its fields, so that those that say nothing are taken."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], BeforeValidator(_parts), Field(min_length=1)]
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
-    name: None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-
-    def plain(self) -> dict[str, str]:
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": "".join(part.text for part in self.content)}
-
-
-class JsonSchema(Body):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-    description: str | None = None
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
-    strict: bool | None = None          # it is always followed to the letter
-
-
-class ResponseFormat(Body):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-
-class ChatBody(Shared):
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool = False
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: ResponseFormat | None = None
-
-    def check(self) -> None:
-        super().check()
-        if self.top_logprobs is not None and not self.logprobs:
-            raise wrong("top_logprobs needs logprobs: true", "top_logprobs")
-        form = self.response_format
-        if form is not None and (form.type == "json_schema") != (form.json_schema is not None):
-            raise wrong("response_format: json_schema belongs to type json_schema, and to no other",
-                        "response_format")
-        if None not in (self.max_tokens, self.max_completion_tokens):
-            raise wrong("give max_completion_tokens or max_tokens, not both", "max_tokens")
-
-    def schema(self) -> dict[str, Any] | None:
-        form = self.response_format
-        if form is None or form.type == "text":
-            return None
-        return {"type": "object"} if form.json_schema is None else form.json_schema.schema_
-
-
-Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-
-
-class TextBody(Shared):
-    prompt: Any
-    max_tokens: Annotated[int, Field(ge=1)] = 16
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    echo: bool = False
-
-    def check(self) -> None:
-        super().check()
-        if self.echo and self.logprobs is not None:
-            raise wrong("echo with logprobs is not supported: a prompt's own probabilities are not kept", "echo",
-                        "unsupported_parameter")
-
-    def prompts(self) -> list[str] | list[list[int]]:
-        """One or more, each text or tokens. Raises ApiError."""
-        value = self.prompt
-        if isinstance(value, str):
-            return [value]
-        if isinstance(value, list) and value:
-            if all(isinstance(part, str) for part in value):
-                return value
-            if all(type(part) is int for part in value):
-                return [value]
-            if all(isinstance(part, list) and part and all(type(i) is int for i in part) for part in value):
-                return value
-        raise wrong("prompt must be a string, a list of strings, a list of tokens or a list of such lists", "prompt",
-                    "invalid_type")
 
 
 def add_routes(app: Sanic, service: Service, read: ReadBody) -> None:
@@ -206,24 +41,21 @@ def add_routes(app: Sanic, service: Service, read: ReadBody) -> None:
 
     async def model(request: Request, id: str) -> HTTPResponse:
         engine = service.ready_engine()
-        _check_model(engine, id)
+        check_model(engine, id)
         return json(_model(engine, service))
 
     async def chat(request: Request) -> HTTPResponse | None:
-        body = parse(ChatBody, _without_nulls(await read(request)), NO_CHAT)
+        body = parse(ChatBody, without_nulls(await read(request), "messages"), NO_CHAT, IDLE)
         body.check()
         engine = service.ready_engine()
-        _check_model(engine, body.model)
-        if not engine.card.chat:
-            raise wrong(f"{engine.card.id} is a base model: it has not learnt to chat; use /v1/completions", "model",
-                        "not_a_chat_model")
+        check_model(engine, body.model, chat=True)
         return await _answer(request, service, engine, ChatShape(engine, body, service))
 
     async def text(request: Request) -> HTTPResponse | None:
-        body = parse(TextBody, await read(request), NO_TEXT)
+        body = parse(TextBody, await read(request), NO_TEXT, IDLE)
         body.check()
         engine = service.ready_engine()
-        _check_model(engine, body.model)
+        check_model(engine, body.model)
         return await _answer(request, service, engine, TextShape(engine, body, service))
 
     for method, path, handler in (("GET", "/v1/models", models), ("GET", "/v1/models/<id:path>", model),
@@ -231,23 +63,21 @@ def add_routes(app: Sanic, service: Service, read: ReadBody) -> None:
         routing.add(app, method, path, handler)
 
 
-def _without_nulls(body: dict[str, Any]) -> dict[str, Any]:
-    """Messages without the fields that say nothing."""
-    messages = body.get("messages")
-    if not isinstance(messages, list):
-        return body
-    return {**body, "messages": [{k: v for k, v in m.items() if v is not None} if isinstance(m, dict) else m
-                                 for m in messages]}
-
-
 def _model(engine: Engine, service: Service) -> dict[str, Any]:
     return {"id": engine.card.id, "object": "model", "created": int(service.started), "owned_by": "tryplicity"}
 
 
-def _check_model(engine: Engine, name: str) -> None:
+def check_model(engine: Engine, name: str, chat: bool = False) -> None:
+    """Raises ApiError for another model, and where a conversation is wanted of one that cannot hold it."""
     if name != engine.card.id:
         raise ApiError(404, f"the model {name[:100]!r} does not exist; there is {engine.card.id!r}", param="model",
                        code="model_not_found", type="invalid_request_error")
+    if chat and not engine.card.chat:
+        raise wrong(f"{name} is a base model: it has not learnt to chat; use /v1/completions", "model",
+                    "not_a_chat_model")
+    if chat and engine.tokenizer is None:
+        raise wrong(f"{name} came without a tokenizer and reads no text; send tokens to /v1/completions", "model",
+                    "no_tokenizer")
 
 
 async def _answer(request: Request, service: Service, engine: Engine, shape: Shape) -> HTTPResponse | None:
@@ -256,24 +86,29 @@ async def _answer(request: Request, service: Service, engine: Engine, shape: Sha
     with service.gate.enter(), Answers(service) as answers:
         await answers.start(engine, shape.requests)
         if not body.stream:
-            pieces: list[list[Piece]] = [[] for _ in answers.generations]
+            pieces: list[list[Piece]] = [[] for _ in range(answers.choices)]
             async for event in answers:
                 if event is not None:
                     pieces[event[0]].append(event[1])
-            return json({**shape.head(shape.object), "choices": [shape.whole(i, p) for i, p in enumerate(pieces)],
-                         "usage": shape.usage(answers.generations)})
+            choices = [shape.whole(i, p, answers.generations[i]) for i, p in enumerate(pieces)]
+            return json({**shape.head(shape.object), "choices": choices, "usage": shape.usage(answers.generations)})
         stream = await EventStream(request, service).open()
         usage = {"usage": None} if body.usage_chunk else {}
         head = {**shape.head(shape.chunk_object), **usage}
+
+        async def send(choice: dict[str, Any]) -> None:
+            noise = obfuscation(body, choice.get("text") or choice.get("delta", {}).get("content") or "")
+            await stream.send({**head, "choices": [choice], **noise})
+
         try:
-            for choice in shape.first(len(answers.generations)):
-                await stream.send({**head, "choices": [choice]})
+            for choice in shape.first(answers.choices):
+                await send(choice)
             async for event in answers:
                 if event is None:
                     await stream.ping()
                     continue
-                for choice in shape.chunks(*event):
-                    await stream.send({**head, "choices": [choice]})
+                for choice in shape.chunks(*event, answers.generations[event[0]]):
+                    await send(choice)
             if body.usage_chunk:
                 await stream.send({**head, "choices": [], "usage": shape.usage(answers.generations)})
             await stream.send("[DONE]")
@@ -281,6 +116,39 @@ async def _answer(request: Request, service: Service, engine: Engine, shape: Sha
             await stream.send(stream.told(exception).as_dict())
         await stream.close()
     return None
+
+
+def obfuscation(body: Sampled, text: str) -> dict[str, str]:
+    """What fills an event up to one of few lengths, where it is asked for."""
+    if not body.stream_options.include_obfuscation:
+        return {}
+    missing = -len(text) % 16 or 16
+    return {"obfuscation": secrets.token_urlsafe(missing)[:missing]}
+
+
+def room(engine: Engine, service: Service, prompt: Sequence[int], asked: int | None, param: str) -> int:
+    """How many tokens to write at most. Raises ApiError."""
+    limit, context = service.options.max_tokens, engine.card.context_length
+    if len(prompt) + (asked != 0) > context:
+        raise wrong(f"this model's context is {context} tokens and the prompt has {len(prompt)}; shorten it",
+                    param, "context_length_exceeded")
+    return min(limit if asked is None else asked, limit, context - len(prompt))
+
+
+def check_schema(schema: dict[str, Any] | None, service: Service, param: str) -> None:
+    """Raises ApiError."""
+    most_bytes = service.options.schema_bytes
+    if schema is not None and len(json_text.dumps(schema)) > most_bytes:
+        raise outside(f"{param}: a schema of at most {most_bytes:,} bytes on this server", param)
+
+
+def conversation(engine: Engine, service: Service, messages: list[dict[str, str]], param: str) -> tuple[int, ...]:
+    """The tokens of messages, after which the answer begins. Raises ApiError."""
+    from tryplicity.inference import chat
+
+    if len(messages) > service.options.messages:
+        raise outside(f"{param}: at most {service.options.messages} on this server", param)
+    return tuple(chat.prompt(engine, dialogue(messages, param)))
 
 
 class Shape:
@@ -306,10 +174,10 @@ class Shape:
         """The choices of the chunks that open a stream."""
         return iter(())
 
-    def chunks(self, index: int, piece: Piece) -> Iterator[dict[str, Any]]:
+    def chunks(self, index: int, piece: Piece, generation: Generation) -> Iterator[dict[str, Any]]:
         raise NotImplementedError
 
-    def whole(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def whole(self, index: int, pieces: Sequence[Piece], generation: Generation) -> dict[str, Any]:
         raise NotImplementedError
 
     def usage(self, generations: Sequence[Generation]) -> dict[str, Any]:
@@ -320,77 +188,69 @@ class Shape:
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
                 "prompt_tokens_details": {"cached_tokens": sum(g.cached_tokens for g in prompts)}}
 
-    def _room(self, prompt: Sequence[int], asked: int | None, param: str) -> int:
-        """How many tokens to write at most. Raises ApiError."""
-        limit, context = self.service.options.max_tokens, self.engine.card.context_length
-        if len(prompt) >= context:
-            raise wrong(f"this model's context is {context} tokens and the prompt has {len(prompt)}; shorten it",
-                        param, "context_length_exceeded")
-        if asked is not None and asked > limit:
-            raise outside(f"max_tokens: at most {limit} on this server", "max_tokens")
-        return min(asked or limit, limit, context - len(prompt))
-
     def _check_choices(self, prompts: int) -> None:
         most = self.service.options.choices
         if self.body.n * prompts > most:
-            raise outside(f"n: at most {most} choices in one request on this server", "n")
+            raise outside(f"at most {most} answers in one request on this server, and these are "
+                          f"{self.body.n * prompts}", "prompt" if prompts > most else "n")
 
 
 class ChatShape(Shape):
     object, chunk_object, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
     body: ChatBody
 
+    def __init__(self, engine: Engine, body: ChatBody, service: Service) -> None:
+        super().__init__(engine, body, service)
+        self.call = body.call
+        self._call_ids = [f"call_{uuid.uuid4().hex}" for _ in range(body.n)] if self.call else []
+
     def requests(self) -> list[EngineRequest]:
-        from tryplicity.data.conversations import check_messages
-        from tryplicity.inference import chat
+        from tryplicity.inference.chat import END_TOKENS
         from tryplicity.inference.generation import Request as EngineRequest
 
-        body, limit = self.body, self.service.options.messages
+        body, schema = self.body, self.body.schema()
         self._check_choices(1)
-        if len(body.messages) > limit:
-            raise outside(f"messages: at most {limit} on this server", "messages")
-        schema, most_bytes = body.schema(), self.service.options.schema_bytes
-        if schema is not None and len(json_text.dumps(schema)) > most_bytes:
-            raise outside(f"response_format: a schema of at most {most_bytes:,} bytes on this server",
-                          "response_format")
-        messages = [message.plain() for message in body.messages]
-        check_messages(messages, "messages")
-        prompt = tuple(chat.prompt(self.engine, messages))
-        most = self._room(prompt, body.max_completion_tokens or body.max_tokens, "messages")
-        tops = (body.top_logprobs or 0) if body.logprobs else None
-        vocab_size = self.words.size
-        return [EngineRequest(prompt, body.sampling(vocab_size, i), most, stop=tuple(body.stop), logprobs=tops,
-                              end_tokens=chat.END_TOKENS, schema=schema) for i in range(body.n)]
+        check_schema(schema, self.service, "tools" if self.call else "response_format")
+        messages = [message.plain(f"messages.{number}") for number, message in enumerate(body.messages)]
+        prompt = conversation(self.engine, self.service, messages, "messages")
+        most = room(self.engine, self.service, prompt, body.most, "messages")
+        tops = body.top_logprobs if body.logprobs else None
+        return [EngineRequest(prompt, body.sampling(self.words.size, i), most, stop=tuple(body.stop), logprobs=tops,
+                              end_tokens=END_TOKENS, schema=schema) for i in range(body.n)]
 
     def first(self, choices: int) -> Iterator[dict[str, Any]]:
         for index in range(choices):
-            yield self._choice(index, {"role": "assistant", "content": "", "refusal": None}, None, None)
+            said = {"content": None, "tool_calls": [{"index": 0, **self._called(index, "")}]} if self.call else \
+                {"content": ""}
+            yield self._choice(index, {"role": "assistant", **said, "refusal": None}, None, None)
 
-    def chunks(self, index: int, piece: Piece) -> Iterator[dict[str, Any]]:
+    def chunks(self, index: int, piece: Piece, generation: Generation) -> Iterator[dict[str, Any]]:
         logprobs = self._logprobs(piece.tokens)
         if piece.text or (logprobs and piece.tokens):
-            yield self._choice(index, {"content": piece.text}, logprobs, None)
+            said = {"tool_calls": [{"index": 0, "function": {"arguments": piece.text}}]} if self.call else \
+                {"content": piece.text}
+            yield self._choice(index, said, logprobs, None)
         if piece.finish:
-            yield self._choice(index, {}, None, piece.finish)
+            yield self._choice(index, {}, None, self._finish(piece))
 
-    def whole(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
-        tokens = [token for piece in pieces for token in piece.tokens]
-        message = {"role": "assistant", "content": "".join(piece.text for piece in pieces), "refusal": None}
-        return {"index": index, "message": message, "logprobs": self._logprobs(tokens),
-                "finish_reason": pieces[-1].finish}
+    def whole(self, index: int, pieces: Sequence[Piece], generation: Generation) -> dict[str, Any]:
+        tokens, text = [token for piece in pieces for token in piece.tokens], "".join(piece.text for piece in pieces)
+        said = {"content": None, "tool_calls": [self._called(index, text)]} if self.call else {"content": text}
+        return {"index": index, "message": {"role": "assistant", **said, "refusal": None},
+                "logprobs": self._logprobs(tokens), "finish_reason": self._finish(pieces[-1])}
 
     def _choice(self, index: int, delta: dict[str, Any], logprobs: Any, finish: str | None) -> dict[str, Any]:
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
-    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
-        if not self.body.logprobs:
-            return None
-        content = [{**self._token(token.id, token.logprob),
-                    "top_logprobs": [self._token(id, value) for id, value in token.top]} for token in tokens]
-        return {"content": content, "refusal": None}
+    def _called(self, index: int, arguments: str) -> dict[str, Any]:
+        return {"id": self._call_ids[index], "type": "function",
+                "function": {"name": self.call.name, "arguments": arguments}}
 
-    def _token(self, id: int, logprob: float | None) -> dict[str, Any]:
-        return {"token": self.words.text(id), "logprob": _finite(logprob), "bytes": list(self.words.bytes(id))}
+    def _finish(self, piece: Piece) -> str:
+        return "tool_calls" if self.call and piece.finish == "stop" else piece.finish
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        return {"content": self.words.logprobs(tokens), "refusal": None} if self.body.logprobs else None
 
 
 class TextShape(Shape):
@@ -403,93 +263,122 @@ class TextShape(Shape):
         self.prompts = body.prompts()
         self._check_choices(len(self.prompts))
         self._offset: dict[int, int] = {}
+        self._echoed: set[int] = set()
 
     def requests(self) -> list[EngineRequest]:
-        from tryplicity.data.tokenizer import BOS
         from tryplicity.inference.generation import Request as EngineRequest
 
-        body, requests = self.body, []
-        vocab_size = self.words.size
+        body, schema, requests = self.body, self.body.schema(), []
+        check_schema(schema, self.service, "response_format")
+        scored = (body.echo and body.logprobs is not None) or body.max_tokens == 0
         for prompt in self.prompts:
             if isinstance(prompt, str):
-                ids = (BOS, *self.engine.tokenizer.encode(prompt, add_special_tokens=False).ids)
-            elif all(0 <= id < vocab_size for id in prompt):
+                ids = tuple(self.engine.encode(prompt))
+            elif all(0 <= id < self.words.size for id in prompt):
                 ids = tuple(prompt)
             else:
-                raise wrong(f"prompt: a token is none of this model's (0 to {vocab_size - 1})", "prompt")
-            most = self._room(ids, body.max_tokens, "prompt")
-            requests += [EngineRequest(ids, body.sampling(vocab_size, i), most, stop=tuple(body.stop),
-                                       logprobs=body.logprobs) for i in range(body.n)]
+                raise wrong(f"prompt: a token is none of this model's (0 to {self.words.size - 1})", "prompt")
+            most = room(self.engine, self.service, ids, body.max_tokens, "prompt")
+            requests += [EngineRequest(ids, body.sampling(self.words.size, i), most, stop=tuple(body.stop),
+                                       logprobs=body.logprobs, schema=schema, score_prompt=scored)
+                         for i in range(body.n)]
         return requests
 
-    def first(self, choices: int) -> Iterator[dict[str, Any]]:
-        if self.body.echo:
-            for index in range(choices):
-                yield self._choice(index, self._echo(index), None, None)
-
-    def chunks(self, index: int, piece: Piece) -> Iterator[dict[str, Any]]:
+    def chunks(self, index: int, piece: Piece, generation: Generation) -> Iterator[dict[str, Any]]:
+        if index not in self._echoed and self.body.echo:
+            yield self._choice(index, self._echo(index), self._logprobs(index, self._prompt(index, generation)), None)
+        self._echoed.add(index)
         logprobs = self._logprobs(index, piece.tokens)
-        if piece.text or piece.finish or (logprobs and piece.tokens):
-            yield self._choice(index, piece.text, logprobs, piece.finish)
+        if piece.text or piece.finish or (logprobs and piece.tokens) or not self.words:
+            yield self._choice(index, piece.text, logprobs, piece.finish, piece.tokens)
 
-    def whole(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def whole(self, index: int, pieces: Sequence[Piece], generation: Generation) -> dict[str, Any]:
         tokens = [token for piece in pieces for token in piece.tokens]
+        before = self._prompt(index, generation) if self.body.echo else []
         text = (self._echo(index) if self.body.echo else "") + "".join(piece.text for piece in pieces)
-        return self._choice(index, text, self._logprobs(index, tokens), pieces[-1].finish)
+        return self._choice(index, text, self._logprobs(index, [*before, *tokens]), pieces[-1].finish, tokens)
 
     def _echo(self, index: int) -> str:
         prompt = self.prompts[index // self.body.n]
         return prompt if isinstance(prompt, str) else \
             b"".join(self.words.bytes(id) for id in prompt).decode("utf-8", "replace")
 
-    def _choice(self, index: int, text: str, logprobs: Any, finish: str | None) -> dict[str, Any]:
-        return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish}
+    def _prompt(self, index: int, generation: Generation) -> list[Token]:
+        """The prompt's tokens with their probabilities; the first has none, since nothing of the prompt is before it.
+        The mark that a text begins with is no part of the text."""
+        scored = generation.scored
+        if scored is None:
+            return []
+        if isinstance(self.prompts[index // self.body.n], str):
+            first, *rest = scored.tokens[1:] or (None,)
+            return [] if first is None else [first._replace(logprob=None, top=()), *rest]
+        return list(scored.tokens)
+
+    def _choice(self, index: int, text: str, logprobs: Any, finish: str | None,
+                tokens: Sequence[Token] = ()) -> dict[str, Any]:
+        ids = {} if self.words else {"token_ids": [token.id for token in tokens]}    # its only form without words
+        return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish, **ids}
 
     def _logprobs(self, index: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
         """As parallel lists. An offset counts the characters of the tokens before; the chosen token is always among
         the top ones, so that these can be one more than asked for."""
         if self.body.logprobs is None:
             return None
-        offsets = []
+        offsets, name = [], self.words.text
         for token in tokens:
             offsets.append(self._offset.setdefault(index, 0))
-            self._offset[index] += len(self.words.text(token.id, "bytes:"))
+            self._offset[index] += len(name(token.id, "bytes:"))
         tops = None
         if self.body.logprobs:
-            tops = [{self.words.text(id, "bytes:"): _finite(value)
-                     for id, value in (*token.top, (token.id, token.logprob))} for token in tokens]
-        return {"tokens": [self.words.text(token.id, "bytes:") for token in tokens],
+            tops = [None if token.logprob is None else
+                    {name(id, "bytes:"): _finite(value) for id, value in (*token.top, (token.id, token.logprob))}
+                    for token in tokens]
+        return {"tokens": [name(token.id, "bytes:") for token in tokens],
                 "token_logprobs": [_finite(token.logprob) for token in tokens],
                 "top_logprobs": tops, "text_offset": offsets}
 
 
 class Words:
-    """What each token of a model stands for."""
+    """What each token of a model stands for; false where nothing says it."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, size: int) -> None:
+        """size: of the vocabulary."""
         from tryplicity.inference.text import token_bytes
 
-        self._bytes = token_bytes(tokenizer)
-        self._name: Callable[[int], str] = tokenizer.id_to_token
-        self.size = len(self._bytes)
+        self.size, self._tokenizer = size, tokenizer
+        self._bytes = [b""] * size if tokenizer is None else token_bytes(tokenizer)
+
+    def __bool__(self) -> bool:
+        return self._tokenizer is not None
 
     @classmethod
     def of(cls, engine: Engine) -> Words:
         """Made once for each engine."""
         if not hasattr(engine, "_words"):
-            engine._words = cls(engine.tokenizer)
+            engine._words = cls(engine.tokenizer, engine.model.spec.vocab_size)
         return engine._words
 
     def bytes(self, id: int) -> bytes:
         """Its bytes; a special token's are those of its name."""
-        return self._bytes[id] or self._name(id).encode()
+        return self._bytes[id] or (self._tokenizer.id_to_token(id).encode() if self else b"")
 
     def text(self, id: int, mark: str = "") -> str:
         """Its text; a part of a character as \\xNN, after `mark`."""
+        if not self:
+            return f"token_id:{id}"
         try:
             return self.bytes(id).decode()
         except UnicodeDecodeError:
             return mark + "".join(f"\\x{byte:02x}" for byte in self.bytes(id))
+
+    def logprobs(self, tokens: Sequence[Token], raw: bool = True) -> list[dict[str, Any]]:
+        """Tokens with their likeliest alternatives, as chats and responses tell them; raw: with their bytes."""
+        def told(id: int, logprob: float | None) -> dict[str, Any]:
+            said = {"token": self.text(id), "logprob": _finite(logprob)}
+            return {**said, "bytes": list(self.bytes(id))} if raw else said
+
+        return [{**told(token.id, token.logprob), "top_logprobs": [told(*top) for top in token.top]}
+                for token in tokens]
 
 
 def _finite(logprob: float | None) -> float | None:
@@ -498,10 +387,15 @@ def _finite(logprob: float | None) -> float | None:
 
 
 def fingerprint(engine: Engine) -> str:
-    """The same as long as the model and the program are: with it, a seed gives the same text."""
-    from tryplicity import __version__
+    """The same as long as the weights and the program are: with it, a seed gives the same text. Made once."""
+    if not hasattr(engine, "_fingerprint"):
+        import torch
 
-    card = engine.card
-    said: Mapping[str, Any] = {"id": card.id, "format": card.format, "parameters": card.parameters,
-                               "version": __version__}
-    return "fp_" + hashlib.sha256(repr(said).encode()).hexdigest()[:12]
+        from tryplicity import __version__, kernels
+
+        card = engine.card
+        said: Mapping[str, Any] = {"id": card.id, "format": card.format, "weights": card.weights_hash,
+                                   "version": __version__, "torch": torch.__version__,
+                                   "compiled": kernels.why_not() is None}
+        engine._fingerprint = "fp_" + hashlib.sha256(repr(said).encode()).hexdigest()[:12]
+    return engine._fingerprint

@@ -25,7 +25,7 @@ class Options:
     body_bytes: int = 1 << 20
     import_bytes: int = 64 << 20        # of POST /api/conversations/import
     max_tokens: int = 2048              # most that one request may ask to be written
-    choices: int = 16                   # n, times the prompts of one request
+    choices: int = 128                  # n, times the prompts of one request
     messages: int = 2000                # in one request
     schema_bytes: int = 64 << 10
     active: int = 256                   # requests for text or passages under way at once, waiting ones included
@@ -39,7 +39,8 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():
-            raise UserError("the API key is empty; leave it out, or give one")
+            raise UserError("the API key is empty, and an empty key is no key; give one, or leave out --api-key and "
+                            "unset TRYPLICITY_API_KEY")
         if self.api_key is not None and (not self.api_key.isprintable() or self.api_key != self.api_key.strip()):
             raise UserError("the API key has characters that cannot be seen (a space or a line's end around it, a "
                             "zero-width one); give one without them")
@@ -47,9 +48,12 @@ class Options:
             raise UserError(f"--host {self.host}: anyone who reaches this machine could use the model and read the "
                             "conversations; set --api-key, or say --allow-public")
         for origin in self.cors:
-            if not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+", origin):
-                raise UserError(f"--cors {origin}: an origin is a scheme and a host, as https://example.org; "
-                                "name each one")
+            if origin.lower() == "null":
+                raise UserError("--cors null: any sandboxed page of the web has this origin; open the page over http "
+                                "and name that, as http://localhost:8000")
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.\-]*://[A-Za-z0-9.\-\[\]:_]+", origin):
+                raise UserError(f"--cors {origin}: an origin is a scheme and a host, as https://example.org, "
+                                "app://obsidian.md or chrome-extension://ID; name each one")
 
     @property
     def loopback(self) -> bool:

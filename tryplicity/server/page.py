@@ -39,9 +39,8 @@ def add_routes(app: Sanic, root: Path | None = None) -> None:
     async def file(request: Request, path: str) -> HTTPResponse:
         return answer(request, root, path)
 
-    for method in ("GET", "HEAD"):
-        routing.add(app, method, "/", index)
-        routing.add(app, method, "/static/<path:path>", file)
+    routing.add(app, "GET", "/", index)
+    routing.add(app, "GET", "/static/<path:path>", file)
 
 
 def answer(request: Request, root: Path, name: str) -> HTTPResponse:

@@ -5,6 +5,11 @@ its path is in the short list of open ones. Without a key, a page from elsewhere
 through a visitor's browser: its Origin is refused, and a Host that is a foreign name is refused too, because a name
 can be pointed at 127.0.0.1 after the page was loaded (DNS rebinding; Jackson et al., CCS 2007,
 https://crypto.stanford.edu/dns/). An IP address as Host cannot.
+
+Behind a proxy the Host is often the server's own address and the Origin the name that the browser sees. Such a request
+is the page's own where the browser says so (Sec-Fetch-Site, which no script can set, https://www.w3.org/TR/fetch-metadata/;
+browsers send it over https and to localhost), or where the name was given with --name. The open files hold no secret
+and are given to any origin: a browser asks for module scripts with an Origin of its own.
 """
 
 from __future__ import annotations
@@ -38,6 +43,9 @@ HEADERS = {
 _HOST = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(?::[0-9]*)?", re.ASCII)
 
 
+_WEB_ORIGIN = re.compile(r"https?://([a-z0-9.-]+)(?::(?:80|443))?", re.ASCII)     # of a site, not of a port beside it
+
+
 class Guard:
     """Checks every request before it is handled."""
 
@@ -45,6 +53,7 @@ class Guard:
         self.key = options.api_key.encode() if options.api_key else None
         self.cors = frozenset(origin.lower() for origin in options.cors)
         own = socket.gethostname().lower()
+        self.given_names = frozenset(name.lower() for name in options.hosts)
         self.names = {"localhost", own, own.partition(".")[0], f"{own.partition('.')[0]}.local",
                       options.host.lower(), *(name.lower() for name in options.hosts)}
 
@@ -76,17 +85,30 @@ class Guard:
         return host
 
     def _check_origin(self, request: Request, host: str) -> None:
+        if is_open(request.path):
+            return
         origins = request.headers.getall("origin", ())
         if not origins:
             # no Origin comes with a plain GET from a foreign page (an image, a script, a link): browsers say so here
             foreign = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
-            if foreign and not is_open(request.path):
+            if foreign:
                 raise ApiError(403, "a page of another site may not ask this server", code="origin_not_allowed")
             return
-        if all(origin.lower() in {*self.cors, f"http://{host}", f"https://{host}"} for origin in origins):
+        own = {*self.cors, f"http://{host}", f"https://{host}"}
+        if all(origin.lower() in own or self._is_named(origin) for origin in origins):
             return
-        raise ApiError(403, "a page of another origin may not ask this server; name it with --cors if it is yours",
-                       code="origin_not_allowed")
+        if len(origins) == 1 and request.headers.get("sec-fetch-site") == "same-origin":
+            return      # a proxy gave the request another Host
+        name = _WEB_ORIGIN.fullmatch(origins[0].lower())
+        proxy = f", or with --name {name[1]} if a proxy serves this page there" if name and not _is_address(name[1]) \
+            else ""
+        raise ApiError(403, f"a page of another origin may not ask this server; name it with --cors if it is yours"
+                            f"{proxy}", code="origin_not_allowed")
+
+    def _is_named(self, origin: str) -> bool:
+        """Whether it is a page under a name that this server was given with --name, on the usual ports."""
+        match = _WEB_ORIGIN.fullmatch(origin.lower())
+        return match is not None and match[1] in self.given_names
 
     def _check_key(self, request: Request) -> None:
         if self.key is None:

@@ -36,6 +36,7 @@ class Searcher:
     retriever: Any
     name: str
     passages: int | None = None
+    examples: tuple[str, ...] = ()      # questions that it can answer, for the page to offer
 
 
 class SearchUnavailable(UserError):
@@ -67,9 +68,11 @@ class Service:
         self.idle.set()
         self.under_way = 0
         self.fault: BaseException | None = None
-        self.no_search = "start the server with --search" if load_searcher is None else "it is still being loaded"
+        self.searcher_is_loading = load_searcher is not None
+        self.no_search = "start the server with --search"
         self.writing: dict[str, tuple[asyncio.Lock, int]] = {}  # conversations being answered; with those who wait
         self._load_engine, self._load_searcher = load_engine, load_searcher
+        self._loading: list[threading.Thread] = []
         self._searches = ThreadPoolExecutor(options.searches, thread_name_prefix="search")
         self._work = ThreadPoolExecutor(4, thread_name_prefix="work")
 
@@ -96,6 +99,8 @@ class Service:
                 self.no_search = str(error)
                 log.warning("there is no search: %s", error)
                 return
+            finally:
+                self.searcher_is_loading = False
             log.info("search %s is ready after %.1f s", self.searcher.name, time.monotonic() - start)
 
         def guarded(load: Callable[[], None]) -> None:
@@ -106,9 +111,15 @@ class Service:
                 with contextlib.suppress(RuntimeError):     # the loop may have ended meanwhile
                     loop.call_soon_threadsafe(failed)
 
-        for load, wanted in ((load_engine, self._load_engine), (load_searcher, self._load_searcher)):
-            if wanted is not None:
-                threading.Thread(target=guarded, args=(load,), name="loading", daemon=True).start()
+        self._loading = [threading.Thread(target=guarded, args=(load,), name="loading", daemon=True) for load, wanted in
+                         ((load_engine, self._load_engine), (load_searcher, self._load_searcher)) if wanted is not None]
+        for thread in self._loading:
+            thread.start()
+
+    @property
+    def loading(self) -> bool:
+        """Whether something is still being loaded."""
+        return any(thread.is_alive() for thread in self._loading)
 
     def ready_engine(self) -> Engine:
         """Raises ApiError 503 while there is none."""
@@ -128,15 +139,21 @@ class Service:
     def describe(self) -> dict[str, Any]:
         """GET /api/model."""
         engine, searcher = self.engine, self.searcher
+        seeking = "ready" if searcher else "loading" if self.searcher_is_loading else "none"
         return {"state": self.state, "card": asdict(engine.card) if engine else None,
                 "statistics": engine.statistics() if engine else {}, "kernels": self.kernels,
-                "search": {"available": searcher is not None, "name": searcher.name if searcher else None,
-                           "passages": searcher.passages if searcher else None},
+                "search": {"available": searcher is not None, "state": seeking,
+                           "name": searcher.name if searcher else None,
+                           "passages": searcher and getattr(searcher.retriever, "passages", searcher.passages),
+                           "examples": list(searcher.examples) if searcher else []},
                 "limits": {"max_tokens": self.options.max_tokens, "body_bytes": self.options.body_bytes}}
 
     async def search(self, question: str, limit: int) -> tuple[list[Passage], float]:
         """Passages, and the seconds it took. Raises ApiError 503 without a search, 429 with too many waiting."""
         searcher = self.searcher
+        if searcher is None and self.searcher_is_loading:
+            raise errors.ApiError(503, "the search is still being loaded", code="search_loading",
+                                  headers={"Retry-After": "2"})
         if searcher is None:
             raise errors.ApiError(503, f"there is no search: {self.no_search}", code="no_search",
                                   headers={"x-should-retry": "false"})

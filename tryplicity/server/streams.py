@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tryplicity.inference.generation import Request as EngineRequest
     from tryplicity.server.service import Service
 
+AT_ONCE = 32            # generations of one request that the engine is given together
+AGAIN_SECONDS = 1.0     # until one that found no place asks again, when none of its own is there to make room
 
 log = logging.getLogger("tryplicity.server")
 
@@ -34,7 +36,9 @@ class Answers:
             await answers.start(engine, make_requests)
             async for index, piece in answers: ...
 
-    On the way out, however that happens, whatever still runs is cancelled: a client that has gone holds no slot.
+    A request for many gives the engine only so many at once, and the next as one ends, so that a large batch neither
+    fills the queue for all others nor is larger than any queue. On the way out, however that happens, whatever still
+    runs is cancelled: a client that has gone holds no slot.
     """
 
     def __init__(self, service: Service) -> None:
@@ -43,7 +47,9 @@ class Answers:
         self._arrived = asyncio.Event()
         self._lock, self._closed = threading.Lock(), False
         self._overrun = False
-        self._open = 0
+        self._open = self.choices = 0
+        self._engine: Engine | None = None
+        self._later: deque[EngineRequest] = deque()     # not given to the engine yet
         self.generations: list[Generation] = []
 
     def __enter__(self) -> Answers:
@@ -57,31 +63,49 @@ class Answers:
                     generation.cancel()
         metrics = self._service.metrics
         for generation in self.generations:
-            metrics.prompt_tokens.add(generation.prompt_tokens)
-            metrics.cached_tokens.add(generation.cached_tokens)
-            metrics.completion_tokens.add(generation.completion_tokens)
-            metrics.finished.add(reason=generation.finish or "cancelled")
+            metrics.prompt_tokens.inc(generation.prompt_tokens)
+            metrics.cached_tokens.inc(generation.cached_tokens)
+            metrics.completion_tokens.inc(generation.completion_tokens)
+            metrics.finished.labels(generation.finish or "cancelled").inc()
             if generation.seconds_to_first is not None:
                 metrics.first_seconds.observe(generation.seconds_to_first)
 
     async def start(self, engine: Engine, make_requests: Callable[[], Sequence[EngineRequest]]) -> None:
-        """Make the requests (off the event loop: a long prompt takes its time to tokenise) and hand them to the
-        engine, all or none. Raises ApiError 429 and 400."""
+        """Make the requests (off the event loop: a long prompt takes its time to tokenise) and hand the first of them
+        to the engine, all of these or none. Raises ApiError 429 and 400."""
+        self._engine = engine
         try:
-            await self._service.in_thread(self._submit, engine, make_requests)
+            await self._service.in_thread(self._begin, make_requests)
         except Busy:
             raise errors.busy(self._service.retry_after()) from None
         except UserError as error:
             raise errors.wrong(str(error), _param_of(str(error))) from None
 
-    def _submit(self, engine: Engine, make_requests: Callable[[], Sequence[EngineRequest]]) -> None:
-        requests = make_requests()
-        self._open = len(requests)
-        for index, request in enumerate(requests):
+    def _begin(self, make_requests: Callable[[], Sequence[EngineRequest]]) -> None:
+        self._later.extend(make_requests())
+        self._open = self.choices = len(self._later)
+        self._submit(AT_ONCE)
+
+    def _submit(self, most: int) -> None:
+        """Give the engine the next ones. Raises Busy and UserError."""
+        for _ in range(min(most, len(self._later))):
             with self._lock:
                 if self._closed:
                     return
-                self.generations.append(engine.submit(request, self._listener(index)))
+                request = self._later[0]
+                self.generations.append(self._engine.submit(request, self._listener(len(self.generations))))
+                self._later.popleft()
+
+    async def _go_on(self) -> None:
+        """The next one in the place of one that has ended, unless another was faster. Raises ApiError."""
+        if self._later:
+            try:
+                await self._service.in_thread(self._submit, 1)
+            except Busy:
+                if self._service.draining:
+                    raise errors.draining() from None
+            except UserError as error:
+                raise errors.wrong(str(error), _param_of(str(error))) from None
 
     def _listener(self, index: int) -> Callable[[Piece], None]:
         def listen(piece: Piece) -> None:       # on the engine's thread
@@ -110,10 +134,14 @@ class Answers:
         while self._open:
             if not self._pieces:
                 self._arrived.clear()
+                heartbeat = self._service.options.heartbeat
+                stuck = bool(self._later) and all(generation.finish for generation in self.generations)
                 try:
-                    async with asyncio.timeout(self._service.options.heartbeat):
+                    async with asyncio.timeout(min(heartbeat, AGAIN_SECONDS) if stuck else heartbeat):
                         await self._arrived.wait()
                 except TimeoutError:
+                    if stuck:
+                        await self._go_on()
                     yield None
                 continue
             index, piece = self._pieces.popleft()
@@ -125,7 +153,9 @@ class Answers:
                 if self._overrun:
                     raise errors.ApiError(503, "the client read too slowly", code="too_slow")
                 raise errors.draining()
-            self._open -= piece.finish is not None
+            if piece.finish is not None:
+                self._open -= 1
+                await self._go_on()
             yield index, piece
 
 
@@ -152,11 +182,11 @@ class EventStream:
         await self.ping()
         return self
 
-    async def send(self, event: dict[str, Any] | str) -> None:
+    async def send(self, event: dict[str, Any] | str, name: str | None = None) -> None:
         text = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False, separators=(",", ":"))
         for character in "\x85\u2028\u2029":   # line ends to Python's str.splitlines, and so to some clients
             text = text.replace(character, f"\\u{ord(character):04x}")
-        await self._write(f"data: {text}\n\n")
+        await self._write(f"data: {text}\n\n" if name is None else f"event: {name}\ndata: {text}\n\n")
 
     async def ping(self) -> None:
         await self._write(": ping\n\n")

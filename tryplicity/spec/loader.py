@@ -1,8 +1,9 @@
-"""YAML with the line and column of every key and value. Loads no torch."""
+"""YAML with the line and column of every key and value: the one reader and the one writer. Loads no torch."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tryplicity.errors import UserError, did_you_mean, nearest
+from tryplicity.errors import PluginFault, UserError, did_you_mean, nearest
 from tryplicity.registry import Path as Keys
 from tryplicity.registry import Problem, Registry, path_text, said
 
@@ -20,18 +21,19 @@ class _Loader(yaml.SafeLoader):
 
 
 _TAG = "tag:yaml.org,2002:"
-_REPLACED = [_TAG + name for name in ("bool", "float", "int", "timestamp")]
+_REPLACED = [_TAG + name for name in ("bool", "float", "int", "null", "timestamp")]
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(_TAG + "bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver(_TAG + "bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(_TAG + "null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
 _Loader.add_implicit_resolver(_TAG + "int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"),
                               list("-+0123456789"))
 _Loader.add_implicit_resolver(
     _TAG + "float",
     re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9]+"
-               r"(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf)|\.(?:nan|NaN))$"), list("-+0123456789."))
+               r"(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"), list("-+0123456789."))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -43,9 +45,18 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _written(dumper: _Dumper, text: str) -> yaml.Node:
+    # PyYAML would write these as they are, and read them as line breaks
+    breaks = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar(_TAG + "str", text, style=breaks)
+
+
+_Dumper.add_representer(str, _written)
+
+
 def dump_yaml(data: Any) -> str:
     """Plain data as YAML, in its own order; `parse_yaml` gives it back."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=110)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
 
 
 @dataclass
@@ -58,6 +69,12 @@ class Source:
     values: dict[Keys, tuple[int, int]] = field(default_factory=dict)  # path -> line and column of its value
     aliases: dict[Keys, Keys] = field(default_factory=dict)  # path of an alias -> path of what it stands for
     settings: dict[Keys, str] = field(default_factory=dict)  # paths given on the command line -> how
+
+    @property
+    def folder(self) -> Path:
+        """What the file's relative paths count from: where it stands; the working directory for what is no file."""
+        path = Path(self.file)
+        return path.parent.absolute() if path.is_file() else Path.cwd()
 
     def _setting(self, path: Keys) -> str | None:
         """The setting that gave a path its value, if one did."""
@@ -85,8 +102,9 @@ class Source:
         line, column = self._position(problem)
         return f"--set {setting}" if setting else f"{self.file}:{line}:{column}"
 
-    def error(self, problems: list[Problem]) -> UserError:
-        """All problems in the order of the file, one a line; a mistake reached in several ways only once."""
+    def error(self, problems: list[Problem]) -> UserError | PluginFault:
+        """All problems in the order of the file, one a line; a mistake reached in several ways only once. A PluginFault
+        where nothing is wrong with the file."""
         chosen: dict[tuple[str, str], Problem] = {}
         for problem in problems:
             which = (self.place(problem), problem.message)
@@ -100,7 +118,8 @@ class Source:
                 message += f" (through the alias on line {self._line_of_use(alias)})"
             line = " ".join(f"{where}: {message}".split())
             lines.append((bool(set_here), self._position(problem), len(lines), line))
-        return UserError("\n".join(line for *_, line in sorted(lines)))
+        kind = PluginFault if all(problem.fault for problem in problems) else UserError
+        return kind("\n".join(line for *_, line in sorted(lines)))
 
     def _line_of_use(self, alias: Keys) -> int:
         outermost = [part for part in _parts(alias) if part in self.aliases][-1]
@@ -112,27 +131,58 @@ def _parts(path: Keys) -> Iterator[Keys]:
     return (path[:end] for end in range(len(path), 0, -1))
 
 
+LARGEST = 16_000_000  # bytes of a YAML file: what is larger, or has no end, is something else
+
+
 def read_yaml(path: str | Path) -> Source:
-    """Raises UserError for a missing or unreadable file, broken YAML, and duplicate keys (all of them)."""
+    """The mapping in a file, or in what a pipe gives (read once). Raises UserError for a missing or unreadable file,
+    broken YAML, and duplicate keys (all of them)."""
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: there is no such file") from None
     except IsADirectoryError:
         raise UserError(f"{path}: this is a folder; a YAML file is wanted") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > LARGEST:
+        raise UserError(f"{path}: more than {LARGEST // 10**6} MB; a YAML file of a few pages is wanted")
+    return parse_yaml(_text(data, str(path)), str(path))
+
+
+def _text(data: bytes, file: str) -> str:
+    beginning = data[:64]
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or beginning.count(0) * 4 > len(beginning) > 3:
+        raise UserError(f"{file}:1:1: this is UTF-16 or UTF-32 text; save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[:error.start].count(b"\n") + 1
         column = error.start - error.object.rfind(b"\n", 0, error.start)
-        raise UserError(f"{path}:{line}:{column}: not UTF-8 text (byte {error.object[error.start]:#04x}); "
+        raise UserError(f"{file}:{line}:{column}: not UTF-8 text (byte {error.object[error.start]:#04x}); "
                         "save it as UTF-8") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, file: str) -> Source:
     """As `read_yaml`, of a text; `file` is what messages call it."""
+    source = _parsed(text, file)
+    if not isinstance(source.data, Mapping):
+        got = "the file is empty" if source.data is None else f"got {said(source.data)}"
+        raise UserError(f"{file}:1:1: expected a mapping of keys to values; {got}")
+    return source
+
+
+def parse_value(text: str, name: str) -> Any:
+    """A value of any kind, as a person writes it in an option: `8`, `[a, b]`, `{type: files, path: texts}`.
+
+    name: what messages call it. Raises UserError as `read_yaml` does.
+    """
+    return _parsed(text, name).data
+
+
+def _parsed(text: str, file: str) -> Source:
     source, problems = Source(file, None), []
     try:
         source.data = _Reader(text, source, problems).read()
@@ -143,9 +193,6 @@ def parse_yaml(text: str, file: str) -> Source:
         raise UserError(f"{file}:1:1: nested too deeply, or an anchor that holds itself") from None
     if problems:
         raise source.error(problems)
-    if not isinstance(source.data, Mapping):
-        got = "the file is empty" if source.data is None else f"got {said(source.data)}"
-        raise UserError(f"{file}:1:1: expected a mapping of keys to values; {got}")
     return source
 
 
@@ -184,6 +231,7 @@ class _Reader:
     def __init__(self, text: str, source: Source, problems: list[Problem]) -> None:
         self.loader, self.source, self.problems = _Loader(text), source, problems
         self.first: dict[int, Keys] = {}  # a node -> the path it was first met at
+        self.count = 0  # of values and of merged pairs
 
     def read(self) -> Any:
         node = self.loader.get_single_node()
@@ -193,8 +241,7 @@ class _Reader:
         if self.first.setdefault(id(node), path) != path:
             self.source.aliases[path] = self.first[id(node)]
         self.source.values[path] = _mark(node)
-        if len(self.source.values) > self.LIMIT:
-            raise yaml.MarkedYAMLError(problem=f"more than {self.LIMIT} values", problem_mark=node.start_mark)
+        self.counted(node)
         if isinstance(node, yaml.SequenceNode):
             return [self.plain(child, (*path, i)) for i, child in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode):
@@ -204,6 +251,12 @@ class _Reader:
         except (ValueError, OverflowError):
             self.problems.append(Problem(path, f"{said(node.value)} is not a value of the kind {node.tag!r}"))
             return None
+
+    def counted(self, node: yaml.Node) -> None:
+        self.count += 1
+        if self.count > self.LIMIT:
+            raise yaml.MarkedYAMLError(problem=f"more than {self.LIMIT} values, counting what aliases and merge keys "
+                                               "stand for", problem_mark=node.start_mark)
 
     def mapping(self, node: yaml.MappingNode, path: Keys) -> dict[str, Any]:
         data: dict[str, Any] = {}
@@ -231,8 +284,11 @@ class _Reader:
             else:
                 bases += value.value if isinstance(value, yaml.SequenceNode) else [value]
         for base in bases:
+            self.counted(base)  # merges of merges grow as fast as aliases of aliases, with or without pairs in them
             if isinstance(base, yaml.MappingNode):
-                yield from ((key, value, True) for key, value, _ in self.pairs(base, path))
+                for key, value, _ in self.pairs(base, path):
+                    self.counted(key)
+                    yield key, value, True
             else:
                 self.problems.append(Problem(path, "<<: must be given a mapping to inherit from"))
 
@@ -245,7 +301,8 @@ def apply_settings(source: Source, settings: Iterable[str]) -> None:
     """`--set blocks.attention.mixer.heads=8`: replace or add values; the value is YAML.
 
     A number in the path is an entry of a list (`layers.0`); the one after the last appends. Mappings on the
-    way that do not exist are made. Raises UserError with every setting that cannot be applied, one a line.
+    way that do not exist are made, but for blocks, whose names are the user's own. What an alias or a merge key
+    copied keeps its own value: said on stderr. Raises UserError with every setting that cannot be applied, one a line.
     """
     faults = []
     for text in settings:
@@ -260,13 +317,20 @@ def apply_settings(source: Source, settings: Iterable[str]) -> None:
             faults.append(f"--set {text}: {error}")
     if faults:
         raise UserError("\n".join(faults))
+    for note in _left_as_they_were(source):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _setting_value(raw: str) -> Any:
     try:
-        return parse_yaml(f"value: {raw}", "").data["value"]
-    except UserError:
-        raise UserError(f"{raw!r} is not a valid YAML value") from None
+        return parse_value(raw, "")
+    except UserError as error:
+        reason = re.sub(r"^:1:\d+: (not valid YAML: )?", "", str(error).splitlines()[0])
+        raise UserError(f"{raw!r} is not a valid YAML value: {reason}") from None
+
+
+#: mappings whose keys are names that a user invents: a setting that goes through a name unknown there is a misspelling
+NAMED = {("blocks",)}
 
 
 def _set(source: Source, keys: list[str], value: Any, text: str) -> None:
@@ -284,6 +348,8 @@ def _set(source: Source, keys: list[str], value: Any, text: str) -> None:
         elif not isinstance(target, dict):
             raise UserError(f"{path_text(path)} is {said(target)}, with nothing inside; set it as a whole, "
                             f"such as --set '{path_text(path)}={{{keys[depth]}: ...}}'")
+        elif path in NAMED and not last and key not in target:
+            raise UserError(f"there is no {path_text((*path, key))}{did_you_mean(key, target)}")
         path = (*path, step)
         if last:
             target[step] = value
@@ -292,6 +358,18 @@ def _set(source: Source, keys: list[str], value: Any, text: str) -> None:
             target[step] = {}
             source.settings[path] = text
         target = target[step]
+
+
+def _left_as_they_were(source: Source) -> Iterator[str]:
+    """What shares a setting's place in the file, through an alias or a merge key, and was not set with it."""
+    for path, text in source.settings.items():
+        node = next((part for part in _parts(path) if part in source.values), ())
+        original = source.aliases.get(node, node)
+        same = [original, *(copy for copy, of in source.aliases.items() if of == original)]
+        others = [one for one in same if one != node and not source._setting((*one, *path[len(node):]))]
+        if node and others:
+            names = ", ".join(map(path_text, others[:3])) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+            yield f"--set {text}: {names} {'keeps its' if len(others) == 1 else 'keep their'} value: an alias is a copy"
 
 
 def read_config(path: str | Path, config_class: type, registry: Registry, settings: Iterable[str] = (),
@@ -314,6 +392,7 @@ def read_config(path: str | Path, config_class: type, registry: Registry, settin
 
 #: what is looked for -> the package that installs such files
 INSTALLED = {"spec": "tryplicity_specs", "hardware": "tryplicity_hardware"}
+_CALLED = {"spec": "spec", "hardware": "hardware profile"}
 
 
 def installed_files(kind: str) -> dict[str, Path]:
@@ -329,15 +408,42 @@ def find_file(name: str | Path, kind: str) -> Path:
 
     Raises UserError naming the nearest installed file, and all of them, if there is neither.
     """
-    path = Path(name)
-    if path.is_file():
+    path, installed = Path(name), installed_files(kind)
+    if is_there(path) and not path.is_dir():  # a pipe too
         return path
-    installed = installed_files(kind)
     if str(name) in installed:
         return installed[str(name)]
-    if path.is_dir():
+    if is_there(path):
         raise UserError(f"{name}: this is a folder; a YAML file is wanted, or an installed {kind}: "
                         f"{', '.join(sorted(installed))}")
+    other = next(k for k in INSTALLED if k != kind)
+    if path.stem in installed_files(other):
+        raise UserError(f"{name}: this is a {_CALLED[other]}, and a {_CALLED[kind]} is wanted here; "
+                        f"installed: {', '.join(sorted(installed))}")
     hint = did_you_mean(path.stem, installed) if nearest(path.stem, installed) else ""
     raise UserError(f"{name}: there is no such file, and no installed {kind} of that name{hint}; "
                     f"installed: {', '.join(sorted(installed))}")
+
+
+def is_there(path: Path) -> bool:
+    """Whether something is at a path. Raises UserError where that cannot be told (a name too long, no right)."""
+    try:
+        return path.exists()
+    except ValueError:  # a NUL in it
+        return False
+    except OSError as error:
+        name = str(path) if len(str(path)) < 60 else f"{str(path)[:57]}..."
+        raise UserError(f"{name}: cannot be looked at: {error.strerror}") from None
+
+
+#: keys that tell one kind of file from the other
+_SIGNS = {"spec": {"vocab_size", "hidden_size", "context_length", "layers", "blocks"},
+          "hardware": {"device", "accelerator", "memory_gb", "tflops", "memory_bandwidth_gbs"}}
+
+
+def check_kind(source: Source, kind: str) -> None:
+    """Raises UserError for a spec where a profile is wanted, and the other way round."""
+    other = next(k for k in INSTALLED if k != kind)
+    if not _SIGNS[kind] & set(source.data) and len(_SIGNS[other] & set(source.data)) > 1:
+        where = {"spec": "give it as SPEC", "hardware": "give it to --hw"}[other]
+        raise UserError(f"{source.file}: this is a {_CALLED[other]}, and a {_CALLED[kind]} is wanted here; {where}")

@@ -13,9 +13,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from tryplicity.bounds import Length, Positive, Seed, Size, Steps
 from tryplicity.errors import did_you_mean, nearest
 from tryplicity.parts import Part, config_as_dict, uses
 from tryplicity.registry import (
+    FREE,
     Path,
     Problem,
     Registry,
@@ -24,9 +26,7 @@ from tryplicity.registry import (
     said,
     value_problems,
 )
-from tryplicity.spec.loader import Source, apply_settings, dump_yaml, find_file, read_yaml
-
-Size = Annotated[int, Field(gt=0)]
+from tryplicity.spec.loader import Source, apply_settings, check_kind, dump_yaml, find_file, read_yaml
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ class Training:
 
     optimizer: Part = uses("optimizer", default="adamw")
     schedule: Part = uses("schedule", default="wsd")
-    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    gradient_clip: Positive = 1.0
     """largest global norm of the gradient"""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """of initialisation and data order"""
-    validate_every: Size = 200
+    validate_every: Steps = 200
     """optimizer steps between two validations"""
-    validation_rows: Size = 64
+    validation_rows: Steps = 64
     """held-out sequences scored at each validation while training (the last one scores more)"""
-    checkpoint_every: Size = 500
+    checkpoint_every: Steps = 500
     """optimizer steps between two checkpoints"""
-    keep_checkpoints: Size = 2
+    keep_checkpoints: Steps = 2
     """how many of the newest checkpoints stay on disk"""
-    bad_steps: Size = 5
+    bad_steps: Steps = 5
     """steps in a row with a loss that is not a number after which training stops"""
 
 
@@ -69,13 +69,13 @@ class Phase:
 
     kind: Literal["pretrain", "sleep", "chat"]
     """pretrain: on documents; sleep: what the sleeping modules of `brain` do; chat: on conversations"""
-    share: Annotated[float | None, Field(gt=0)] = None
+    share: Positive | None = None
     """of the whole budget, relative to the other phases' (1 by default); a sleep has none"""
     data: str | dict[str, Any] | None = None
     """the source, as --data would say it; by default --data (pretrain) or --chat-data (chat)"""
     schedule: Part | None = uses("schedule", optional=True)
     """by default that of `training`"""
-    learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
+    learning_rate_factor: Positive = 1.0
     """multiplies the optimizer's learning rate in this phase"""
 
     def __post_init__(self) -> None:
@@ -92,8 +92,8 @@ PRETRAIN_ONLY = (Phase("pretrain"),)
 class Expect:
     """What the model must come out as; `build` refuses it otherwise."""
 
-    total_parameters: Annotated[float | None, Field(gt=0)] = None
-    active_parameters: Annotated[float | None, Field(gt=0)] = None
+    total_parameters: Annotated[float, Field(ge=1, le=1e18)] | None = None
+    active_parameters: Annotated[float, Field(ge=1, le=1e18)] | None = None
     within: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """allowed relative difference"""
 
@@ -102,11 +102,11 @@ class Expect:
 class _SpecFile:
     name: Annotated[str, Field(min_length=1)]
     """what the model is called"""
-    vocab_size: Annotated[int, Field(ge=262)]
+    vocab_size: Annotated[int, Field(ge=262, le=2**20)]
     """tokens, the 256 bytes and 6 special ones included"""
     hidden_size: Size
     """width of the residual stream"""
-    context_length: Size
+    context_length: Length
     """tokens of one training sequence"""
     layers: list[Any]
     """names of blocks, blocks, {repeat: n, of: ...}, or {pattern: [...], layers: n}"""
@@ -201,6 +201,9 @@ class _Pattern:
     """how many layers in all"""
 
 
+SIZES = ("hidden_size", "vocab_size", "context_length")
+
+
 def load_spec(source: Source | str | FilePath, registry: Registry, settings: Iterable[str] = ()) -> Spec:
     """Read, check and resolve a spec: a file, or the name of an installed one.
 
@@ -208,13 +211,14 @@ def load_spec(source: Source | str | FilePath, registry: Registry, settings: Ite
     """
     if not isinstance(source, Source):
         source = read_yaml(find_file(source, "spec"))
+    check_kind(source, "spec")
     apply_settings(source, settings)
     problems: list[Problem] = []
     data = source.data
-    sizes = [data.get(key) for key in ("hidden_size", "vocab_size", "context_length")]
+    sizes = [data.get(key) for key in SIZES]
     # without its sizes no component can be asked to check whether it fits in
-    wanted = config_schema(_SpecFile)["properties"]["hidden_size"]
-    usable = not any(value_problems(size, wanted, ()) for size in sizes)
+    wanted = config_schema(_SpecFile)["properties"]
+    usable = not any(value_problems(data.get(key), {**wanted[key], "minimum": 1}, ()) for key in SIZES)
     site = _site(*map(int, sizes), 1, None, 0, None, None) if usable else None
 
     file = registry.resolve(_SpecFile, data, (), problems, site)
@@ -263,7 +267,7 @@ UNKNOWN = _Entry(None, None, frozenset())  # keeps the count of layers right, fo
 class _Layers:
     """`layers` with its named blocks, repetition, patterns and overrides as one BlockSpec a layer."""
 
-    LIMIT = 10_000
+    LIMIT = 1_000
 
     def __init__(self, data: Mapping, registry: Registry, problems: list[Problem], site: Any) -> None:
         self.data, self.registry, self.problems, self.site = data, registry, problems, site
@@ -374,7 +378,10 @@ def spec_schema(registry: Registry) -> dict[str, Any]:
     block = referencing_schema(BlockSpec)
     layer, layers = {"$ref": "#/$defs/layer"}, {"type": "array", "items": {"$ref": "#/$defs/layer"}}
     repeat, pattern = referencing_schema(_Repeat), referencing_schema(_Pattern)
-    override = {"type": "object", "propertyNames": {"enum": list(block["properties"])}}
+    override = {**referencing_schema(BlockSpec, ".change"), "required": []}
+    phase = schema["properties"]["phases"]["items"]
+    phase["properties"]["data"] = {**phase["properties"]["data"],
+                                   "anyOf": [{"type": "string"}, {"$ref": "#/$defs/source"}, {"type": "null"}]}
 
     def add(target: dict[str, Any], name: str, **more: Any) -> None:
         target["properties"][name] = {**target["properties"][name], **more}
@@ -382,6 +389,7 @@ def spec_schema(registry: Registry) -> dict[str, Any]:
     add(repeat, "of", anyOf=[layer, layers])
     add(pattern, "pattern", **layers)
     add(schema, "layers", **layers)
+    schema["patternProperties"] = {f"^{FREE}": {}}
     add(schema, "blocks", additionalProperties={"$ref": "#/$defs/block"})
     add(schema, "overrides", additionalProperties=False, patternProperties={"^[0-9]+(-[0-9]+)?$": override})
     kinds = {"block": block, "repeat": repeat, "pattern": pattern}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tryplicity.errors import UserError
 from tryplicity.files import whole_file, whole_folder
 from tryplicity.model import Model
+from tryplicity.training.process import say
 
 #: what a full or failing disk raises from Python, safetensors and torch
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
@@ -38,6 +38,7 @@ class Progress:
     identity: str = ""  # of the spec's architecture
     data: str = ""  # of the prepared data
     seed: int = 0
+    threads: int = 0  # of the last step; 0: none yet
 
 
 def _digest(path: Path) -> str:
@@ -50,6 +51,20 @@ def save_weights(model: Model, path: Path) -> None:
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     with whole_file(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", "identity": model.spec.identity()})
+        _in_order(temporary)
+
+
+def _in_order(path: Path) -> None:
+    """safetensors writes the metadata in an order that differs from process to process; equal weights are to be equal
+    files. (The format: eight bytes of length, then JSON, filled up with spaces.)"""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def load_weights(model: Model, path: Path) -> None:
@@ -65,7 +80,19 @@ def load_weights(model: Model, path: Path) -> None:
         raise UserError(f"{path}: these weights belong to another spec: {detail}") from None
 
 
-def save(folder: Path, model: Model, optimizer: torch.optim.Optimizer, progress: Progress, keep: int,
+@dataclass(frozen=True)
+class Options:
+    """What a spec says of the optimizer: its kind, and each group's options (learning rate, decay, ...) as built."""
+
+    kind: str
+    groups: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, kind: str, optimizer: torch.optim.Optimizer) -> Options:
+        return cls(kind, [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups])
+
+
+def save(folder: Path, model: Model, optimizer: torch.optim.Optimizer, options: Options, progress: Progress, keep: int,
          every: int = 1) -> Path:
     """Write `folder/step-N`, then drop old ones. Raises one of WRITE_ERRORS; the old ones stay.
 
@@ -78,8 +105,9 @@ def save(folder: Path, model: Model, optimizer: torch.optim.Optimizer, progress:
         random["cuda"] = torch.cuda.get_rng_state_all()
     with whole_folder(target) as temporary:
         save_weights(model, temporary / "model.safetensors")
-        torch.save({"optimizer": optimizer.state_dict(), "random": random}, temporary / "optimizer.pt")
-        (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=1))
+        torch.save({"optimizer": optimizer.state_dict(), "options": asdict(options), "random": random},
+                   temporary / "optimizer.pt")
+        (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=1, sort_keys=True))
         digests = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
         (temporary / "complete.json").write_text(json.dumps(digests, indent=1))
     found = [step for step in steps(folder) if step <= progress.step]  # a later one is damaged: see `newest`
@@ -110,13 +138,21 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest complete checkpoint; damaged ones are named on stderr and passed over."""
+    """The newest complete checkpoint; damaged ones are named on stderr and passed over. None where there is none at
+    all. Raises UserError when all are damaged: to begin anew would write over what may be saved."""
+    faults = {}
     for step in reversed(steps(folder)):
         checkpoint = folder / f"step-{step}"
         fault = damage(checkpoint)
         if fault is None:
+            for passed, why in faults.items():
+                say(f"warning: {folder / passed} is incomplete ({why}); going back to the one before it")
             return checkpoint
-        print(f"warning: {checkpoint} is incomplete ({fault}); going back to the one before it", file=sys.stderr)
+        faults[checkpoint.name] = fault
+    if faults:
+        which = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
+        raise UserError(f"{folder}: no checkpoint can be gone on from ({which}), and nothing is begun anew over them; "
+                        "put a good copy there, or give another --run")
     return None
 
 
@@ -128,11 +164,25 @@ def read_progress(checkpoint: Path) -> Progress:
     return Progress(**said)
 
 
-def load(checkpoint: Path, model: Model, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put the weights, the optimizer and the random state back as they were."""
+def load(checkpoint: Path, model: Model, optimizer: torch.optim.Optimizer, options: Options) -> Progress:
+    """Put the weights, the optimizer and the random state back as they were.
+
+    options: those that the optimizer was built with now. Where they are others than the checkpoint's they hold, and
+    all else in its groups is the checkpoint's. Raises UserError for an optimizer that its state does not fit.
+    """
     load_weights(model, checkpoint / "model.safetensors")
     state: dict[str, Any] = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
+    before = state.get("options") or {"kind": options.kind, "groups": [{} for _ in options.groups]}
+    if before["kind"] != options.kind:
+        raise UserError(f"{checkpoint}: training.optimizer: this run was begun with {before['kind']}, whose state is "
+                        f"of no use to {options.kind}; give {before['kind']}, or another --run")
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except ValueError as error:
+        raise UserError(f"{checkpoint}: training.optimizer: the saved state does not fit these options: {error}; "
+                        "give those it was begun with, or another --run") from None
+    for group, was, now in zip(optimizer.param_groups, before["groups"], options.groups, strict=True):
+        group.update({key: value for key, value in now.items() if key not in was or was[key] != value})
     torch.set_rng_state(state["random"]["cpu"])
     if torch.cuda.is_available() and "cuda" in state["random"]:
         torch.cuda.set_rng_state_all(state["random"]["cuda"])

@@ -15,8 +15,9 @@ from tryplicity.training.step import autocast, on_device
 @torch.no_grad()
 def bits_per_byte(model: Model, batches: Iterable[Any], *, precision: str,
                   stopping: Callable[[], bool] = lambda: False,
-                  progress: Callable[[int], None] = lambda batches: None) -> float:
-    """Bits the model needs for each byte of the batches' text; NaN if stopped before the first one.
+                  progress: Callable[[int], None] = lambda batches: None) -> float | None:
+    """Bits the model needs for each byte of the batches' text; None where there is no byte to predict, and when stopped
+    before the first one.
 
     progress: called with the number of batches scored so far.
     """
@@ -36,4 +37,4 @@ def bits_per_byte(model: Model, batches: Iterable[Any], *, precision: str,
             progress(done)
     finally:
         model.train(was_training)
-    return nats / math.log(2) / size if size else math.nan
+    return nats / math.log(2) / size if size else None

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from tryplicity.builder import Build
 from tryplicity.data import Prepared
 from tryplicity.errors import Refused
+from tryplicity.guard import guarded
+from tryplicity.leftout import LeftOut
 from tryplicity.model import NEXT_TOKEN
 from tryplicity.plugins import Plugins
 from tryplicity.run import Run
 from tryplicity.training import checkpoint
+from tryplicity.training import resume as resuming
 from tryplicity.training.checkpoint import Progress
 from tryplicity.training.metrics import MetricsFile
-from tryplicity.training.process import StopSignals
+from tryplicity.training.pace import Pace
+from tryplicity.training.process import StopSignals, say
 from tryplicity.training.session import Session, Stepped
 from tryplicity.training.stages import data_of_phases
+from tryplicity.training.threads import Threads
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,6 @@ class Budget:
             return progress.tokens / self.tokens
         return progress.seconds / (60 * self.minutes)
 
-    def seconds_left(self, progress: Progress, seconds_per_step: float, tokens_per_step: int) -> float:
-        if self.steps is not None:
-            return (self.steps - progress.step) * seconds_per_step
-        if self.tokens is not None:
-            return (self.tokens - progress.tokens) / tokens_per_step * seconds_per_step
-        return 60 * self.minutes - progress.seconds
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -51,43 +49,78 @@ class Outcome:
 
     reason: str  # "budget" or "interrupted"
     progress: Progress
-    bits_per_byte: float | None  # held-out, at the end
+    bits_per_byte: float | None  # held-out, at the end; None where there is nothing to predict
     signal: int | None = None
     chat_bits_per_byte: float | None = None  # of the assistant's part of held-out conversations, if there was a chat
+    left_out: LeftOut = field(default_factory=lambda: LeftOut("rows"))
 
 
 class Watcher:
     """Is told how a training goes on; this one keeps it to itself."""
 
     def step(self, progress: Progress, metrics: dict[str, Any], spent: float, seconds_left: float) -> None:
-        """A step is done; spent: the share of the budget."""
+        """A step is done; spent: the share of the budget; seconds_left: until all is done, the last scoring too."""
 
     def note(self, text: str) -> None:
         """Something of interest happened: another stage, a sleep."""
 
-    def scoring(self, share: float) -> None:
+    def scoring(self, share: float, seconds_left: float) -> None:
         """At the end, so much of the held-out part is scored."""
 
 
+class _Heard(Watcher):
+    """Passes on to another until that cannot write any more: a terminal that is gone costs no training."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
+
+    def _tell(self, what: str, *arguments: Any) -> None:
+        try:
+            getattr(self.watcher, what)(*arguments)
+        except OSError:
+            self.watcher = Watcher()
+
+    def step(self, *arguments: Any) -> None:
+        self._tell("step", *arguments)
+
+    def note(self, *arguments: Any) -> None:
+        self._tell("note", *arguments)
+
+    def scoring(self, *arguments: Any) -> None:
+        self._tell("scoring", *arguments)
+
+
+@guarded()
 def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: Plugins, *,
           phase_data: Mapping[int, Prepared] | None = None, resume: bool = False,
           other_data: bool = False, watcher: Watcher | None = None) -> Outcome:
-    """Train a built spec on prepared data into a run folder.
+    """Train a built spec on prepared data into a run folder, which the caller has for itself: see `folder.alone`.
 
     phase_data: the data of phases, by their number, that have data of their own; a chat phase needs conversations.
     other_data: a run that is resumed may go on with other data than it was begun with.
-    Raises UserError when the folder's checkpoints belong to another spec or other data, and Refused when the loss
-    is not a number for several steps, or the last checkpoint cannot be written.
+    Raises UserError when the folder's checkpoints belong to another spec or other data, or none of them is whole, and
+    Refused when the loss is not a number for several steps, or the last checkpoint cannot be written.
     """
-    watcher, training = watcher or Watcher(), build.spec.training
+    watcher, training = _Heard(watcher or Watcher()), build.spec.training
     data = data_of_phases(build.spec, prepared, phase_data or {})
     session = Session(build, data, run, plugins, resume=resume, other_data=other_data)
     progress = session.progress
     metrics_file = MetricsFile(run.metrics, progress.step, progress.slept_at)
+    if resume and (changed := resuming.changes(run, build)):
+        resuming.write_in_force(run, build)
+        metrics_file.write({"step": progress.step, "tokens": progress.tokens, "resumed": changed})
+        watcher.note(f"from step {progress.step} on with {resuming.in_words(changed)}")
     plugins.call("tryplicity_run_started", run=run.folder, spec=build.spec, model=session.model)
-    bad_steps, announced, half_asleep = 0, None, False
+    to_score = {kind: max(i for i, p in enumerate(build.spec.phases) if p.kind == kind)
+                for kind in dict.fromkeys(p.kind for p in build.spec.phases if p.kind != "sleep")}
+    rows = {kind: session.rows_to_score(data[phase]) for kind, phase in to_score.items()}
+    bad_steps, announced, half_asleep, scores = 0, None, False, {}
+    session.pace = Pace(progress.tokens, budget.spent(progress))
 
-    with StopSignals() as signals:
+    with (StopSignals(ANSWER) as signals, _saying_what_is_lost(session),
+          Threads(progress.threads, fixed=session.device.type != "cpu") as threads):
+        if session.device.type == "cpu":
+            watcher.note(threads.chosen)
         while signals.received is None:
             phase = session.plan.at(budget.spent(progress), progress.sleeps)
             if phase is None:
@@ -104,7 +137,11 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                     watcher.note(_in_words("slept", said))
                 continue
 
+            if said := threads.between_steps():
+                watcher.note(said)
+            progress.threads = threads.number
             stepped = session.step(phase, budget.spent(progress))
+            session.pace.step(progress.tokens, budget.spent(progress))
             here = (build.spec.phases[phase].kind, stepped.stage.name)
             if here != announced and (len(build.spec.phases) > 1 or stepped.stage.name):
                 watcher.note(f"{' '.join(filter(None, here))}: {stepped.stage.context_length} tokens a row")
@@ -112,47 +149,80 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
             metrics = _metrics(session, stepped, here[0])
             due = progress.step % training.validate_every == 0 or (here[0] == "chat" and progress.phase_step == 1)
             if budget.spent(progress) < 1 and due:
-                metrics[_score_name(here[0])] = session.score(session.data[phase], training.validation_rows,
-                                                              signals.requested)
+                score = session.score(session.data[phase], training.validation_rows, signals.requested)
+                metrics |= {} if score is None else {_score_name(here[0]): score}
             metrics_file.write(metrics)
             plugins.call("tryplicity_step_finished", run=run.folder, step=progress.step, metrics=metrics)
-            left = budget.seconds_left(progress, progress.seconds / progress.step, stepped.tokens)
-            watcher.step(progress, metrics, min(1.0, budget.spent(progress)), max(0.0, left))
+            watcher.step(progress, metrics, min(1.0, budget.spent(progress)),
+                         session.pace.seconds_left(sum(rows.values()), build.spec.context_length))
 
             bad_steps = 0 if stepped.good else bad_steps + 1
             if not stepped.good:
-                print(f"warning: step {progress.step}: the loss is not a number; it changed nothing "
-                      f"(tokens {progress.tokens - stepped.tokens} to {progress.tokens - 1})", file=sys.stderr)
+                say(f"warning: step {progress.step}: the loss is not a number; it changed nothing "
+                    f"(tokens {progress.tokens - stepped.tokens} to {progress.tokens - 1})")
             if bad_steps >= training.bad_steps:
                 metrics_file.close()
-                plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason="failed")
+                plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason="failed", scores={})
                 raise Refused(_bad_loss(bad_steps, session, stepped, phase))
             if stepped.good and progress.step % training.checkpoint_every == 0:
                 session.save()
 
         # still inside: a second SIGTERM, or a Ctrl-C just now, must not cut this short
-        interrupted = signals.received is not None
+        done = signals.received is None
         # a sleep is slept again by a run that resumes before it; at the end of the budget it is part of the result
-        unsaved = progress.step > session.saved_step or (not interrupted and progress.slept_at == progress.step)
+        unsaved = progress.step > session.saved_step or (done and progress.slept_at == progress.step)
         if unsaved and not half_asleep and (bad_steps == 0 or session.healthy()):
             session.save(last=True)
-
-    scores: dict[str, float] = {}
+        if done:
+            try:
+                checkpoint.save_weights(session.model, run.weights)
+            except checkpoint.WRITE_ERRORS as error:
+                raise Refused(f"{run.weights}: could not be written: {error}; the checkpoint is complete: free some "
+                              "room and run the same command with --resume") from None
+            scores = _score_all(session, to_score, rows, watcher, signals.requested)
+    interrupted = signals.received is not None
     if not interrupted:
-        try:
-            checkpoint.save_weights(session.model, run.weights)
-        except checkpoint.WRITE_ERRORS as error:
-            raise Refused(f"{run.weights}: could not be written: {error}; the checkpoint is complete: free some "
-                          "room and run the same command with --resume") from None
-        for kind in dict.fromkeys(p.kind for p in build.spec.phases if p.kind != "sleep"):
-            last = max(i for i, p in enumerate(build.spec.phases) if p.kind == kind)
-            scores[_score_name(kind)] = session.score(session.data[last], scoring=watcher.scoring)
         metrics_file.write({"step": progress.step, "tokens": progress.tokens, **scores})
     metrics_file.close()
     reason = "interrupted" if interrupted else "budget"
-    plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason=reason)
+    plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason=reason, scores=scores)
     return Outcome(reason, progress, scores.get(_score_name("pretrain")), signals.received,
-                   scores.get(_score_name("chat")))
+                   scores.get(_score_name("chat")), session.left_out)
+
+
+ANSWER = "stopping: what is at hand is finished and saved first; Ctrl-C again ends at once, without saving"
+
+
+@contextmanager
+def _saying_what_is_lost(session: Session) -> Iterator[None]:
+    """Of a KeyboardInterrupt: the steps that no checkpoint holds."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        saved, step = checkpoint.steps(session.run.checkpoints), session.progress.step
+        lost = step - (saved[-1] if saved else 0)
+        if not lost:
+            raise KeyboardInterrupt(f"ended at once; nothing is lost: step {step} is saved") from None
+        kept = f"the checkpoint of step {saved[-1]} is kept" if saved else "there is no checkpoint yet"
+        raise KeyboardInterrupt(f"ended at once, without saving: {lost} step{'s' if lost > 1 else ''} lost; "
+                                f"{kept}") from None
+
+
+def _score_all(session: Session, phases: Mapping[str, int], rows: Mapping[str, int], watcher: Watcher,
+               stopping: Callable[[], bool]) -> dict[str, float]:
+    """The whole held-out part of each kind of phase; nothing when stopped on the way."""
+    scores, done, whole, clock = {}, 0, sum(rows.values()), session.pace.clock
+    started = clock()
+    for kind, phase in phases.items():
+        def scoring(own: int, before: int = done) -> None:
+            scored = before + own
+            watcher.scoring(scored / whole, (clock() - started) / scored * (whole - scored))
+
+        score = session.score(session.data[phase], stopping=stopping, scoring=scoring)
+        if score is not None:
+            scores[_score_name(kind)] = score
+        done += rows[kind]
+    return {} if stopping() else scores
 
 
 def _score_name(kind: str) -> str:
@@ -169,20 +239,23 @@ def _in_words(what: str, numbers: Mapping[str, Any]) -> str:
 def _metrics(session: Session, stepped: Stepped, phase: str) -> dict[str, Any]:
     """One line of metrics.jsonl."""
     progress, model, result = session.progress, session.model, stepped.result
-    objectives = {name: float(mean.value) for name, mean in result.objectives.items()}
+    objectives = {name: float(mean.value) for name, mean in result.objectives.items()
+                  if name == NEXT_TOKEN or mean.count > 0}
     auxiliary = {f"{name}_loss": float(value) for name, value in result.auxiliary.items()}
     weights = model.weights()
     total = sum(weights[name] * value for name, value in objectives.items()) + sum(auxiliary.values())
     weighted = objectives.pop(NEXT_TOKEN)
     metrics = {"step": progress.step, "tokens": progress.tokens, "loss": float(result.loss.value), "total_loss": total,
                **objectives, **auxiliary, "learning_rate": session.optimizer.param_groups[0]["lr"],
-               "gradient_norm": float(result.gradient_norm), "tokens_per_second": stepped.tokens / stepped.seconds,
+               "gradient_norm": float(result.gradient_norm), "tokens_per_second": session.pace.tokens_per_second(),
                "seconds": progress.seconds, "phase": phase, "context_length": stepped.stage.context_length,
                **model.metrics(result.stats)}
     if model.objectives:
         metrics["weighted_loss"] = weighted
     if stepped.stage.name:
         metrics["stage"] = stepped.stage.name
+    if stepped.left_out:
+        metrics["rows_left_out"] = stepped.left_out
     return metrics
 
 
@@ -192,4 +265,5 @@ def _bad_loss(bad: int, session: Session, stepped: Stepped, phase: int) -> str:
     end = session.progress.tokens
     return (f"the loss was not a number {bad} steps in a row, lastly on tokens {end - stepped.tokens} to {end - 1} "
             f"({session.data[phase].train.describe(stepped.batch.documents)}); training stopped; {kept}. "
-            "Lower training.optimizer.learning_rate, or look at that text")
+            "Lower the rate (the same command with --resume --set training.optimizer.learning_rate=...), or look at "
+            "that text")

@@ -38,15 +38,31 @@ def polite_threads() -> None:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
-class StopSignals:
-    """Turns the first SIGTERM or Ctrl-C into a request that the loop polls; a second Ctrl-C ends at once."""
+def say(text: str) -> None:
+    """A line on stderr. A terminal that is gone costs the line, not the training."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
-    def __init__(self) -> None:
+
+def exit_code(number: int) -> int:
+    """Of a process that ended in good order because of a signal: 130 after a Ctrl-C, 143 after SIGTERM or SIGHUP."""
+    return 130 if number == signal.SIGINT else 143
+
+
+class StopSignals:
+    """Turns the first SIGTERM, SIGHUP (the terminal is gone) or Ctrl-C into a request that the loop polls; a second
+    Ctrl-C ends at once. A signal that this process was started to ignore, as nohup does with SIGHUP, stays ignored."""
+
+    def __init__(self, answer: str = "") -> None:
+        """answer: what is said at once to the first Ctrl-C."""
         self.received: int | None = None
+        self._answer = answer
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue
             with contextlib.suppress(ValueError):  # not the main thread: whoever started it handles signals
                 self._before[number] = signal.signal(number, self._receive)
         return self
@@ -62,4 +78,7 @@ class StopSignals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.received is None and number == signal.SIGINT and self._answer:
+            with contextlib.suppress(OSError):  # not print: the signal may have come in the middle of one
+                os.write(2, f"\n{self._answer}\n".encode())
         self.received = number

@@ -5,7 +5,7 @@ Shapes: B rows, T time.
 
 from __future__ import annotations
 
-import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,16 +18,22 @@ import torch
 
 from tryplicity.builder import Build
 from tryplicity.components import IGNORE, Brain, Night, Stage
-from tryplicity.data import PackedStream, Prepared
-from tryplicity.data.packing import Batch
+from tryplicity.data import Mixture, PackedStream, Prepared
+from tryplicity.data.packing import Batch, joined
 from tryplicity.errors import Refused, UserError
+from tryplicity.leftout import LeftOut
 from tryplicity.model import Model, assemble
 from tryplicity.plugins import Plugins
+from tryplicity.promises import check_factor, check_optimizer, check_state
 from tryplicity.run import Run
 from tryplicity.training import checkpoint
+from tryplicity.training import resume as resuming
 from tryplicity.training.checkpoint import Progress
 from tryplicity.training.evaluate import bits_per_byte
-from tryplicity.training.stages import Stages, brains_of
+from tryplicity.training.folder import check_free
+from tryplicity.training.pace import Pace
+from tryplicity.training.process import say
+from tryplicity.training.stages import NOTHING_TO_LEARN, Stages, brains_of
 from tryplicity.training.step import StepResult, decay_groups, is_finite, on_device, training_step
 
 
@@ -41,6 +47,7 @@ class Stepped:
     good: bool  # loss and gradient were finite
     tokens: int
     seconds: float
+    left_out: int  # rows that had nothing to learn
 
 
 class Session:
@@ -48,6 +55,7 @@ class Session:
 
     def __init__(self, build: Build, data: Mapping[int, Prepared], run: Run, plugins: Plugins, *, resume: bool,
                  other_data: bool = False) -> None:
+        check_free(run, resume)
         self.build, self.data, self.run, self.plugins = build, data, run, plugins
         self.spec, self.hardware, self.training = build.spec, build.hardware, build.spec.training
         self.device = torch.device(self.hardware.torch_device)
@@ -55,8 +63,10 @@ class Session:
         self.model: Model = self.strategy.place(assemble(self.spec), self.device, self.training.seed)
         self.model.activation_checkpointing = self.hardware.activation_checkpointing
         self.optimizer = self.training.optimizer.build().build(*decay_groups(self.model))
+        check_optimizer(self.training.optimizer, self.optimizer, dict(self.model.named_parameters()))
         for group in self.optimizer.param_groups:
             group["initial_lr"] = group["lr"]
+        self.options = checkpoint.Options.of(self.training.optimizer.name, self.optimizer)
         self.schedules = [(phase.schedule or self.training.schedule).build() for phase in self.spec.phases]
         self.brains = brains_of(self.spec)
         self.stages = Stages(self.spec, self.brains, data, build.registry, self.training.seed)
@@ -65,16 +75,19 @@ class Session:
         identities = dict.fromkeys(prepared.identity for prepared in data.values())
         self.progress = Progress(identity=self.spec.identity(), data="+".join(identities), seed=self.training.seed)
         self.saved_step = -1
+        self.left_out = LeftOut("rows")
+        self.told: set[str] = set()  # what is said once
         if resume and (newest := checkpoint.newest(run.checkpoints)) is not None:
             data = self.progress.data
-            _check_belongs(newest, self.progress, other_data)
-            self.progress = checkpoint.load(newest, self.model, self.optimizer)
+            _check_belongs(newest, self.progress, run, build, other_data)
+            self.progress = checkpoint.load(newest, self.model, self.optimizer, self.options)
             for name, state in self.progress.brain.items():
                 # what a module remembers of documents, by their numbers, is of no use with others
                 if data == self.progress.data or type(self.brains[name]).observe is Brain.observe:
                     self.brains[name].load_state(state)
             self.progress.data = data
             self.saved_step = self.progress.step
+        self.pace = Pace(self.progress.tokens, 0.0)
         self.model.train()
 
     # --- a step ---
@@ -87,13 +100,14 @@ class Session:
         stage = self.stages.at(phase, spent)
         rows, micro_batch = self._rows(stage)
         key = self.data[phase].identity[:16]  # a phase of the same data goes on where the one before it stopped
-        batch, positions = self.stages.mixture(phase, stage).batch(progress.positions.get(key, {}), rows,
-                                                                   stage.context_length)
-        factor = (self.schedules[phase].factor(self.plan.within(phase, spent), progress.phase_step)
+        batch, positions, left_out = self._rows_to_learn(self.stages.mixture(phase, stage),
+                                                         progress.positions.get(key, {}), rows, stage.context_length)
+        schedule = self.schedules[phase]
+        factor = (check_factor(schedule, schedule.factor(self.plan.within(phase, spent), progress.phase_step))
                   * self.spec.phases[phase].learning_rate_factor * stage.learning_rate_factor)
         self.model.set_factors(stage.factors)
         result = self._optimize(batch, micro_batch, factor)
-        good, tokens = is_finite(result), rows * stage.context_length
+        good, tokens = is_finite(result), batch.ids_BT.numel()
         if good and self.data[phase].identity == self.data[self.pretraining].identity:
             self._observe(batch, result)
         progress.positions[key] = positions
@@ -102,7 +116,34 @@ class Session:
         progress.tokens += tokens
         seconds = time.perf_counter() - started
         progress.seconds += seconds
-        return Stepped(result, batch, stage, good, tokens, seconds)
+        return Stepped(result, batch, stage, good, tokens, seconds, left_out)
+
+    def _rows_to_learn(self, mixture: Mixture, positions: Mapping[str, int], rows: int, context: int,
+                       ) -> tuple[Batch, dict[str, int], int]:
+        """The next rows that have a target, the positions after them, and how many were left out on the way: a row that
+        lies inside a long question teaches nothing. Fewer than `rows` where all of the data has no more."""
+        found, missing, passed = [], rows, 0
+        most = 2 * rows + sum(mixture.tokens().values()) // context
+        while True:
+            batch, positions = mixture.batch(positions, missing, context)
+            learnt_B = (batch.targets_BT != IGNORE).any(1)
+            if bool(learnt_B.all()):
+                found.append(batch)
+            elif bool(learnt_B.any()):
+                found.append(batch._replace(
+                    ids_BT=batch.ids_BT[learnt_B], targets_BT=batch.targets_BT[learnt_B],
+                    doc_ids_BT=batch.doc_ids_BT[learnt_B],
+                    documents=tuple(d for d, learnt in zip(batch.documents, learnt_B, strict=True) if learnt)))
+            passed += missing
+            missing -= int(learnt_B.sum())
+            if missing == 0 or passed >= most:
+                break
+        if not found:
+            raise UserError(NOTHING_TO_LEARN)
+        left_out = passed - rows + missing
+        if left_out:
+            self.left_out.add("without a word to learn", count=left_out)
+        return joined(found), positions, left_out
 
     def _rows(self, stage: Stage) -> tuple[int, int]:
         """Rows of a step and of one forward pass; the latter holds as many tokens whatever their length."""
@@ -148,7 +189,7 @@ class Session:
         interrupted = stopping if saved else lambda: False
         night = Night(model=self.model, optimizer=self.optimizer, step=progress.step, seed=self.training.seed,
                       checkpoints=self.regular_checkpoints(), interrupted=interrupted,
-                      score=lambda: self.score(self.data[self.pretraining], self.training.validation_rows),
+                      score=self._score_asleep,
                       replay=lambda documents, steps, factor: self._replay(documents, steps, factor, interrupted))
         said: dict[str, Any] = {}
         for brain in self.brains.values():
@@ -177,13 +218,42 @@ class Session:
 
     # --- scoring and saving ---
 
+    def rows_to_score(self, prepared: Prepared) -> int:
+        """Held-out rows of a whole scoring."""
+        return prepared.held_out().rows(self.spec.context_length)
+
     def score(self, prepared: Prepared, max_rows: int | None = None, stopping: Callable[[], bool] = lambda: False,
-              scoring: Callable[[float], None] = lambda share: None) -> float:
-        """Held-out bits per byte: of documents, or of the assistant's part of conversations."""
+              scoring: Callable[[int], None] = lambda rows: None) -> float | None:
+        """Held-out bits per byte: of documents, or of the assistant's part of conversations. None, and a line that says
+        so, where there is nothing to predict; None too if stopped before the first row.
+
+        scoring: called with the number of rows scored so far.
+        """
         heldout, context, rows = prepared.held_out(), self.spec.context_length, self.hardware.batch
-        total = -(-min(max_rows or sys.maxsize, heldout.rows(context)) // rows)
-        return bits_per_byte(self.model, heldout.batches(rows, context, max_rows), stopping=stopping,
-                             precision=self.hardware.precision, progress=lambda done: scoring(done / total))
+        total, done, started = min(max_rows or sys.maxsize, heldout.rows(context)), 0, self.pace.clock()
+
+        def progress(batches: int) -> None:
+            nonlocal done
+            done = min(batches * rows, total)
+            scoring(done)
+
+        value = bits_per_byte(self.model, heldout.batches(rows, context, max_rows), stopping=stopping,
+                              precision=self.hardware.precision, progress=progress)
+        if done:
+            self.pace.scored(done, self.pace.clock() - started)
+        if value is None and done == total:
+            self._say_once(f"warning: the held-out part of {prepared.collection.manifest['source']} has nothing to "
+                           "predict, so that nothing is scored on it; more data has more held out")
+        return value
+
+    def _score_asleep(self) -> float:
+        value = self.score(self.data[self.pretraining], self.training.validation_rows)
+        return math.nan if value is None else value
+
+    def _say_once(self, text: str) -> None:
+        if text not in self.told:
+            self.told.add(text)
+            say(text)
 
     def regular_checkpoints(self) -> list[Path]:
         """Those at the steps where one is due whatever happens, oldest first: the same after any interruption."""
@@ -196,9 +266,9 @@ class Session:
     def save(self, last: bool = False) -> bool:
         """Save a checkpoint. A disk that is full costs this checkpoint, not the run, unless it is the last one."""
         progress = self.progress
-        progress.brain = {name: _as_json(name, brain.state()) for name, brain in self.brains.items()}
+        progress.brain = {name: check_state(brain, brain.state()) for name, brain in self.brains.items()}
         try:
-            saved = checkpoint.save(self.run.checkpoints, self.model, self.optimizer, progress,
+            saved = checkpoint.save(self.run.checkpoints, self.model, self.optimizer, self.options, progress,
                                     self.training.keep_checkpoints, self.training.checkpoint_every)
         except checkpoint.WRITE_ERRORS as error:
             what = f"step {progress.step}: the checkpoint could not be written ({' '.join(str(error).split())})"
@@ -206,7 +276,7 @@ class Session:
             kept = f"the newest complete one is step {older[-1]}" if older else "there is no older one"
             if last:
                 raise Refused(f"{what}; {kept}; free some room on the disk and go on with --resume") from None
-            print(f"warning: {what}; {kept}; training goes on", file=sys.stderr)
+            say(f"warning: {what}; {kept}; training goes on")
             return False
         self.saved_step = progress.step
         self.plugins.call("tryplicity_checkpoint_saved", run=self.run.folder, step=progress.step, checkpoint=saved)
@@ -225,20 +295,16 @@ def document_losses(batch: Batch, nll_BT: torch.Tensor) -> tuple[np.ndarray, np.
     return numbers[count > 0], total[count > 0] / count[count > 0]
 
 
-def _as_json(name: str, state: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return json.loads(json.dumps(state))
-    except TypeError as error:
-        raise UserError(f"brain module {name}: its state() must be JSON: {error}") from None
-
-
-def _check_belongs(saved: Path, progress: Progress, other_data: bool) -> None:
+def _check_belongs(saved: Path, progress: Progress, run: Run, build: Build, other_data: bool) -> None:
     """Raises UserError when a checkpoint is of another architecture, another seed or, unless that is wanted, other
     data."""
     theirs = checkpoint.read_progress(saved)
-    for what, key in (("spec (its layers, sizes or brain modules differ)", "identity"), ("data set", "data"),
-                      ("seed", "seed")):
+    for what, key in (("spec (its layers, sizes or brain modules differ{})", "identity"), ("data set", "data"),
+                      ("seed (training.seed)", "seed")):
         if getattr(theirs, key) != getattr(progress, key) and not (key == "data" and other_data):
+            before = resuming.spec_before(run, build.registry) if key == "identity" else None
+            names = resuming.differences(before.architecture(), build.spec.architecture()) if before else {}
+            named = what.format(f": {resuming.in_words(names)}" if names else "")
             anyway = ", or go on with this one all the same: --other-data" if key == "data" else ""
-            raise UserError(f"{saved}: belongs to another {what}; give the one it was begun with{anyway}, or another "
+            raise UserError(f"{saved}: belongs to another {named}; give the one it was begun with{anyway}, or another "
                             "--run")

@@ -9,11 +9,14 @@ from tryplicity.components import Brain, Stage
 from tryplicity.data import Mixture, Prepared
 from tryplicity.data.documents import Progress, no_progress
 from tryplicity.errors import UserError, did_you_mean
+from tryplicity.promises import check_stage
 from tryplicity.registry import Registry
 from tryplicity.spec import Spec
 from tryplicity.training.phases import PhasePlan
 
 MOMENTS = 1000  # of a phase, at which its stages are looked for
+NOTHING_TO_LEARN = ("there is nothing to learn here: no row of the training part has a word that the model is to "
+                    "write; give other data")
 MANY_TIMES = 4  # going over the same text more often than that is worth a warning
 
 
@@ -39,6 +42,9 @@ class Stages:
         for phase, what in enumerate(spec.phases):
             if what.kind == "sleep":
                 continue
+            mask_N = data[phase].train.mask_N
+            if mask_N is not None and not mask_N.any():
+                raise UserError(f"phases[{phase}]: {data[phase].collection.manifest['source']}: {NOTHING_TO_LEARN}")
             start, share = self.plan.starts[phase], self.plan.ends[phase] - self.plan.starts[phase]
             for moment in range(MOMENTS):
                 stage = self.at(phase, start + share * moment / MOMENTS)
@@ -58,6 +64,7 @@ class Stages:
         within = self.plan.within(phase, spent) if pretraining else 1.0
         for brain in self.brains.values():
             if (stage := brain.stage(within, context)) is not None:
+                check_stage(brain, stage, context)
                 return stage if pretraining else Stage("", context, factors=stage.factors)
         return Stage("", context)
 

@@ -92,7 +92,8 @@ def decay_groups(model: torch.nn.Module) -> tuple[list, list]:
 
 def training_step(model: Model, optimizer: torch.optim.Optimizer, strategy: Any, batch: Any, *, step: int,
                   micro_batch: int, precision: str, max_norm: float, learning_rate_factor: float) -> StepResult:
-    """One optimizer step. A loss or gradient that is not finite changes nothing: the caller sees it in the result."""
+    """One optimizer step. A loss or gradient that is not finite changes nothing: the caller sees it in the result. Nor
+    does a batch without a target."""
     for module in model.modules():
         if hasattr(module, "before_step"):
             module.before_step(step)
@@ -100,13 +101,15 @@ def training_step(model: Model, optimizer: torch.optim.Optimizer, strategy: Any,
     result.gradient_norm = strategy.clip_gradients(model, max_norm)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * learning_rate_factor
-    if is_finite(result):
+    if is_finite(result, with_targets=True):
         optimizer.step()
         model.after_step(step, result.stats)
     optimizer.zero_grad(set_to_none=True)
     return result
 
 
-def is_finite(result: StepResult) -> bool:
-    """Whether the step's loss and gradient are finite; the one place where a step waits for the device."""
-    return bool(torch.isfinite(result.objectives[NEXT_TOKEN].total) & torch.isfinite(result.gradient_norm))
+def is_finite(result: StepResult, with_targets: bool = False) -> bool:
+    """Whether the step's loss and gradient are finite, and, if asked, there was a target; where a step waits for the
+    device."""
+    total, count = result.objectives[NEXT_TOKEN]
+    return bool(torch.isfinite(total) & torch.isfinite(result.gradient_norm) & ((count > 0) | (not with_targets)))

@@ -1,10 +1,15 @@
 """Winners suppress what resembles them: similarity measured from weights, and what it does to the choice."""
 
+import math
+from dataclasses import dataclass
+
 import pytest
 import torch
 
-from tryplicity import Activation, Linear, Part, Site
-from tryplicity_plugins.brain.lateral_inhibition import LateralInhibitionRouter, similarity_of
+from tryplicity import Activation, Linear, Part, Report, Router, Routing, Site, UserError, uses
+from tryplicity.spec import load_spec, parse_yaml
+from tryplicity_plugins.brain.dynamic_sparsity import DynamicSparsityRouter
+from tryplicity_plugins.brain.lateral_inhibition import LateralInhibition, LateralInhibitionRouter, similarity_of
 from tryplicity_plugins.layers.moe import MixtureOfExperts
 from tryplicity_plugins.layers.router import TopKRouter
 
@@ -21,9 +26,9 @@ class Identity(Activation):
         return x
 
 
-def make_moe(experts=8, top_k=3, **options):
+def make_moe(experts=8, top_k=3, router=None, **options):
     torch.manual_seed(0)
-    router = Part(LateralInhibitionRouter, LateralInhibitionRouter.Config(**options))
+    router = router or Part(LateralInhibitionRouter, LateralInhibitionRouter.Config(**options))
     moe = MixtureOfExperts(MixtureOfExperts.Config(experts=experts, top_k=top_k, inner_size=16, router=router,
                                                    activation=Part(Identity, None)), SITE)
     for module in moe.modules():
@@ -49,12 +54,18 @@ def pair_up(moe, like=0.1):
 
 
 def step(moe, number, x):
-    moe.router.before_step(number)
-    _, report = moe(x)
-    own = {name.removeprefix("router."): stat for name, stat in report.stats.items()
-           if name.startswith("router.")}
-    moe.router.after_step(number, own)
-    return own
+    """A training step: what the inhibition said in it."""
+    for module in (moe.router, moe.router.inhibition):
+        module.before_step(number)
+    stats = moe(x)[1].stats
+    routers = own(stats, "router.")
+    moe.router.after_step(number, {name: stat for name, stat in routers.items() if "." not in name})
+    moe.router.inhibition.after_step(number, own(routers, "inhibition."))
+    return own(routers, "inhibition.")
+
+
+def own(stats, prefix):
+    return {name.removeprefix(prefix): stat for name, stat in stats.items() if name.startswith(prefix)}
 
 
 def test_the_sketch_estimates_the_similarity_of_the_weights():
@@ -73,22 +84,22 @@ def test_similarity_is_measured_in_some_steps_only_and_applied_after_them():
     x = torch.randn(2, 8, 32)
     measured = ["similarity" in step(moe, number, x) for number in range(5)]
     assert measured == [True, False, False, True, False]
-    assert moe.router.similarity_EE[0, 1] > 0.9 and moe.router.similarity_EE[0, 2] < 0.4
-    moe.router.before_step(6)
-    before = moe.router.similarity_EE.clone()
+    assert moe.router.inhibition.similarity_EE[0, 1] > 0.9 and moe.router.inhibition.similarity_EE[0, 2] < 0.4
+    moe.router.inhibition.before_step(6)
+    before = moe.router.inhibition.similarity_EE.clone()
     moe(x)
-    assert torch.equal(moe.router.similarity_EE, before)  # a forward pass changes nothing
+    assert torch.equal(moe.router.inhibition.similarity_EE, before)  # a forward pass changes nothing
     moe.eval()
-    assert "router.similarity" not in moe(x)[1].stats
+    assert "router.inhibition.similarity" not in moe(x)[1].stats
 
 
 def test_measured_in_parts_as_in_one():
     moe = make_moe()
     pair_up(moe)
-    moe.router.before_step(0)
+    moe.router.inhibition.before_step(0)
     x = torch.randn(4, 8, 32)
-    whole = moe(x)[1].stats["router.similarity"]
-    first, second = (moe(part)[1].stats["router.similarity"] for part in x.chunk(2))
+    whole = moe(x)[1].stats["router.inhibition.similarity"]
+    first, second = (moe(part)[1].stats["router.inhibition.similarity"] for part in x.chunk(2))
     torch.testing.assert_close((first + second).value, whole.value)
 
 
@@ -98,7 +109,7 @@ def test_the_choice_by_hand(strength):
     torch.manual_seed(1)
     similarity = torch.rand(8, 8)
     with torch.no_grad():
-        router.similarity_EE.copy_(similarity)
+        router.inhibition.similarity_EE.copy_(similarity)
         router.bias.copy_(torch.randn(8) * 0.1)
     x = torch.randn(1, 40, 32)
     routing = router(x)
@@ -121,7 +132,7 @@ def test_no_strength_is_plain_top_k():
     plain.reset_parameters()
     with torch.no_grad():
         plain.weight.copy_(router.weight)
-        router.similarity_EE.fill_(1)
+        router.inhibition.similarity_EE.fill_(1)
     x = torch.randn(2, 50, 32)
     assert torch.equal(router(x).experts_NK, plain(x).experts_NK)
     assert torch.equal(router(x).weights_NK, plain(x).weights_NK)
@@ -142,7 +153,115 @@ def test_of_two_alike_the_choice_of_one_lowers_the_chance_of_the_other():
         has = torch.zeros(len(experts), 8).scatter_(1, experts, 1.0)
         together[strength] = (has[:, 0] * has[:, 1]).sum() / has[:, 0].sum()
         distance[strength] = (1 - cosines(moe).detach())[experts[:, 0], experts[:, 1]].mean()
-        reported[strength] = moe.router.metrics(step(moe, 1, x))["chosen_similarity"]
+        reported[strength] = moe.router.inhibition.metrics(step(moe, 1, x))["chosen_similarity"]
     assert together[0.0] > 0.7 and together[0.5] < 0.5 * together[0.0]
     assert distance[0.5] > distance[0.0] + 0.3
     assert 0 <= reported[0.5] < reported[0.0] - 0.3 <= 1
+
+
+def inhibiting(**options):
+    return Part(LateralInhibition, LateralInhibition.Config(**options))
+
+
+def test_with_as_many_experts_as_a_token_needs_by_hand():
+    """Each winner inhibits the next; how many there are, and how much of the last, is the difficulty's."""
+    strength = 0.8
+    router = make_moe(router=Part(DynamicSparsityRouter, DynamicSparsityRouter.Config(
+        min_experts=1, max_experts=5, mean_experts=3, inhibition=inhibiting(strength=strength)))).router
+    torch.manual_seed(1)
+    similarity = torch.rand(8, 8)
+    with torch.no_grad():
+        router.inhibition.similarity_EE.copy_(similarity)
+        router.difficulty_D.normal_(std=0.3)
+        router.bias.copy_(torch.randn(8) * 0.1)
+    x, resemblance, pairs = torch.randn(1, 40, 32), 0.0, 0
+    routing = router(x)
+    for n, x_D in enumerate(x[0]):
+        kappa = float(1 + 4 * (0.5 + (router.difficulty_D.detach() @ x_D + router.offset) / 4).clamp(0, 1))
+        scores = (router.weight @ x_D).sigmoid().tolist()
+        standing, chosen = [s + b for s, b in zip(scores, router.bias.tolist(), strict=True)], []
+        for _ in range(math.ceil(kappa)):
+            winner = max((e for e in range(8) if e not in chosen), key=lambda e: standing[e])
+            resemblance += sum(similarity[before, winner].item() for before in chosen)
+            pairs += len(chosen)
+            chosen.append(winner)
+            standing = [s - strength * scores[winner] * similarity[winner, e].item() for e, s in enumerate(standing)]
+        k = len(chosen)
+        assert routing.experts_NK[n].tolist() == chosen + [8] * (5 - k)
+        weights = torch.tensor([scores[e] * min(1.0, kappa - j) for j, e in enumerate(chosen)])
+        torch.testing.assert_close(routing.weights_NK[n, :k], weights / weights.sum(), rtol=1e-4, atol=1e-5)
+    assert len(set((routing.experts_NK < 8).sum(-1).tolist())) > 2
+    said = own(routing.report.stats, "inhibition.")
+    assert router.inhibition.metrics(said)["chosen_similarity"] == pytest.approx(resemblance / pairs, rel=1e-4)
+
+
+def test_the_router_of_that_name_is_top_k_with_the_option():
+    own_name = make_moe(strength=0.7).router
+    option = make_moe(router=Part(TopKRouter, TopKRouter.Config(inhibition=inhibiting(strength=0.7)))).router
+    option.load_state_dict(own_name.state_dict())
+    for router in (own_name, option):
+        router.inhibition.similarity_EE.copy_(torch.rand(8, 8, generator=torch.Generator().manual_seed(0)))
+    x = torch.randn(2, 50, 32)
+    plain = TopKRouter(TopKRouter.Config(), SITE, 8, 3)
+    plain.load_state_dict(own_name.state_dict(), strict=False)
+    assert torch.equal(own_name(x).experts_NK, option(x).experts_NK)
+    assert torch.equal(own_name(x).weights_NK, option(x).weights_NK)
+    assert not torch.equal(own_name(x).experts_NK, plain(x).experts_NK)
+
+
+class Strangers(Router):
+    """A router of someone else's: softmax, the best few, with the option that all of the project's have."""
+
+    name = "test_strangers"
+
+    @dataclass(frozen=True)
+    class Config:
+        inhibition: Part | None = uses("inhibition", optional=True)
+
+    def __init__(self, config, site, experts, top_k):
+        super().__init__()
+        self.max_k = self.mean_k = top_k
+        self.weight = torch.nn.Parameter(torch.empty(experts, site.hidden_size))
+        self.inhibition = config.inhibition.build(experts)
+
+    def reset_parameters(self):
+        torch.nn.init.normal_(self.weight)
+
+    def forward(self, x_BTD, sketch_EM=None):
+        scores_NE = (x_BTD.flatten(0, 1) @ self.weight.T).softmax(-1)
+        chosen = scores_NE.detach()
+        experts_NK, said = self.inhibition.choose(chosen, chosen, self.max_k, sketch_EM=sketch_EM)
+        report = Report()
+        report.include("inhibition", said)
+        return Routing(experts_NK, scores_NE.gather(1, experts_NK), report)
+
+
+def test_a_stranger_s_router_is_inhibited_with_the_same_option():
+    moe = make_moe(top_k=2, router=Part(Strangers, Strangers.Config(inhibition=inhibiting(strength=3.0))))
+    pair_up(moe)
+    with torch.no_grad():  # twins are asked for alike
+        moe.router.weight[1::2] = moe.router.weight[0::2]
+    x = torch.randn(4, 32, 32)
+    before = moe.router(x).experts_NK
+    assert (before[:, 0] // 2 == before[:, 1] // 2).float().mean() > 0.9
+    assert "similarity" in step(moe, 0, x), "the layer gives it the sketch of its weights"
+    assert moe.router.inhibition.similarity_EE[0, 1] > 0.9
+    after = moe.router(x).experts_NK
+    assert (after[:, 0] // 2 == after[:, 1] // 2).float().mean() < 0.1
+
+
+def test_two_inhibitions_are_refused_where_they_stand(registry):
+    text = """
+name: two
+vocab_size: 300
+hidden_size: 32
+context_length: 16
+blocks:
+  a:
+    mixer: {type: gqa, heads: 2, kv_heads: 1, head_dim: 16}
+    feed_forward: {type: moe, experts: 4, router: {type: lateral_inhibition, inhibition: lateral_inhibition}}
+layers: [a]
+"""
+    with pytest.raises(UserError, match=r"two.yaml:9:90: .*router.inhibition: this router has its own, by strength"):
+        load_spec(parse_yaml(text, "two.yaml"), registry)
+    load_spec(parse_yaml(text.replace("type: lateral_inhibition,", "type: top_k,"), "two.yaml"), registry)

@@ -225,7 +225,7 @@ def test_an_expert_killed_by_hand_is_revived_and_used_again(tmp_path):
             kept = torch.ones(len(tensor), dtype=torch.bool)
             if len(tensor) == 4:
                 kept[2] = False
-            if name == "moe.router.similarity_EE":
+            if name == "moe.router.inhibition.similarity_EE":
                 tensor, before[name] = tensor[:, kept], before[name][:, kept]
             assert torch.equal(tensor[kept], before[name][kept]), name
     for name, parameter in life.model.named_parameters():

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tryplicity import Activation, Linear, Part, Report, Routing, Site
 from tryplicity_plugins.brain.dynamic_sparsity import DynamicSparsityRouter
-from tryplicity_plugins.brain.lateral_inhibition import LateralInhibitionRouter
+from tryplicity_plugins.brain.lateral_inhibition import LateralInhibition, LateralInhibitionRouter
 from tryplicity_plugins.brain.spike import Spike
 from tryplicity_plugins.layers.bitlinear import BitLinear
 from tryplicity_plugins.layers.moe import MixtureOfExperts, lay_out
@@ -39,7 +39,11 @@ ROUTERS = {
     "dynamic_sparsity": Part(DynamicSparsityRouter, DynamicSparsityRouter.Config(
         min_experts=1, max_experts=5, mean_experts=3)),
     "lateral_inhibition": Part(LateralInhibitionRouter, LateralInhibitionRouter.Config(strength=0.5)),
+    "both": Part(DynamicSparsityRouter, DynamicSparsityRouter.Config(
+        min_experts=1, max_experts=5, mean_experts=3,
+        inhibition=Part(LateralInhibition, LateralInhibition.Config(strength=0.5)))),
 }
+INHIBITED = ("lateral_inhibition", "both")
 ACTIVATIONS = {"silu": Part(Silu, None), "spike": Part(Spike, Spike.Config(threshold=0.02))}
 every_router = pytest.mark.parametrize("router", ROUTERS)
 
@@ -62,8 +66,8 @@ def make(router="top_k", activation="silu", experts=6, top_k=2, inner=16, shared
         for name, value in moe.named_parameters():
             if "threshold" not in name:
                 value.copy_(torch.randn_like(value) * (1.0 if "router" in name else 0.2))
-        if router == "lateral_inhibition":
-            moe.router.similarity_EE.copy_(torch.rand(experts, experts))
+        if router in INHIBITED:
+            moe.router.inhibition.similarity_EE.copy_(torch.rand(experts, experts))
     return moe
 
 
@@ -261,7 +265,7 @@ def test_a_batch_in_parts_balances_as_the_whole(router, parts):
 @every_router
 def test_checkpointing_changes_no_loss_statistic_or_gradient(router):
     moe = make(router, "spike")
-    moe.router.wants_sketch = router == "lateral_inhibition"
+    moe.router.wants_sketch = router in INHIBITED
     x = torch.randn(2, 16, HIDDEN, requires_grad=True)
     plain, plain_report = moe(x)
     recomputed, report = checkpoint(moe, x, use_reentrant=False)
@@ -283,7 +287,7 @@ def test_runs_on_fake_tensors(router, activation):
         config = MixtureOfExperts.Config(experts=6, top_k=2, inner_size=16, router=ROUTERS[router],
                                          activation=ACTIVATIONS[activation])
         moe = MixtureOfExperts(config, SITE)
-        moe.router.wants_sketch = router == "lateral_inhibition"
+        moe.router.wants_sketch = router in INHIBITED
         x = torch.randn(2, 16, HIDDEN, requires_grad=True)
         y, report = moe(x)
         (y.sum() + sum(report.losses.values())).backward()
@@ -398,8 +402,9 @@ def test_the_unused_are_drawn_anew_and_take_after_the_busiest(router, activation
     cosine = F.cosine_similarity(moe.router.weight[[3, 1]], moe.router.weight[[2, 4]], dim=-1)
     assert ((cosine > 0.97) & (cosine < 1)).all()
     assert moe.router.use_E[dead].tolist() == [1, 1]
-    if router == "lateral_inhibition":
-        assert not moe.router.similarity_EE[dead].any() and not moe.router.similarity_EE[:, dead].any()
+    if router in INHIBITED:
+        similarity_EE = moe.router.inhibition.similarity_EE
+        assert not similarity_EE[dead].any() and not similarity_EE[:, dead].any()
     assert moe(torch.randn(1, 9, HIDDEN))[0].isfinite().all()
     assert not moe.consolidate(0.1, torch.Generator()).reset  # not pruned again at once
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tryplicity import Activation, Linear, Part, Report, Routing, Site, kernels
 from tryplicity_plugins.brain.dynamic_sparsity import DynamicSparsityRouter
-from tryplicity_plugins.brain.lateral_inhibition import LateralInhibitionRouter
+from tryplicity_plugins.brain.lateral_inhibition import LateralInhibition, LateralInhibitionRouter
 from tryplicity_plugins.brain.spike import Spike
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.activations import GELU, ReLU2, SiLU, gated
@@ -55,6 +55,9 @@ ROUTERS = {
     "dynamic_sparsity": Part(DynamicSparsityRouter, DynamicSparsityRouter.Config(min_experts=1, max_experts=5,
                                                                                  mean_experts=3)),
     "lateral_inhibition": Part(LateralInhibitionRouter, LateralInhibitionRouter.Config(strength=0.5)),
+    "both": Part(DynamicSparsityRouter, DynamicSparsityRouter.Config(
+        min_experts=1, max_experts=5, mean_experts=3,
+        inhibition=Part(LateralInhibition, LateralInhibition.Config(strength=0.5)))),
 }
 ACTIVATIONS = {"silu": Part(SiLU, None), "gelu": Part(GELU, None), "relu2": Part(ReLU2, None),
                "spike": Part(Spike, Spike.Config()), "halves": Part(Halves, None)}
@@ -208,7 +211,7 @@ def one_by_one(layer, x_ND):
 
 @pytest.mark.parametrize("router, activation, shared", [
     ("top_k", "silu", 1), ("softmax", "gelu", 0), ("raw", "relu2", 2), ("dynamic_sparsity", "spike", 1),
-    ("lateral_inhibition", "spike", 0), ("lateral_inhibition", "halves", 1)])
+    ("lateral_inhibition", "spike", 0), ("lateral_inhibition", "halves", 1), ("both", "spike", 1)])
 @pytest.mark.parametrize("count", [1, 2, 33])
 def test_packed_experts_are_the_unpacked_ones(router, activation, shared, count):
     layer, x = moe(router, activation, shared), tokens(count)

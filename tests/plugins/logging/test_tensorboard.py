@@ -62,8 +62,12 @@ def test_a_run_leaves_what_its_metrics_say(go, run):
     for expert in range(4):
         assert scalars(events, f"load/{place}/{expert}") == [
             (s, pytest.approx(lines[s - 1][f"{place}.load"][expert], rel=1e-6)) for s in (1, 11)]
+    # and the score of the whole held-out part, which is of no step
+    wanted = [(line["step"], pytest.approx(line["validation_bits_per_byte"], rel=1e-6))
+              for line in read_lines(run.metrics) if "validation_bits_per_byte" in line]
+    assert scalars(events, "run/validation_bits_per_byte") == wanted and wanted[-1][0] == 12
     # measured every 20 steps only: not missed by writing every 10th
-    assert [step for step, _ in scalars(events, f"similarity/{place}")] == [1]
+    assert [step for step, _ in scalars(events, f"similarity/{place}.inhibition")] == [1]
     assert not plugin._open
 
 
@@ -75,7 +79,10 @@ def test_a_resumed_run_has_every_step_once(go, run):
     events = read(go(12, resume=True))
     assert len(list((run.folder / "tensorboard").iterdir())) == 2
     lines = [line for line in read_lines(run.metrics) if "loss" in line]
-    assert scalars(events, "run/loss") == [(s, pytest.approx(lines[s - 1]["loss"], rel=1e-6)) for s in range(1, 13)]
+    wanted = [(s, pytest.approx(lines[s - 1]["loss"], rel=1e-6)) for s in range(1, 13)]
+    assert scalars(events, "run/loss") == wanted
+    events = read(go(12, resume=True))  # nothing is left to do but the score
+    assert scalars(events, "run/loss") == wanted and scalars(events, "run/validation_bits_per_byte")[-1][0] == 12
 
 
 def test_names_are_text_when_they_change_long_lists_histograms_and_objects_scalars(tmp_path):

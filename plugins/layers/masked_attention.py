@@ -1,0 +1,91 @@
+"""Causal attention over packed documents and cached text, in memory that grows with the length and not its square.
+
+torch's own causal kernel knows no documents, and a mask of every query against every key is quadratic, twice: as
+booleans and as the numbers that the kernel adds to its scores and keeps for the backward pass. Above `DENSE` tokens
+the queries are attended to block by block, each with the keys up to its end, and their scores worked out again in the
+backward pass: a third less work all the same, since with a dense mask the half above the diagonal is multiplied too,
+and far less where keys are left out that belong to earlier documents alone (on a CPU, where looking costs no wait).
+
+Shapes: B batch, T new tokens (queries), S all tokens so far (keys), Q queries of a block, H heads, G key/value heads,
+K head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+DENSE = 384  # queries up to which one mask of all is as fast
+BLOCK, LONGEST = 128, 512  # queries of a block: more of them in longer texts, of which there would be very many blocks
+
+
+def masked_attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, docs_BS: Tensor | None) -> Tensor:
+    """[B, H, T, K]: the queries, which are the last T of S tokens, see what is not after them, and with `docs_BS` only
+    tokens of their own id."""
+    kind = q_BHTK.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind) and q_BHTK.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+        q_BHTK, k_BGSK, v_BGSK = q_BHTK.to(dtype), k_BGSK.to(dtype), v_BGSK.to(dtype)
+    if q_BHTK.shape[2] <= DENSE:
+        mask = _mask(docs_BS, q_BHTK, k_BGSK, 0, q_BHTK.shape[2])
+        return _attention(q_BHTK, k_BGSK, v_BGSK, mask)
+    return _Blockwise.apply(q_BHTK, k_BGSK, v_BGSK, docs_BS)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=k.shape[1] != q.shape[1])
+
+
+def _mask(docs_BS: Tensor | None, q: Tensor, k: Tensor, start: int, end: int) -> Tensor:
+    """What queries `start` to `end` see of the keys up to the last of them: [Q, keys], or with documents
+    [B, 1, Q, keys]."""
+    seen = k.shape[2] - q.shape[2]
+    mask = torch.ones(end - start, seen + end, dtype=torch.bool, device=q.device)
+    if end - start > 1:
+        mask = mask.tril(seen + start)
+    if docs_BS is None:
+        return mask
+    own = docs_BS[:, seen + start:seen + end, None] == docs_BS[:, None, :seen + end]
+    return (own & mask).unsqueeze(1)
+
+
+def _blocks(docs_BS: Tensor | None, q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """(queries, keys, mask) of each block: slices, and what of the mask belongs to them."""
+    T, seen = q.shape[2], k.shape[2] - q.shape[2]
+    size = min(max(BLOCK, T // 32), LONGEST)
+    for start in range(0, T, size):
+        end, first = min(start + size, T), 0
+        mask = _mask(docs_BS, q, k, start, end)
+        if docs_BS is not None and type(docs_BS) is Tensor and docs_BS.is_cpu:
+            first = int(mask.flatten(0, -2).any(0).to(torch.uint8).argmax())
+        yield slice(start, end), slice(first, seen + end), mask[..., first:]
+
+
+class _Blockwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, docs_BS):
+        ctx.save_for_backward(q, k, v, docs_BS)
+        y_BHTK = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)  # as the kernels lay it
+        for queries, keys, mask in _blocks(docs_BS, q, k):
+            y_BHTK[:, :, queries] = _attention(q[:, :, queries], k[:, :, keys], v[:, :, keys], mask)
+        return y_BHTK
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_BHTK):
+        q, k, v, docs_BS = ctx.saved_tensors
+        wide = torch.promote_types(k.dtype, torch.float32)  # sums over blocks
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
+        for queries, keys, mask in _blocks(docs_BS, q, k):
+            parts = [t.detach().requires_grad_() for t in (q[:, :, queries], k[:, :, keys], v[:, :, keys])]
+            with torch.enable_grad():
+                y = _attention(*parts, mask)
+            own_q, own_k, own_v = torch.autograd.grad(y, parts, grad_BHTK[:, :, queries])
+            grad_q[:, :, queries] = own_q
+            grad_k[:, :, keys] += own_k
+            grad_v[:, :, keys] += own_v
+        return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None
