@@ -164,8 +164,6 @@ def _as_bytes(column: Any) -> Any:
 
     if not _is_text(column.type) or pyarrow.types.is_null(column.type):
         return column
-    if pyarrow.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
     return column.cast(pyarrow.large_binary())
 
 

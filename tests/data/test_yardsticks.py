@@ -60,6 +60,12 @@ def test_overlap_counts_the_windows_of_thirteen_words(texts, parted):
     assert overlap([" ".join(words) for words in held_out], ["\n ".join(words) for words in train]) == expected
 
 
+def test_a_window_that_is_there_several_times_counts_as_often():
+    same, other = " ".join("a" * 20), " ".join(f"x{i}" for i in range(13))     # eight windows of thirteen, and one
+    assert overlap([same, other], [" ".join("a" * 13)]) == 8 / 9
+    assert overlap([same, other], [other.upper()]) == 1 / 9
+
+
 def test_they_are_measured_on_the_held_out_text_and_kept(tmp_path, make_source):
     shared = " ".join(f"shared{i}" for i in range(30))
     texts = [f"{shared} and {RNG.random()}" for _ in range(50)]
