@@ -29,8 +29,9 @@ class Talks(Source):
         return json.dumps(TALKS)
 
     def conversations(self):
-        for number, (question, answer) in enumerate([*TALKS.items(), ("What is left?", "What is held out.")]):
-            yield Conversation(str(number), tuple([*dialogue(question), {"role": "assistant", "content": answer}]), "")
+        last = ("29", "What is left?", "What is held out.")     # 29 comes first in the order that decides what is
+        for number, question, answer in [*((str(n), *talk) for n, talk in enumerate(TALKS.items())), last]:
+            yield Conversation(number, tuple([*dialogue(question), {"role": "assistant", "content": answer}]), "")
 
 
 @pytest.fixture(scope="module")
