@@ -45,9 +45,9 @@ def engine(registry, prepared, tmp_path_factory):
     decayed, undecayed = decay_groups(model)
     optimizer = torch.optim.AdamW([{"params": decayed + undecayed, "initial_lr": 5e-3}], lr=5e-3, weight_decay=0.0)
     strategy, stream = registry.part("parallelism", "single").build(), chats.stream(seed=0)
-    for step in range(70):
+    for step in range(120):
         training_step(model, optimizer, strategy, stream.batch(step * 2 * 128, 2, 128), step=step, micro_batch=2,
-                      precision="fp32", max_norm=1.0, learning_rate_factor=min(1.0, (70 - step) / 35))
+                      precision="fp32", max_norm=1.0, learning_rate_factor=min(1.0, (120 - step) / 60))
     return Engine(ready_for_decoding(model), load_tokenizer(prepared.tokenizer_path, 300)), chats
 
 
