@@ -1,13 +1,19 @@
 # Each target makes .venv when no virtual environment is active, and installs what it needs.
 #   make quickstart   the whole way on this machine: plan, prepare, train a tiny model, open its page
-#   make test         the test suite          make nightly   the slow checks too, and the page in a browser
+#   make test         the test suite          make nightly      the slow checks too, the page in a browser, other torches
 #   make browser      the page alone, in a headless Chromium
 #   make clients      other people's clients against the server
-#   make lint         ruff                    make bench     the timings in tests/benchmarks
+#   make lint         ruff                    make bench        the timings in tests/benchmarks
+#   make test-oldest  the suite with the oldest torch that setup.cfg admits, in .venv-oldest
+#   make test-torch TORCH=torch==2.12.0       with any other, in .venv-2.12.0
 
 PYTHON ?= python3
 # The release that is tested. On Linux a plain range takes the newest build and its GPU libraries with it.
 TORCH ?= torch==2.13.0
+# the lower bound of setup.cfg's torch>=
+OLDEST := $(shell sed -n 's/^ *torch>=\([0-9.]*\).*/\1/p' setup.cfg).0
+# what nightly tries between the oldest and the tested one
+BETWEEN := 2.12.0
 
 ifdef VIRTUAL_ENV
 VENV := $(VIRTUAL_ENV)
@@ -16,7 +22,7 @@ VENV := .venv
 endif
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test nightly browser clients lint bench clean
+.PHONY: quickstart test test-oldest test-torch nightly browser clients lint bench clean
 
 quickstart: $(VENV)/.tryplicity
 	$(BIN)/tryplicity quickstart
@@ -24,8 +30,17 @@ quickstart: $(VENV)/.tryplicity
 test: $(VENV)/.tryplicity-test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
+# in an environment of its own, whatever is active
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest TORCH=torch==$(OLDEST)
+
+test-torch:
+	$(MAKE) test VENV=.venv-$(lastword $(subst ==, ,$(TORCH)))
+
 nightly: $(VENV)/.tryplicity-test .venv-clients/.installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "slow or browser or not slow"
+	$(MAKE) test-oldest
+	$(MAKE) test-torch TORCH=torch==$(BETWEEN)
 
 browser: $(VENV)/.tryplicity-test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m browser
@@ -65,4 +80,4 @@ $(VENV)/.tryplicity-test: $(VENV)/.tryplicity
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-clients build *.egg-info
+	rm -rf .venv .venv-* build *.egg-info

@@ -1,3 +1,4 @@
+import os
 import random
 from pathlib import Path
 
@@ -5,6 +6,8 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
+# who else is busy on this machine must not change a bit of what tests compare
+os.environ.setdefault("TRYPLICITY_THREADS", str(torch.get_num_threads()))
 WORDS = [
     "the", "model", "reads", "a", "list", "of", "numbers", "and", "returns", "their", "sum", "if", "it", "is",
     "not", "empty", "otherwise", "it", "raises", "an", "error", "while", "another", "function", "opens",

@@ -26,6 +26,9 @@ ALONE = {
     "dynamic_sparsity": {"blocks.attention.feed_forward.router":
                          "{type: dynamic_sparsity, min_experts: 1, max_experts: 3, mean_experts: 2}"},
     "lateral_inhibition": {"blocks.memory.feed_forward.router": "lateral_inhibition"},
+    "both in one router": {"blocks.attention.feed_forward.router":
+                           "{type: dynamic_sparsity, min_experts: 1, max_experts: 3, mean_experts: 2, "
+                           "inhibition: {type: lateral_inhibition}}"},
     "hebbian_loss": {"brain": "[hebbian_loss]"},
     "predictive_coding": {"brain": "[predictive_coding]"},
     "predictive_coding, skipping": {"brain": "[{type: predictive_coding, keep: 0.5}]"},

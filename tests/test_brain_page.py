@@ -23,10 +23,10 @@ from tryplicity.training.metrics import read_lines
 def make_run(tmp_path):
     """`make_run(lines, tail)`: a run folder whose metrics are these objects, and a tail that is no whole line."""
 
-    def make(lines, tail="", name="run"):
+    def make(lines, tail="", name="run", spec="name: made\n"):
         run = Run(tmp_path / name)
         run.folder.mkdir(exist_ok=True)
-        run.spec.write_text("name: made\n")
+        run.spec.write_text(spec)
         run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
         return run
 
@@ -193,8 +193,18 @@ def test_no_metrics_file_yet_and_no_run_at_all(make_run, call, tmp_path):
 
 def test_a_run_without_brain_modules_says_so_in_one_line_and_shows_its_losses(make_run, call):
     code, page, _ = call(make_run([step(i) for i in range(1, 9)]), columns=200)
-    assert code == 0 and sum("brain module" in line for line in page.splitlines()) == 1
+    assert code == 0 and sum("logs statistics" in line for line in page.splitlines()) == 1
     assert "activation: spike" in page and "loss (nats a token)" in page and "0.125" in page.replace("0.1250", "0.125")
+
+
+def test_modules_that_log_nothing_by_layer_are_not_denied(make_run, call):
+    """A curriculum and a sleep act on the run: no layer of it has statistics."""
+    spec = "name: x\nbrain: [sleep_consolidation, {type: neuro_curriculum}]\n"
+    run = make_run([step(i) for i in range(1, 9)], spec=spec)
+    code, page, _ = call(run, columns=200)
+    assert code == 0 and "its brain modules (sleep_consolidation, neuro_curriculum)" in page
+    assert "One line of YAML brings" not in page
+    assert json.loads(call(run, "--json")[1])["brain"] == ["sleep_consolidation", "neuro_curriculum"]
 
 
 def test_what_is_the_same_in_all_layers_all_the_time_is_one_row(make_run, call):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tryplicity.files import whole_file, write_text
+from tryplicity import UserError
+from tryplicity.files import may_be_written, whole_file, write_text
 
 HALF = """
 import sys
@@ -58,3 +59,35 @@ def test_what_another_process_still_writes_is_left_alone(writing, tmp_path):
     assert len(names(tmp_path)) == 2
     writing.communicate("")
     assert names(tmp_path) == ["out"] and (tmp_path / "out").read_text() == "half"
+
+
+def test_only_its_own_kind_is_written_over(tmp_path):
+    """Whatever is at the place: a file or folder of the kind or empty may go, nothing else, and nothing is changed."""
+    def allowed(out, sources=()):
+        try:
+            may_be_written(out, "a poem", lambda path: "poem" in path.name, sources)
+        except UserError as error:
+            assert str(error).startswith(f"{out}: ") and "another --out" in str(error) and "\n" not in str(error)
+            return False
+        return True
+
+    text, poem, empty = (tmp_path / name for name in ("text", "poem", "empty"))
+    text.write_text("text")
+    poem.write_text("poem")
+    empty.touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    (tmp_path / "full of poems").mkdir()
+    (tmp_path / "full of poems" / "file").touch()
+    os.mkfifo(tmp_path / "fifo")
+    os.symlink("text", tmp_path / "link")
+    os.symlink("nowhere", tmp_path / "dangling")
+    os.symlink("poem", tmp_path / "poem too")
+    before = names(tmp_path)
+    assert {name: allowed(tmp_path / name) for name in before} == {
+        "text": False, "poem": True, "empty": True, "folder": True, "full": False, "full of poems": True, "fifo": False,
+        "link": False, "dangling": True, "poem too": True}
+    assert allowed(tmp_path / "new") and not allowed(Path("/dev/null"))
+    assert not allowed(poem, [text, poem]) and not allowed(tmp_path / "poem too", [poem]) and allowed(poem, [text])
+    assert names(tmp_path) == before and text.read_text() == "text"

@@ -30,7 +30,7 @@ def test_profiles_load_by_path_and_by_name(registry, path):
     profile = load_hardware(path, registry)
     assert profile == load_hardware(path.stem, registry)
     assert profile.name == path.stem
-    assert profile.memory_bytes == profile.memory_gb * 10**9
+    assert profile.memory_bytes == pytest.approx(profile.memory_gb * 10**9, abs=1)
 
 
 @pytest.mark.parametrize(("name", "count", "memory_gb", "batch", "accumulation"), [
@@ -42,6 +42,13 @@ def test_budgets_stand_in_the_profiles(registry, name, count, memory_gb, batch, 
     assert p.activation_checkpointing and p.precision == "bf16"
     assert p.sequences_per_step() == count * batch * accumulation
     assert p.machine_price_per_hour == pytest.approx(count * p.price_per_hour)
+
+
+@pytest.mark.parametrize(("name", "mib"), [("h100", 81_559), ("h200", 143_771), ("b200", 183_359), ("5090", 32_607),
+                                          ("mi300x", 206_141_652_992 / 2**20)])
+def test_memory_is_what_the_device_s_own_tool_reports_and_no_more(registry, name, mib):
+    """Less where the driver is known to keep some."""
+    assert 0.985 * mib * 2**20 < load_hardware(name, registry).memory_bytes <= mib * 2**20
 
 
 def test_amd_is_reached_under_the_name_cuda(registry):

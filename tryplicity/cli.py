@@ -139,7 +139,7 @@ def _say(error: object, code: int) -> int:
 
 
 #: what is drawn -> what stands for it where only ASCII can be written
-_PLAIN = dict(zip("▁▂▃▄▅▆▇█━╸╺─│·…→", "__..--==-- -|..>", strict=True))
+_PLAIN = dict(zip("▁▂▃▄▅▆▇█━╸╺─│┤├┼┌┐└┘╭╮╰╯·…→", "__..--==-- -||++++++++++..>", strict=True))
 
 
 def _say_in_any_alphabet() -> None:
@@ -210,7 +210,7 @@ def build_options(command: Callable) -> Callable:
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="tryplicity")
-@click.option("--plugin", "plugin_files", multiple=True, metavar="FILE.py",
+@click.option("--plugin", "plugin_files", multiple=True, is_eager=True, metavar="FILE.py",
               help="Load a plugin from a file, whose commands are then here too. May be repeated.")
 def main(plugin_files: tuple[str, ...]) -> None:
     """Invent, budget, train and talk to hybrid language models declared in YAML.
@@ -230,6 +230,9 @@ def build(spec: str, hardware: str, settings: tuple[str, ...], as_json: bool, pl
     """Check SPEC on a machine before renting it: parameters, memory, strategy, speed, money.
 
     SPEC is a YAML file or the name of an installed spec (tiny, 5090, full). Exits with 1 if it does not fit.
+
+    Active parameters are all but those of the experts that a token does not choose, as model cards count: embeddings
+    and heads are in them.
 
     Example: tryplicity build specs/full.yaml --hw hardware/h200.yaml
     """
@@ -348,6 +351,7 @@ def _train_in(run: Any, spec: str, hardware: str, settings: tuple[str, ...], dat
         for name, passed_over in zip((source.name, *(own[i].name for i in own)), left_out.values(), strict=True):
             if passed_over:
                 pages.status.print(f"{name}: {passed_over}", markup=False)
+        pages.status.print(prepared.yardsticks(progress).sentences()[-1], markup=False)
         for warning in stages.warnings(budget["tokens"]):
             pages.status.print(f"warning: {warning}")
     if not run.exists():
@@ -403,9 +407,10 @@ def sampling_options(command: Callable) -> Callable:
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text. May be repeated.")
 @click.option("--chat", is_flag=True, help="PROMPT is a question; the model answers it.")
 @click.option("--system", metavar="TEXT", help="With --chat: what the model is told before the question.")
+@click.option("--device", default="cpu", show_default=True, help="What the model runs on: cpu, cuda, cuda:1, mps.")
 @plugin_options
 def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], chat: bool, system: str | None,
-             plugins: Any, **sampling: Any) -> None:
+             device: str, plugins: Any, **sampling: Any) -> None:
     """Write on from PROMPT with the model of a run folder, as it comes; or answer it.
 
     \b
@@ -424,8 +429,8 @@ def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], cha
 
     chosen = Sampling(**sampling)
 
-    engine = Engine.load(run, plugins.registry)
-    if reason := kernels.why_not():
+    engine = Engine.load(run, plugins.registry, device)
+    if device == "cpu" and (reason := kernels.why_not()):
         click.echo(reason, err=True)
     if chat:
         from tryplicity.inference.chat import dialogue, reply
@@ -438,10 +443,15 @@ def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], cha
         _write(engine, prompt, chosen, max_tokens, stop)
 
 
+def _echo(text: str = "", nl: bool = True) -> None:
+    """As click's, which by itself writes UTF-8 to what can only take ASCII."""
+    click.echo(text, file=sys.stdout, nl=nl)
+
+
 def _write(engine: Any, prompt: str, sampling: Any, max_tokens: int, stop: tuple[str, ...] = ()) -> None:
     """The prompt, and the model's text as it comes."""
     pieces = engine.stream(prompt, sampling, max_tokens, stop)
-    click.secho(prompt, bold=True, nl=False)
+    _echo(click.style(prompt, bold=True), nl=False)
     _print(pieces)
 
 
@@ -450,11 +460,11 @@ def _print(pieces: Iterable[str]) -> None:
     stopped = False
     try:
         for piece in pieces:
-            click.echo(piece, nl=False)
+            _echo(piece, nl=False)
             sys.stdout.flush()
     except KeyboardInterrupt:
         stopped = True
-    click.echo()
+    _echo()
     if stopped:
         sys.exit(130)  # as a shell says of what Ctrl-C ended
 
@@ -524,6 +534,7 @@ def brain(run: Path, as_json: bool, follow: bool) -> None:
               help="Where they are kept, by default in the run folder, or without one in your data folder; none: not "
                    "at all.")
 @click.option("--slots", default=8, show_default=True, type=click.IntRange(1), help="Texts written at once.")
+@click.option("--device", default="cpu", show_default=True, help="What the model runs on: cpu, cuda, cuda:1, mps.")
 @click.option("--max-tokens", default=2048, show_default=True, type=click.IntRange(1), help="Most of one request.")
 @plugin_options
 def serve(run: str | None, plugins: Any, cors: tuple[str, ...], hosts: tuple[str, ...], **options: Any) -> None:
@@ -564,7 +575,7 @@ def search_index(source: str, out: Path | None, as_json: bool, plugins: Any) -> 
 
     with pages.preparation() as progress:
         answer = command.index(source, out, plugins.registry, progress)
-    click.echo(command.as_json(answer) if as_json else command.index_page(answer))
+    _echo(command.as_json(answer) if as_json else command.index_page(answer))
 
 
 @search.command("ask")
@@ -584,7 +595,7 @@ def search_ask(question: str, path: Path | None, limit: int, as_json: bool, plug
 
     with pages.preparation() as progress:
         answer = command.ask(question, path, limit, plugins.registry, progress)
-    click.echo(command.as_json(answer) if as_json else command.ask_page(answer))
+    _echo(command.as_json(answer) if as_json else command.ask_page(answer))
 
 
 @main.group()
@@ -698,10 +709,10 @@ def quickstart(minutes: float, folder: Path, port: int, no_page: bool, plugins: 
     engine = Engine.load(folder, plugins.registry)
     for prompt in prompts:
         _write(engine, prompt, Sampling(temperature=0.7, top_p=0.95, repetition_penalty=1.1, seed=1), 60)
-        click.echo()
+        _echo()
     question = "What is list.append?"
     pages.heading("4  Ask", f'tryplicity generate {folder} --chat "{question}" --temperature 0')
-    click.secho(question, bold=True)
+    _echo(click.style(question, bold=True))
     _print(reply(engine, dialogue(question), Sampling(temperature=0), 60))
     engine.close()
     pages.next_steps(folder)

@@ -41,6 +41,7 @@ from torch.nn import functional as F
 
 from tryplicity.errors import UserError
 from tryplicity.functional import grouped_linear
+from tryplicity.guard import broken
 from tryplicity.leftout import LeftOut
 from tryplicity.parts import Component, Part
 
@@ -242,7 +243,8 @@ class Layer(_Module):
         """x_BTD: any length. Returns the output, or (output, Report).
 
         state: what `new_state` gave; the tokens continue those the state has seen, and it is updated in place.
-        doc_ids: [B, T] integers; tokens with different ids never reach one another. None: one document a row.
+        doc_ids: [B, T] integers from 0; tokens with different ids never reach one another, in one chunk or two: the
+        state must know the last token's id. None: one document a row, with a state the one it stands in.
         No host synchronisation (no .item(), no shape that depends on data) while gradients are on.
         """
         raise NotImplementedError
@@ -318,6 +320,8 @@ class Linear(_Module):
         spread: makes such rows of tokens x_NI; applied after `effective_input`, so that a token is prepared once.
         """
         weight, x = self._whole_weight(), self.effective_input(x)
+        if self.weight is not None and weight.shape != self.weight.shape:
+            raise broken(self, f"effective_weight gave {list(weight.shape)} for {list(self.weight.shape)}")
         if self.experts is None:
             return F.linear(x, weight, self.bias)
         return grouped_linear(x if spread is None else spread(x), weight, offsets_E)

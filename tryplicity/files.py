@@ -9,9 +9,11 @@ import shutil
 import socket
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tryplicity.errors import UserError
 
 #: of a file system that has no locks: there, what a lock's file says must do
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -56,6 +58,32 @@ def _runs(process: int) -> bool:
     except OSError:  # another user's
         return True
     return True
+
+
+def may_be_written(out: Path, kind: str, is_kind: Callable[[Path], bool], sources: Iterable[Path] = ()) -> None:
+    """Refuse to write `out` over what is read, or over anything but an earlier one of its kind; an empty file or folder
+    holds nothing to lose.
+
+    kind: what the command writes, as "a search index"; is_kind: whether a file (or folder, for what is one) is such.
+    sources: files and folders that the command reads. Raises UserError.
+    """
+    if not os.path.lexists(out):
+        return
+    for source in sources:
+        if source.exists() and out.exists() and out.samefile(source):
+            raise UserError(f"{out}: this is what is read; writing {kind} here would destroy it; give another --out")
+    if not out.exists() and out.is_symlink():
+        return      # its place is taken, not what it names
+    if not out.is_file() and not out.is_dir():
+        raise UserError(f"{out}: not a plain file; give another --out")
+    try:
+        kept = any(out.iterdir()) if out.is_dir() else out.stat().st_size > 0
+        refused = kept and not is_kind(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be read ({error.strerror or error}), so it is not written over; give another "
+                        "--out") from error
+    if refused:
+        raise UserError(f"{out}: exists and is not {kind}; it is not written over; give another --out, or remove it")
 
 
 @contextmanager

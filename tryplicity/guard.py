@@ -33,7 +33,8 @@ def called(component: Any) -> str:
 
 def broken(component: Any, promise: str) -> PluginFault:
     """The fault of a component that did its work and broke a promise: `promise` says what came and what was due."""
-    return PluginFault(f"{called(component)}: {promise}; {_remedy(component)}")
+    kind = component if isinstance(component, type) else type(component)
+    return PluginFault(f"{called(component)}: {promise}{_class_home(kind)}; {_remedy(component)}")
 
 
 def fault(error: BaseException, component: Any = None) -> PluginFault | None:
@@ -55,7 +56,8 @@ def fault(error: BaseException, component: Any = None) -> PluginFault | None:
             return PluginFault(f"{_line(owner, error, at, frame)}; mend it, or go on without that plugin{_shown()}")
     if component is None:
         return None
-    return PluginFault(f"{called(component)} failed: {cause(error)}; {_remedy(component)}{_shown()}")
+    kind = component if isinstance(component, type) else type(component)
+    return PluginFault(f"{called(component)} failed: {cause(error)}{_class_home(kind)}; {_remedy(component)}{_shown()}")
 
 
 @contextmanager
@@ -104,10 +106,16 @@ def _home(held: Any, frame: FrameType, line: int) -> str:
     """Where in its own file a component failed; where its class stands when that was in what it inherits."""
     kind = held if isinstance(held, type) else type(held)
     with suppress(Exception):
-        file = inspect.getsourcefile(kind)
-        if file != frame.f_code.co_filename:
-            return _place(file, inspect.getsourcelines(kind)[1])
+        if inspect.getsourcefile(kind) != frame.f_code.co_filename:
+            return _class_home(kind)[2:-1]
     return _place(frame.f_code.co_filename, line)
+
+
+def _class_home(kind: type) -> str:
+    """' (file.py, line 3)' of a class, where that is known."""
+    with suppress(Exception):
+        return f" ({_place(inspect.getsourcefile(kind), inspect.getsourcelines(kind)[1])})"
+    return ""
 
 
 def _remedy(component: Any) -> str:

@@ -81,7 +81,8 @@ class SubLayer(nn.Module):
     def forward(self, streams: Tensor, state: State | Rows | None,
                 doc_ids_BT: Tensor | None) -> tuple[Tensor, Report]:
         def run(x_BTD: Tensor) -> tuple[Tensor, Report]:
-            x_BTD = self.norm(x_BTD)
+            given_BTD, x_BTD = x_BTD, self.norm(x_BTD)
+            check_output(self.norm, given_BTD, x_BTD)
             if isinstance(state, Rows) and not self.layer.takes_rows:
                 rows = [output_and_report(self.layer(x_BTD[i:i + 1], state=own))[0] for i, own in enumerate(state)]
                 return torch.cat(rows), Report()
@@ -202,8 +203,7 @@ class Model(nn.Module):
         objectives = {NEXT_TOKEN: Mean(total, (next_BT != IGNORE).sum())}
         if self.training:
             for name, head in self.heads.items():
-                objectives[name] = head(h_BTD, targets[name], self.unembedding_VD)
-                check_mean(head, objectives[name])
+                objectives[name] = check_mean(head, head(h_BTD, targets[name], self.unembedding_VD))
         return Losses(objectives, report, nll_BT)
 
     def targets(self, ids_BT: Tensor, next_BT: Tensor, doc_ids_BT: Tensor | None) -> dict[str, Tensor]:

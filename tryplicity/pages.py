@@ -245,7 +245,7 @@ class _Lines:
 
 
 def training_summary(run: Any, outcome: Any, prepared: Any) -> None:
-    """The loss curve, the held-out figure beside the byte bigram's, and where things are."""
+    """The loss curve, the held-out figure beside what everyone could have without a model, and where things are."""
     from tryplicity.training.metrics import curve, read_lines
 
     lines = read_lines(run.metrics)
@@ -263,6 +263,8 @@ def training_summary(run: Any, outcome: Any, prepared: Any) -> None:
         own = "none" if outcome.bits_per_byte is None else f"{outcome.bits_per_byte:.3f}"
         console.print(f"held-out bits per byte: {own}, and a byte bigram model of the same text: "
                       f"{prepared.bigram_bits_per_byte():.3f}")
+        for sentence in prepared.yardsticks().sentences():
+            console.print(sentence, style="dim", markup=False)
         if outcome.chat_bits_per_byte is not None:
             console.print(f"held-out bits per byte of the assistant's answers: {outcome.chat_bits_per_byte:.3f}")
         console.print(f"weights: {run.weights}   every step: {run.metrics}", style="dim")

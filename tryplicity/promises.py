@@ -93,9 +93,10 @@ def check_weights(objective: nn.Module, weights_BT: Any, nll_BT: Tensor) -> None
         raise broken(objective, f"token_weights gave {_kind(weights_BT)} for {_kind(nll_BT)}; each token has a weight")
 
 
-def check_mean(head: nn.Module, loss: Any) -> None:
+def check_mean(head: nn.Module, loss: Any) -> Mean:
     if not isinstance(loss, Mean) or loss.total.ndim:
         raise broken(head, f"forward gave {_kind(loss)}, not a Mean of a summed loss and its number of targets")
+    return loss
 
 
 def check_state(brain: Brain, state: Any) -> dict[str, Any]:

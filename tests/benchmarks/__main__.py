@@ -1,5 +1,3 @@
-from tests.benchmarks import brain_cost, hybrid
+from tests.benchmarks import hybrid
 
 hybrid.main()
-for spec in brain_cost.SPECS:
-    brain_cost.main(["--spec", spec])

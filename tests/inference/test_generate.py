@@ -121,3 +121,28 @@ def test_the_repetition_penalty_lowers_what_was_seen():
 def test_impossible_sampling_is_refused(options):
     with pytest.raises(UserError, match=next(iter(options))):
         Sampling(**options)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "toaster", "meta", "cpu:", ""])
+@pytest.mark.parametrize("command", [["generate", ".", "hello"], ["serve", "."]], ids=["generate", "serve"])
+def test_a_device_that_is_not_there_is_told_in_a_line(command, device):
+    from click.testing import CliRunner
+
+    from tryplicity.cli import main
+
+    done = CliRunner().invoke(main, [*command, "--device", device])
+    assert done.exit_code == 2 and f"--device {device}: cannot be used here" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and "there is cpu" in done.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("ternary", [True, False])
+def test_a_gpu_computes_what_the_processor_computes(run, registry, ternary):
+    """By the plain products, packed and not."""
+    prompt, scored = (2, *range(40, 140)), {}
+    for device in ("cpu", "cuda"):
+        engine = Engine.load(run.folder, registry, device, ternary=ternary)
+        scored[device] = [token.logprob for token in engine.score(prompt).tokens[1:]]
+        assert len(list(engine.tokens(prompt, Sampling(temperature=0), 5))) <= 5
+        engine.close()
+    assert scored["cuda"] == pytest.approx(scored["cpu"], abs=1e-2)

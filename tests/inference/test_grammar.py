@@ -1,6 +1,10 @@
 """Whatever a model would rather say, the text is JSON of the schema."""
 
+import functools
 import json
+import math
+import random
+import re
 
 import jsonschema
 import pytest
@@ -9,6 +13,7 @@ from tryplicity.errors import UserError
 from tryplicity.inference.engine import Engine, Request
 from tryplicity.inference.grammar import Grammars
 from tryplicity.inference.sampler import Sampling
+from tryplicity.inference.text import token_bytes
 
 SCHEMAS = [
     {"type": "object", "properties": {"answer": {"type": "boolean"}, "mark": {"enum": ["good", "bad"]}},
@@ -80,10 +85,73 @@ def test_with_guesses_ahead_it_is_the_same_text(engine, packed_model, tokenizer)
     ({"type": "array", "uniqueItems": True}, "schema: Unimplemented keys"),
     ({"$ref": "#/$defs/missing"}, "schema: "),
     ({"type": "object", "properties": {"a": False}, "required": ["a"]}, "schema: "),
-    ({"enum": [{1, 2}]}, "schema: ")])
+    ({"enum": [{1, 2}]}, "schema: "),
+    ({"type": "object", "properties": {"age": {"type": "integer"}}, "patternProperties": {"^a": {"minimum": 500}}},
+     r"schema: patternProperties '\^a' is for the property 'age' too"),
+    ({"items": {"allOf": [{"properties": {"ab": {"type": "integer"}}}, {"$ref": "#/$defs/x"}]},
+      "$defs": {"x": {"patternProperties": {"b$": {"minimum": 5}}}}}, r"schema.items: patternProperties 'b\$'"),
+    ({"const": 2**53 + 1}, r"schema.const: 9007199254740993 is beyond 2\^53"),
+    ({"const": {"a": [1, -2**63 + 1]}}, "schema.const: .* is beyond"),  # ends the process if it is let in
+    ({"properties": {"n": {"type": "integer", "minimum": 2**70}}}, "schema.properties.n.minimum: .* is beyond"),
+    ({"enum": [1e300]}, "schema.enum: .* is beyond"), ({"maximum": math.inf}, "schema.maximum: inf is beyond"),
+    (functools.reduce(lambda inner, _: {"items": inner}, range(5000), {}), "is deeper than 64 levels"),
+    (functools.reduce(lambda inner, _: [inner], range(5000), 1), "schema"),
+    ({"enum": [functools.reduce(lambda inner, _: [inner], range(5000), 1)]}, "is deeper than 64 levels"),
+    ({"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}], "type": "objct"}}}, "schema: ")])
 def test_a_schema_that_cannot_be_followed_is_refused(engine, schema, message):
     with pytest.raises(UserError, match=message):
         engine.submit(Request((2,), Sampling(), 5, schema=schema), print)
+
+
+@pytest.mark.parametrize("schema", [
+    {"type": "object", "properties": {"a": {"type": "integer"}}, "patternProperties": {"^b": {"type": "string"}}},
+    {"type": "object", "properties": {"x": {"properties": {"a": {"type": "null"}}}}, "patternProperties": {"^a": {}}},
+    {"const": 2**53}, {"type": "integer", "minimum": -2**53}, {"default": 2**70, "type": "null"},
+    {"properties": {"const": {"type": "integer"}, "enum": {"type": "null"}, "minimum": {"maximum": 3}}}])
+def test_a_schema_that_can_be_followed_is_not_refused(tokenizer, schema):
+    Grammars(tokenizer).json(schema)
+
+
+class Digits:
+    """A sampler that would rather write digits than anything else."""
+
+    def __init__(self, tokenizer):
+        self.texts = token_bytes(tokenizer)
+
+    def __call__(self, allowed_V, dice):
+        allowed = allowed_V.nonzero()[:, 0].tolist()
+        liked = [token for token in allowed if self.texts[token][:1] in b"0123456789.eE" and self.texts[token]]
+        return dice.choice(liked or allowed)
+
+
+@pytest.mark.parametrize("schema", [
+    {"type": "number"}, {"type": "integer"}, {"type": "array", "items": {"type": "number"}, "maxItems": 3},
+    {"type": "object", "properties": {"a": {"type": "number", "minimum": 0.5}, "n": {"type": "integer"}},
+     "required": ["a", "n"], "additionalProperties": False}, {"const": 0.12345678901234567},
+    {"type": "array", "prefixItems": [{"type": "string", "pattern": "^[0-9]{40}$"}, {"type": "integer"}], "minItems": 2,
+     "items": False}])
+def test_a_number_ends_in_time(tokenizer, schema):
+    """And digits in a string, or such as the schema wants, go on."""
+    grammars, choose = Grammars(tokenizer), Digits(tokenizer)
+    for seed in range(20):
+        grammar, dice, text = grammars.json(schema), random.Random(seed), b""
+        for _ in range(120):
+            token = choose(grammar.allowed(), dice)
+            if not choose.texts[token]:
+                break
+            grammar.take(token)
+            text += choose.texts[token]
+            if grammar.complete:
+                break
+        else:
+            pytest.fail(f"no end: {text.decode()}")
+        value = json.loads(text)
+        jsonschema.validate(value, schema)
+        bare = re.sub(r'"[^"]*"', "", text.decode())
+        most = 18 if "const" in schema else 16
+        assert all(sum(c.isdigit() for c in number) <= most + ("e" in number.lower())
+                   for number in re.findall(r"[0-9.eE+-]+", bare)), bare
+        assert "inf" not in json.dumps(value).lower()
 
 
 def test_a_grammar_allows_just_what_fits(tokenizer):

@@ -257,3 +257,26 @@ def test_the_command_prints_sizes(run):
     said = json.loads(done.stdout)
     assert said["file_bytes"] == (run.folder / "model-ternary.safetensors").stat().st_size
     assert 8 < said["smaller_than_fp16"] < 10
+
+
+def test_nothing_but_an_exported_model_is_written_over(run, registry, tmp_path):
+    """Not the run's own files, least of all its weights; an earlier export is."""
+    files = [path for path in run.folder.rglob("*") if path.is_file() and path.name != "model-ternary.safetensors"]
+    before = {path: path.read_bytes() for path in files}
+    assert {run.weights, run.spec, run.tokenizer} <= before.keys()
+    for path in files:
+        with pytest.raises(UserError, match="another --out") as told:
+            export(run.folder, registry, path)
+        assert str(path) in str(told.value) and "\n" not in str(told.value)
+    link = tmp_path / "link"
+    link.symlink_to(run.weights)
+    with pytest.raises(UserError, match="would destroy it"):
+        export(run.folder, registry, link)
+    assert {path: path.read_bytes() for path in files} == before
+    out = tmp_path / "m"
+    assert export(run.folder, registry, out).file_bytes == export(run.folder, registry, out).file_bytes
+    packed_as_weights = tmp_path / "other"
+    shutil.copytree(run.folder, packed_as_weights)
+    shutil.copy(out, packed_as_weights / "model.safetensors")
+    with pytest.raises(UserError, match="would destroy it"):
+        export(packed_as_weights, registry, packed_as_weights / "model.safetensors")

@@ -1,10 +1,13 @@
 """The compiler is called once for each source, never twice; where it cannot help, a line says so."""
 
 import os
+import platform
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import torch
@@ -19,7 +22,12 @@ def source(tmp_path, monkeypatch):
     """A source of its own and a cache of its own."""
     monkeypatch.setenv("TRYPLICITY_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TRYPLICITY_KERNELS", raising=False)
-    monkeypatch.setattr(compiling, "_reason", None)
+    for name in ("CXX", "CXXFLAGS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(compiling, "_reasons", {})
+    monkeypatch.setattr(compiling, "_loaded", {})
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    (tmp_path / "runtime").mkdir()
     path = tmp_path / "answer.cpp"
     path.write_text(SOURCE.format(42))
     return path
@@ -109,7 +117,6 @@ def test_a_broken_compiler_gives_none_and_a_line(source, monkeypatch, broken, ex
 
 def test_no_compiler(source, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
     assert compiling.compile_library(source) is None
     assert "no C++ compiler found" in compiling.why_not()
 
@@ -118,16 +125,207 @@ def test_what_a_compiler_does_not_know_is_left_out(source, monkeypatch):
     """One without a name for this processor."""
     compiler = source.with_name("old")
     compiler.write_text('#!/bin/sh\nfor word; do case $word in -march=*|-mcpu=*) echo "error: $word" >&2; '
-                        f'exit 1;; esac; done\nexec {compiling.find_compiler()} "$@"\n')
+                        f'exit 1;; esac; done\nexec {compiling.find_compiler()[0]} "$@"\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     assert compiling.compile_library(source).answer() == 42
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is a folder that nobody can write to")
-def test_a_cache_that_cannot_be_written_to(source, monkeypatch):
+def test_a_cache_that_cannot_be_written_to(source, calls, monkeypatch, caplog):
+    """Another place serves, for the next process too; once is told."""
     monkeypatch.setenv("TRYPLICITY_CACHE", "/proc/nowhere")
+    for _ in range(2):
+        monkeypatch.setattr(compiling, "_loaded", {})  # as a process that starts has it
+        assert compiling.compile_library(source).answer() == 42
+        assert compiling.compile_library(source).answer() == 42
+    assert len(calls) == 1 and len(list((source.parent / "runtime").rglob("answer-*.so"))) == 1
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2 and "/proc/nowhere" in told[0] and "runtime" in told[0]
+    assert compiling.why_not() is None
+
+
+def test_a_cache_that_nothing_can_be_run_from(source, calls, monkeypatch, caplog):
+    """As where it is mounted noexec; what was compiled is not compiled again for the next place."""
+    cache, real = str(compiling.cache_folder()), compiling._open
+
+    def noexec(path):
+        if str(path).startswith(cache):
+            raise OSError(f"{path}: failed to map segment from shared object")
+        return real(path)
+
+    monkeypatch.setattr(compiling, "_open", noexec)
     assert compiling.compile_library(source).answer() == 42
+    assert len(calls) == 1 and "failed to map segment" in caplog.text
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or os.geteuid() != 0, reason="mounts need root")
+def test_a_cache_that_is_full(source, tmp_path):
+    """A disk of a page: the compiler finds no room. In a process and a view of the disks of its own."""
+    program = textwrap.dedent(f"""
+        import logging
+        from pathlib import Path
+        from tryplicity.kernels import compiling
+        logging.basicConfig()
+        print(compiling.compile_library(Path({str(source)!r})).answer(), compiling.why_not())
+    """)
+    (tmp_path / "cache").mkdir()
+    done = subprocess.run(["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=8k none {tmp_path}/cache || exit 77\n"
+                           'exec "$0" -c "$1"', sys.executable, program], capture_output=True, text=True, timeout=120)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("no mounts here")
+    assert done.stdout.strip() == "42 None" and "No space left" in done.stderr
+    assert len(list((tmp_path / "runtime").rglob("answer-*.so"))) == 1
+
+
+@pytest.mark.parametrize("size", [0, 100, 4096, -1])
+def test_a_library_that_was_cut_short_is_made_anew(source, calls, size):
+    """Running it would end the process; so that each start is a process of its own here."""
+    compiling.compile_library(source)
+    (path,) = compiling.cache_folder().iterdir()
+    os.truncate(path, size % path.stat().st_size)
+    program = textwrap.dedent(f"""
+        from pathlib import Path
+        from tryplicity.kernels.compiling import compile_library
+        print(compile_library(Path({str(source)!r})).answer())
+    """)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "42") and len(kept()) == 1
+    assert "damaged" in done.stderr
+
+
+def test_a_library_of_other_bytes_is_made_anew(source, calls, monkeypatch):
+    compiling.compile_library(source)
+    (path,) = compiling.cache_folder().iterdir()
+    whole = path.read_bytes()
+    path.unlink()  # it is in use
+    path.write_bytes(bytes([*whole[:-9], 1, *whole[-8:]]))
+    monkeypatch.setattr(compiling, "_loaded", {})
+    assert compiling.compile_library(source).answer() == 42
+    assert len(calls) == 2 and path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("wrapped", ["{} {}", "'{}' {} -w", "  {}   {} "])
+def test_a_compiler_with_arguments(source, monkeypatch, wrapped):
+    """Such as ccache has; also in a folder whose name has spaces."""
+    (folder := source.parent / "my tools").mkdir()
+    wrapper = folder / "wrap" if "'" in wrapped else source.parent / "wrap"
+    (real,) = compiling.find_compiler()
+    wrapper.write_text(f'#!/bin/sh\necho called >> {source.parent}/log\nexec "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("CXX", wrapped.format(wrapper, real))
+    assert compiling.compile_library(source).answer() == 42
+    assert (source.parent / "log").read_text().count("called") == 1
+    plain = folder / "g++"
+    plain.symlink_to(real)
+    monkeypatch.setenv("CXX", str(plain))  # unquoted, and yet one name
+    assert compiling.find_compiler() == [str(plain)]
+
+
+@pytest.mark.parametrize("cxx, said", [("nowhere-g++ -O3", "names none"), ("g++ 'unclosed", "No closing quotation")])
+def test_a_compiler_that_is_not_there_is_told_by_its_name(source, monkeypatch, cxx, said):
+    monkeypatch.setenv("CXX", cxx)
+    assert compiling.compile_library(source) is None
+    assert repr(cxx) in compiling.why_not() and said in compiling.why_not()
+
+
+def test_flags_of_the_user(source, calls, monkeypatch, caplog):
+    """They count; what they say of rounding and processors does not; those that are unknown are told and left out."""
+    source.write_text('#include <cmath>\n' + SOURCE.format("NUMBER + (std::isnan(std::nan(\"\")) ? 0 : 100)"))
+    monkeypatch.setenv("CXXFLAGS", "-DNUMBER=7 -ffast-math -O0")
+    assert compiling.compile_library(source).answer() == 7
+    monkeypatch.setenv("CXXFLAGS", "-DNUMBER=8")
+    assert compiling.compile_library(source).answer() == 8
+    source.write_text(SOURCE.format(42))
+    monkeypatch.setenv("CXXFLAGS", "-fno-such-flag-anywhere")
+    assert compiling.compile_library(source).answer() == 42
+    assert "compiled without CXXFLAGS='-fno-such-flag-anywhere'" in caplog.text
+
+
+def test_no_home(source):
+    """A user whom the system does not know, as containers have them."""
+    program = textwrap.dedent(f"""
+        import os, pwd
+        from pathlib import Path
+        def unknown(user):
+            raise KeyError(user)
+        pwd.getpwuid = unknown
+        from tryplicity.kernels import compiling
+        print(compiling.compile_library(Path({str(source)!r})).answer(), compiling.why_not())
+    """)
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in ("HOME", "TRYPLICITY_CACHE", "XDG_CACHE_HOME")}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout.strip() == "42 None" and "Traceback" not in done.stderr
+    assert len(list((source.parent / "runtime").rglob("answer-*.so"))) == 1
+
+
+def test_what_killed_processes_left_behind_is_removed(source, monkeypatch):
+    slow = source.with_name("slow")
+    slow.write_text(f"#!/bin/sh\ntouch {source.parent}/begun\nsleep 60\n")
+    slow.chmod(0o755)
+    program = textwrap.dedent(f"""
+        from pathlib import Path
+        from tryplicity.kernels.compiling import compile_library
+        compile_library(Path({str(source)!r}))
+    """)
+    killed = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "CXX": str(slow)},
+                              start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (source.parent / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [name.startswith(".compiling-") for name in kept()] == [True]
+    running = compiling.cache_folder() / kept()[0].replace(f"-{killed.pid}-", f"-{os.getpid()}-")
+    running.mkdir()  # another's that is at it stays
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert compiling.compile_library(source).answer() == 42
+    assert [name for name in kept() if name.startswith(".compiling-")] == [running.name]
+
+
+def test_libraries_that_nobody_has_used_for_long_are_removed(source, monkeypatch):
+    made = []
+    for number in range(3):
+        source.write_text(SOURCE.format(number))
+        compiling.compile_library(source)
+        made += [name for name in kept() if name not in made]
+    for name in made[:2]:
+        os.utime(compiling.cache_folder() / name, (0, time.time() - 2 * compiling.UNUSED))
+    source.write_text(SOURCE.format(0))
+    monkeypatch.setattr(compiling, "_loaded", {})
+    assert compiling.compile_library(source).answer() == 0  # now it is used again
+    source.write_text(SOURCE.format(4))
+    assert compiling.compile_library(source).answer() == 4
+    assert made[0] in kept() and made[1] not in kept() and made[2] in kept() and len(kept()) == 3
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="flags of another processor")
+@pytest.mark.parametrize("flags", ["-mno-fma", pytest.param("-mno-avx2 -mno-fma", marks=pytest.mark.slow)])
+def test_processors_that_have_less(tmp_path, flags):
+    """Such as have AVX2 and no FMA: all compiles, and gives the same whole numbers and nearly the same floats."""
+    program = textwrap.dedent("""
+        import torch
+        from tryplicity import kernels
+        from tryplicity_plugins.layers import native
+        assert native.library() is not None and kernels.why_not() is None, kernels.why_not()
+        generator = torch.Generator().manual_seed(0)
+        digits = torch.randint(-1, 2, (50, 130), generator=generator, dtype=torch.int8)
+        x, table = torch.randn(7, 130, generator=generator), torch.randn(20, 130, generator=generator)
+        y = torch.empty_like(x)
+        native.function("rms_norm", "pppiif")(x.data_ptr(), x[0].data_ptr(), y.data_ptr(), 7, 130, 1e-6)
+        torch.testing.assert_close(y, torch.nn.functional.rms_norm(x, (130,), x[0], 1e-6), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(kernels.rows_linear(x, table), x @ table.T, rtol=1e-4, atol=1e-5)
+        matrix = kernels.TernaryMatrix.from_digits(digits, 0.1)
+        q_ND, step_N, _ = kernels.quantise(x)
+        wanted = (q_ND[:, :130].double() @ digits.double().T) * step_N[:, None].double() * 0.1
+        torch.testing.assert_close(kernels.ternary_linear(x, matrix).double(), wanted, rtol=1e-5, atol=1e-6)
+        print("good")
+    """)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "CXXFLAGS": flags, "TRYPLICITY_CACHE": str(tmp_path),
+                               "TRYPLICITY_KERNELS": "1"})
+    assert (done.stdout.strip(), done.returncode) == ("good", 0), done.stderr[-800:]
+    assert "compiled without" not in done.stderr
 
 
 def test_switched_off_gives_the_same_numbers(tmp_path):

@@ -34,17 +34,17 @@ def test_full_on_h200_is_sharded_because_whole_copies_do_not_fit(plans):
     assert plan.chosen.name == "fsdp"
     assert total_gb(plan.chosen) == pytest.approx(41, rel=0.1)
     refused = {o.name: o for o in plan.rejected}
-    assert total_gb(refused["ddp"]) > 141 and "> 141 GB" in refused["ddp"].reason
+    assert total_gb(refused["ddp"]) > 150.7 and "> 150.7 GB" in refused["ddp"].reason
     parts = plan.chosen.memory.parts
     static = parts["weights"] + parts["gradients"] + parts["optimizer"]
     assert static == pytest.approx(16 * plan.counts.total / 8, rel=0.001)
 
 
-@pytest.mark.parametrize(("hardware", "about"), [("b200", 175), ("mi300x", 170)])
-def test_full_on_192_gb_is_copied_whole(plans, hardware, about):
+@pytest.mark.parametrize(("hardware", "about", "offered"), [("b200", 175, 191.5), ("mi300x", 170, 206.1)])
+def test_full_on_192_gb_is_copied_whole(plans, hardware, about, offered):
     plan = plans("full", hardware)
     assert plan.chosen.name == "ddp"
-    assert 16 * plan.counts.total / 1e9 < total_gb(plan.chosen) < 192
+    assert 16 * plan.counts.total / 1e9 < total_gb(plan.chosen) < offered
     assert total_gb(plan.chosen) == pytest.approx(about, rel=0.1)
 
 
@@ -52,7 +52,7 @@ def test_5090_fits_its_card(plans):
     plan = plans("5090", "5090")
     assert 1.0e9 < plan.counts.total < 1.1e9
     assert plan.chosen.name == "single" and plan.chosen.cannot_train is None
-    assert 16 * plan.counts.total / 1e9 < total_gb(plan.chosen) < 32
+    assert 16 * plan.counts.total / 1e9 < total_gb(plan.chosen) < 33.7
 
 
 def test_tiny_fits_a_laptop(plans):

@@ -31,9 +31,38 @@ def test_dense_model_by_hand(registry):
 
     untied = count(make_model(registry, DENSE, "tied_embeddings=false"))
     assert untied.total == tied.total + V * D
-    assert untied.active == tied.total + D, "of the embedding table one token reads one row"
+    assert untied.active == untied.total
+    assert untied.packed_bytes_per_token == 2 * (tied.total + D), "of the embedding table one token reads one row"
     assert [(layer.index, layer.mixer, layer.feed_forward) for layer in untied.layers] == [
         (i, "gqa", "gated_mlp") for i in range(3)]
+
+
+#: what model cards say: the spec, all parameters and the active ones, in billions
+CARDS = {
+    "Qwen3-30B-A3B": ((151936, 2048, 48, 32, 4, 128, 128, 8, 768), 30.5, 3.3),
+    "Mixtral-8x7B": ((32000, 4096, 32, 32, 8, 128, 8, 2, 14336), 46.7, 12.9),
+    "OLMoE-1B-7B": ((50304, 2048, 16, 16, 16, 128, 64, 8, 1024), 6.9, 1.3),
+}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_figures_are_those_of_published_cards(registry, card):
+    """Untied models: cards count both tables."""
+    (vocabulary, hidden, layers, heads, kv_heads, head_dim, experts, top_k, inner), total, active = CARDS[card]
+    counts = count(make_model(registry, f"""
+name: {card}
+vocab_size: {vocabulary}
+hidden_size: {hidden}
+context_length: 256
+tied_embeddings: false
+blocks:
+  block:
+    mixer: {{type: gqa, heads: {heads}, kv_heads: {kv_heads}, head_dim: {head_dim}}}
+    feed_forward: {{type: moe, experts: {experts}, top_k: {top_k}, inner_size: {inner}, shared_experts: 0}}
+layers: [{{repeat: {layers}, of: block}}]
+"""))
+    assert counts.total / 1e9 == pytest.approx(total, abs=0.05)
+    assert counts.active / 1e9 == pytest.approx(active, abs=0.06)  # Qwen3's 3.35 is printed as 3.3
 
 
 def test_active_is_the_chosen_share_of_the_experts(registry):

@@ -255,8 +255,8 @@ def test_one_file_that_nobody_writes_to(made):
     opened = made("a zebra")
     opened.search("zebra", 1)
     assert [path.name for path in opened.path.parent.iterdir()] == ["index.sqlite"]
-    with pytest.raises(sqlite3.OperationalError):
-        opened._connection().execute("DELETE FROM passages")
+    with pytest.raises(sqlite3.OperationalError), opened._connection() as connection:
+        connection.execute("DELETE FROM passages")
 
 
 def test_a_failure_in_the_middle_leaves_what_was_there(made):
@@ -318,12 +318,36 @@ def test_threads_share_an_index(made):
     assert not faults
 
 
-def test_an_index_replaced_while_it_is_read(made):
-    opened = made("the old zebra")
+def generation(path, number):
+    """An index in which every passage, and how many there are, says which one it is."""
+    return build_index([doc(f"g{number}n{n}", f"zebra {n} of generation{number}") for n in range(5 + number)], path)
+
+
+def test_an_index_is_one_generation_for_all_its_threads(tmp_path):
+    """Also for those that begin, and for words first asked for, after another was put in its place."""
+    opened = PassageIndex(generation(tmp_path / "i.sqlite", 1))
     opened.search("zebra", 1)
-    build_index([doc("n", "the new zebra")], opened.path)
-    assert opened.search("zebra", 1)[0].text == "the old zebra"
-    assert PassageIndex(opened.path).search("zebra", 1)[0].text == "the new zebra"
+    assert not opened.replaced
+    generation(opened.path, 2)
+    assert opened.replaced
+    found = []
+    threads = [threading.Thread(target=lambda: found.append((opened.search("zebra", 99), opened.search("of", 99),
+                                                             opened.search("generation2", 9)))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8 and all(len(zebras) == len(ofs) == 6 and new == [] for zebras, ofs, new in found)
+    assert all("generation1" in passage.text for zebras, _, _ in found for passage in zebras)
+    assert len(opened) == 6
+    again = PassageIndex(opened.path)
+    assert len(again) == 7 and len(again.search("generation2", 99)) == 7 and not again.replaced
+
+
+def test_an_index_whose_file_is_gone_goes_on(made):
+    opened = made("a zebra")
+    opened.path.unlink()
+    assert not opened.replaced and opened.search("zebra", 1)[0].text == "a zebra"
 
 
 def test_unusual_text_is_kept_and_found(made):

@@ -203,7 +203,8 @@ def test_faults_of_a_plugin_found_while_checking_name_it(valid, registry, monkey
         load_spec(parse_yaml(valid, "s.yaml"), registry)
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("s.yaml:9:12: blocks.recall.mixer: mixer 'memory' of plugin tests failed: "
-                               "ZeroDivisionError: oh; mend it, or choose another mixer")
+                               "ZeroDivisionError: oh (spec/small_components.py, line ")
+    assert "; mend it, or choose another mixer" in lines[0]
     lines = mistakes_of(valid.replace("hidden_size: 64", "hiden_size: 64", 1).replace("heads: 4", "haeds: 4"), registry)
     assert any("did you mean heads?" in line for line in lines)  # with mistakes of the file, all are told as such
 

@@ -108,3 +108,65 @@ def test_a_config_pydantic_cannot_read_does_not_take_the_rest_along(registry):
     schema = spec_schema(registry)
     assert schema["$defs"]["mixer.broken"]["type"] == "object"
     assert "mixer.attention" in schema["$defs"]
+
+
+# --- what an editor completes ---
+
+def offered(schema, root, depth=0):
+    """The options that an editor offers inside a mapping: what stands outside of conditions, by name."""
+    found = {}
+    if depth > 12 or not isinstance(schema, dict):
+        return found
+    if "$ref" in schema:
+        found |= offered(root["$defs"][schema["$ref"].rpartition("/")[2]], root, depth + 1)
+    for inner in [*schema.get("anyOf", []), *schema.get("allOf", [])]:
+        found |= offered(inner, root, depth + 1)
+    return found | schema.get("properties", {})
+
+
+def test_types_are_completed_in_block_style_for_every_family():
+    """`mixer:`, a new line, `type:` and the editor knows the names."""
+    from tryplicity.components import FAMILIES
+
+    registry = load_plugins().registry
+    root = spec_schema(registry)
+    for family in FAMILIES:
+        assert offered({"$ref": f"#/$defs/{family}"}, root)["type"]["enum"] == registry.names(family), family
+    for place in (offered(root, root)["linear"], root["$defs"]["block"]["properties"]["mixer"],
+                  root["$defs"]["feed_forward.moe"]["properties"]["router"],
+                  root["properties"]["training"]["properties"]["optimizer"]):
+        assert offered(place, root)["type"]["enum"]
+
+
+def test_overrides_are_typed():
+    registry = load_plugins().registry
+    root = spec_schema(registry)
+    base = read_yaml(installed_files("spec")["tiny"]).data
+    for override, right in [
+        ("{mixer: {heads: 2}}", True), ("{mixer: {type: gqa, heads: 2}}", True), ("{mixer: mamba2}", True),
+        ("{feed_forward: {router: {bias_rate: 0.1}}}", True), ("{feed_forward: null}", True),
+        ("{feed_forward: {inner_size: 8}}", True), ("{feed_forward: {activation: {zero_rate: 0.7}}}", True),
+        ("{mixer: {haeds: 2}}", False), ("{mixer: {heads: two}}", False), ("{mixer: {type: gqaa}}", False),
+        ("{mixer: mamba}", False), ("{feed_forward: {router: {bias_rat: 0.1}}}", False), ("{feed: {}}", False),
+        ("{mixer: {heads: 0}}", False),
+    ]:
+        overrides = parse_yaml(f"overrides: {{'0': {override}}}", "o").data
+        assert accepts(root, {**base, **overrides}) == right, override
+
+
+def test_profiles_have_a_schema_too(capsys):
+    import json
+
+    from tryplicity.cli import main
+
+    with pytest.raises(SystemExit) as end:
+        main(["schema", "--hardware"])
+    assert end.value.code == 0
+    schema = json.loads(capsys.readouterr().out)
+    Draft202012Validator.check_schema(schema)
+    for path in installed_files("hardware").values():
+        profile = read_yaml(path).data
+        Draft202012Validator(schema).validate(profile)
+        for wrong in ({"strategy": "fsdb"}, {"memory_gb": 1e308}, {"memory_bg": 3}, {"device": "cud"}):
+            assert not accepts(schema, {**profile, **wrong}), wrong
+        assert accepts(schema, {**profile, "x-note": [1], "strategy": "fsdp"})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -19,8 +21,8 @@ from tryplicity.ablation.modules import Comparison, comparisons
 from tryplicity.ablation.picture import svg
 from tryplicity.ablation.report import markdown, measured, page
 from tryplicity.ablation.runner import Job, cores, run_cells
-from tryplicity.errors import Refused
-from tryplicity.files import write_text
+from tryplicity.errors import Refused, UserError
+from tryplicity.files import may_be_written, write_text
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,28 @@ class Request:
     plugin_files: tuple[str, ...]
 
     def command(self) -> str:
-        """The command line that asks for this."""
-        words = ["tryplicity", "ablate", self.spec, "--hw", self.hardware, "--data", self.data]
+        """The command line that asks for this, without the paths of this machine."""
+        words = ["tryplicity", "ablate", portable(self.spec), "--hw", portable(self.hardware), "--data",
+                 portable(self.data)]
         for name, values in (("--without", self.modules), ("--set", self.settings), ("--plugin", self.plugin_files)):
+            values = [*map(portable, values)]
             values = [",".join(values)] if values and name == "--without" else values
             words += [word for value in values for word in (name, value)]
         words += ["--alone"] * self.alone + ["--seeds", str(self.seeds), "--tokens", str(self.tokens)]
-        return shlex.join([*words, "--rows", str(self.rows), "--out", str(self.out)])
+        return shlex.join([*words, "--rows", str(self.rows), "--out", portable(self.out)])
+
+
+def portable(path: str | Path) -> str:
+    """A path as another machine may have it too: what is below this folder from here, else the name alone; so with
+    every absolute path in a text. What is no path stays as it is."""
+    if not os.path.isabs(path):
+        return re.sub(r"(?<![\w.:/-])/[^\s,'\"{}\[\]]+", lambda found: portable(found[0]), str(path))
+    relative = os.path.relpath(path)
+    return Path(path).name if relative.startswith("..") else relative
+
+
+def _is_ablation(path: Path) -> bool:
+    return any((path / name).exists() for name in ("cells", "cost.json", "report.json"))
 
 
 def ablate(request: Request, plugins: Any, *, train: bool = True, cost: bool = True, as_json: bool = False) -> int:
@@ -57,6 +74,9 @@ def ablate(request: Request, plugins: Any, *, train: bool = True, cost: bool = T
     """
     from tryplicity.training.process import StopSignals, exit_code
 
+    if request.out.is_file():
+        raise UserError(f"{request.out}: this is a file; give the folder to keep the cells and reports in")
+    may_be_written(request.out, "an ablation's folder", _is_ablation)
     rows, setting, prepared = _prepare(request, plugins)
     cells, out = table(rows, request.seeds, setting), request.out
     missing = [one for one in cells if result(one.folder(out)) is None] if train else []
@@ -150,7 +170,8 @@ def _report(request: Request, rows: list[Comparison], cells: list[Cell], setting
     measured_costs = {row.module: costs[key(row, setting)] for row in rows if key(row, setting) in costs}
     return {
         "spec": rows[0].with_it.spec.name, "command": request.command(), "alone": request.alone,
-        "tokens": request.tokens, "seeds": request.seeds, "rows": request.rows, "data": request.data,
+        "tokens": request.tokens, "seeds": request.seeds, "rows": request.rows,
+        "data": portable(request.data),
         "data_identity": setting.data_identity,
         "commits": sorted({done["commit"] for done in finished.values() if done["commit"]}),
         "torch": sorted({done["torch"] for done in finished.values()}), "processor": processor(), "cores": cores(),

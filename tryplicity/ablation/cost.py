@@ -3,7 +3,8 @@
     python -m tryplicity.ablation.cost FOLDER STEPS      the process that holds one side
 
 Two processes train, one at a time, a burst of steps whenever they are told to; each pair of bursts gives a ratio,
-so that a drift of the machine's speed meets both sides. They run the training loop itself: what modules do on the
+so that a drift of the machine's speed meets both sides. Now and then two new ones take over, since the peak memory of
+one process is a single sample. They run the training loop itself: what modules do on the
 host counts, and the stages of a curriculum pass by in proportion. Loads no torch before it measures.
 """
 
@@ -30,6 +31,7 @@ from tryplicity.errors import Refused
 from tryplicity.files import write_text
 
 PAIRS, BURST, WARM_UP = 12, 3, 3  # pairs of bursts; steps in one; steps before the first
+ROUNDS = 3  # new processes of both sides, that share the pairs: the peak memory of one process is one sample
 
 
 # --- the process that holds one side ---
@@ -129,7 +131,7 @@ class Side:
 
 def key(row: Comparison, setting: Setting) -> str:
     """The same for the same two specs on the same profile."""
-    keys = [one.key for one in _sides(row, setting)] + [setting.hardware.accelerator, PAIRS, BURST]
+    keys = [one.key for one in _sides(row, setting)] + [setting.hardware.accelerator, PAIRS, BURST, ROUNDS]
     return hashlib.sha256(json.dumps(keys).encode()).hexdigest()
 
 
@@ -153,26 +155,30 @@ def known(out: Path) -> dict[str, dict[str, Any]]:
 def measure(row: Comparison, setting: Setting, out: Path, plans: dict[str, Any], tokenizer: str,
             progress: Callable[[float], None], stopping: Callable[[], bool]) -> dict[str, Any] | None:
     """Measure one row and keep it in OUT/cost.json; None when stopped. Raises Refused when a side fails."""
-    steps = WARM_UP + PAIRS * BURST + 1
-    with tempfile.TemporaryDirectory(dir=out, prefix=".cost-") as folder, contextlib.ExitStack() as stack:
-        sides = []
-        for one in _sides(row, setting):
-            sides.append(Side(one.create(Path(folder), plans[one.label], tokenizer), steps))
-            stack.callback(sides[-1].close)
-        progress(0.0)
-        for side in sides:
-            side.answer()  # warm
-        ratios = []
-        for pair in range(PAIRS):
-            if stopping():
-                return None
-            order = (0, 1) if pair % 2 == 0 else (1, 0)  # who is first has no edge
-            taken = {i: sides[i].burst() for i in order}
-            ratios.append(taken[0] / taken[1])
-            progress((pair + 1) / PAIRS)
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        found = {"module": row.module, "step_time_ratio": middle, "quartiles": [low, high],
-                 "memory_with": sides[0].memory, "memory_without": sides[1].memory}
+    bursts = PAIRS // ROUNDS
+    ratios: list[float] = []
+    memory: tuple[list[int], list[int]] = ([], [])
+    progress(0.0)
+    for _ in range(ROUNDS):
+        with tempfile.TemporaryDirectory(dir=out, prefix=".cost-") as folder, contextlib.ExitStack() as stack:
+            sides = []
+            for one in _sides(row, setting):
+                sides.append(Side(one.create(Path(folder), plans[one.label], tokenizer), WARM_UP + bursts * BURST + 1))
+                stack.callback(sides[-1].close)
+            for side in sides:
+                side.answer()  # warm
+            for _ in range(bursts):
+                if stopping():
+                    return None
+                order = (0, 1) if len(ratios) % 2 == 0 else (1, 0)  # who is first has no edge
+                taken = {i: sides[i].burst() for i in order}
+                ratios.append(taken[0] / taken[1])
+                progress(len(ratios) / (ROUNDS * bursts))
+            for samples, side in zip(memory, sides, strict=True):
+                samples.append(side.memory)
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    found = {"module": row.module, "step_time_ratio": middle, "quartiles": [low, high],
+             "memory_with": memory[0], "memory_without": memory[1]}
     write_text(out / "cost.json", json.dumps({**known(out), key(row, setting): found}, indent=1))
     return found
 

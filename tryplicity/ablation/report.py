@@ -5,7 +5,6 @@ Every effect is that of HAVING the module: (with it) - (without it), paired by s
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,22 +15,16 @@ from rich.text import Text
 
 from tryplicity.ablation.cells import Setting, cell
 from tryplicity.ablation.modules import Comparison
+from tryplicity.pages import Console
 
-#: Student's t, 97.5%, by degrees of freedom from 1 on
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-         2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
-Z_975 = 1.959964
+ALPHA = 0.05
 
 NOTE = ("Change: held-out bits per byte with the module minus without it, the mean over pairs of the same seed; "
-        "negative is better. Interval: 95% of Student's t over those pairs; `within noise` where it holds zero. "
-        "Step time (per token, the median of alternating bursts and their quartiles) and peak memory (above what the "
-        "process held before the model): with the module against without it.")
-
-
-def t_975(freedom: int) -> float:
-    """The 97.5% point of Student's t; beyond the table by the first term of its expansion around the normal's
-    (Abramowitz and Stegun 26.7.5)."""
-    return T_975[freedom - 1] if freedom <= len(T_975) else Z_975 + (Z_975**3 + Z_975) / (4 * freedom)
+        "negative is better. Interval: 95% of Student's t over those pairs, each by itself. p: of the two-sided paired "
+        "t test, corrected for the number of modules compared (Holm); `pays` and `costs` where it is below 0.05, else "
+        "`within noise`. Step time (per token, the median of alternating bursts and their quartiles): with the module "
+        "against without it. Peak memory (above what the process held before the model): the difference of the means "
+        "over several processes, and the least and the greatest difference between any two.")
 
 
 @dataclass(frozen=True)
@@ -52,27 +45,50 @@ class Effect:
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95% t interval of the mean difference."""
-        count = len(self.differences)
-        if count < 2:
+        if len(self.differences) < 2:
             return None
-        half = t_975(count - 1) * self.deviation / math.sqrt(count)
-        return self.mean - half, self.mean + half
+        if self.deviation == 0:
+            return self.mean, self.mean
+        from scipy import stats
+
+        low, high = stats.ttest_1samp(self.differences, 0.0).confidence_interval(1 - ALPHA)
+        return float(low), float(high)
 
     @property
-    def verdict(self) -> str:
-        """Of a figure of which less is better."""
+    def p(self) -> float | None:
+        """Of the two-sided paired t test that the mean difference is zero."""
+        if len(self.differences) < 2:
+            return None
+        if self.deviation == 0:
+            return float(self.mean == 0)
+        from scipy import stats
+
+        return float(stats.ttest_1samp(self.differences, 0.0).pvalue)
+
+    def verdict(self, corrected: float | None) -> str:
+        """Of a figure of which less is better; corrected: p among all that are compared."""
         if not self.differences:
             return "not finished"
-        if self.interval is None:
+        if corrected is None:
             return "one seed"
-        low, high = self.interval
-        return "pays" if high < 0 else "costs" if low > 0 else "within noise"
+        return "within noise" if corrected >= ALPHA else "pays" if self.mean < 0 else "costs"
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """The p values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979); None stays None."""
+    known = sorted((value, i) for i, value in enumerate(p) if value is not None)
+    corrected: list[float | None] = [None] * len(p)
+    largest = 0.0
+    for rank, (value, i) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * value))
+        corrected[i] = largest
+    return corrected
 
 
 def measured(rows: Sequence[Comparison], seeds: int, setting: Setting, finished: Mapping[str, Mapping[str, Any]],
              costs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows as plain figures. finished: results by cell key; costs: by module."""
-    figures = []
+    figures, effects = [], []
     for row in rows:
         pairs = {}
         for seed in range(seeds):
@@ -80,6 +96,7 @@ def measured(rows: Sequence[Comparison], seeds: int, setting: Setting, finished:
             if all(results):
                 pairs[seed] = [r["held_out_bits_per_byte"] for r in results]
         effect = Effect([w - wo for w, wo in pairs.values()])
+        effects.append(effect)
         sides = list(zip(*pairs.values(), strict=True)) or [(), ()]
         figures.append({
             "module": row.module, "with": row.with_it.label, "without": row.without_it.label,
@@ -88,22 +105,31 @@ def measured(rows: Sequence[Comparison], seeds: int, setting: Setting, finished:
                 "without": statistics.fmean(sides[1]) if pairs else None, "change": effect.mean,
                 "standard_deviation": effect.deviation, "interval_95": effect.interval,
                 "by_seed": {seed: {"with": w, "without": wo, "change": w - wo} for seed, (w, wo) in pairs.items()}},
-            "seeds": len(pairs), "verdict": effect.verdict, "cost": _cost(costs.get(row.module))})
+            "seeds": len(pairs), "cost": _cost(costs.get(row.module))})
+    judge(figures, effects)
     return figures
+
+
+def judge(figures: Sequence[dict[str, Any]], effects: Sequence[Effect]) -> None:
+    """Adds to each row its p, that corrected for all rows, and the verdict."""
+    for row, effect, corrected in zip(figures, effects, holm([effect.p for effect in effects]), strict=True):
+        row["held_out_bits_per_byte"] |= {"p": effect.p, "p_holm": corrected}
+        row["verdict"] = effect.verdict(corrected)
 
 
 def _cost(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if found is None:
         return None
-    with_it, without_it = found["memory_with"], found["memory_without"]
+    with_it, without_it = (statistics.fmean(found[side]) for side in ("memory_with", "memory_without"))
     return {"step_time_ratio": found["step_time_ratio"], "step_time_quartiles": found["quartiles"],
-            "peak_memory_bytes": {"with": with_it, "without": without_it},
+            "peak_memory_bytes": {"with": found["memory_with"], "without": found["memory_without"]},
             "peak_memory_ratio": with_it / without_it if without_it else None}
 
 
 # --- in words ---
 
-COLUMNS = ("module", "with", "without", "change", "sd", "95% interval", "seeds", "step time", "peak memory", "verdict")
+COLUMNS = ("module", "with", "without", "change", "sd", "95% interval", "p (Holm)", "seeds", "step time", "peak memory",
+           "verdict")
 
 
 def cells_of(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -118,13 +144,14 @@ def cells_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     if cost:
         low, high = (100 * (ratio - 1) for ratio in cost["step_time_quartiles"])
         step = f"{100 * (cost['step_time_ratio'] - 1):+.1f}% ({low:+.1f} to {high:+.1f})"
-        change = cost["peak_memory_bytes"]["with"] - cost["peak_memory_bytes"]["without"]
-        memory = f"{change / 1e6:+,.0f} MB" + ("" if cost["peak_memory_ratio"] is None else
-                                              f" ({100 * (cost['peak_memory_ratio'] - 1):+.1f}%)")
+        with_it, without_it = (cost["peak_memory_bytes"][side] for side in ("with", "without"))
+        change = statistics.fmean(with_it) - statistics.fmean(without_it)
+        low, high = min(with_it) - max(without_it), max(with_it) - min(without_it)
+        memory = f"{change / 1e6:+,.0f} MB ({low / 1e6:+,.0f} to {high / 1e6:+,.0f})"
     return (row["module"], number(held_out["with"], ".4f"), number(held_out["without"], ".4f"),
             number(held_out["change"], "+.4f"), number(held_out["standard_deviation"], ".4f"),
-            "-" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}", str(row["seeds"]), step, memory,
-            row["verdict"])
+            "-" if interval is None else f"{interval[0]:+.4f} to {interval[1]:+.4f}",
+            number(held_out["p_holm"], ".3f"), str(row["seeds"]), step, memory, row["verdict"])
 
 
 def facts(report: Mapping[str, Any]) -> list[str]:
@@ -152,7 +179,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 COLOURS = {"pays": "green", "costs": "red"}
-LESS_NEEDED, WIDE = ("with", "without", "sd", "seeds"), 150
+LESS_NEEDED, WIDE = ("with", "without", "sd", "p (Holm)", "seeds"), 165
 
 
 def page(report: Mapping[str, Any], console: Any) -> None:
@@ -168,10 +195,12 @@ def page(report: Mapping[str, Any], console: Any) -> None:
         table.add_column(COLUMNS[i], justify="left" if i in (0, len(COLUMNS) - 1) else "right", no_wrap=True)
     for row in report["modules"]:
         figures = cells_of(row)
+        if not wide:
+            figures = tuple(figure.partition(" (")[0] for figure in figures)  # without the spread of costs
         table.add_row(*(Text(figures[i], style=COLOURS.get(figures[i], "")) for i in shown))
     console.print()
     if wide:
-        console.print(table, width=max(console.width, WIDE))
+        Console(highlight=False, width=max(console.width, WIDE)).print(table)
     else:
         console.print(table)
     console.print()

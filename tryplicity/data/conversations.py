@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tryplicity.data.cache import building, cache_root
-from tryplicity.data.documents import Progress, collect, no_progress
+from tryplicity.data.documents import LONGEST, Progress, collect, no_progress
 from tryplicity.data.prepared import Encoded, Prepared, write_tokens
 from tryplicity.data.tokenizer import BOS, EOS, IM_END, IM_START, load_tokenizer
 from tryplicity.errors import UserError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from tryplicity.components import Conversation, Document, Source
 
 FORMAT = 2                          # raise when the files written here change
-LONGEST = 1 << 20                   # characters of a conversation, which is tokenised in one piece
 ROLES = ("system", "user", "assistant", "tool")
 
 Messages = Sequence[Mapping[str, Any]]
@@ -109,7 +108,7 @@ def prepare_conversations(source: Source, tokenizer_path: str | Path, vocab_size
     progress = progress or no_progress
     root = cache_root(cache)
     load_tokenizer(tokenizer_path, vocab_size)
-    collection = collect(_AsDocuments(source), root, progress)
+    collection = collect(_AsDocuments(source), root, progress, longest=None)
     content = Path(tokenizer_path).read_bytes()
     described = json.dumps(["conversations", FORMAT, collection.identity,
                             hashlib.sha256(content).hexdigest()])

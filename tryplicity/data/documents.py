@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2              # raise when the files written here change
 HELD_OUT_SHARE = 0.02
+LONGEST = 1 << 18       # characters of a document; a longer one becomes several
 
 #: called as progress(stage, done, total); total is None where it is not known
 Progress = Callable[[str, float, float | None], None]
@@ -100,9 +101,10 @@ class Collection:
                     yield document
 
 
-def collect(source: Source, root: Path, progress: Progress = no_progress) -> Collection:
+def collect(source: Source, root: Path, progress: Progress = no_progress, longest: int | None = LONGEST) -> Collection:
     """Read a source into the cache at `root`, or find it there.
 
+    longest: characters beyond which a document is cut into parts of one work; None: none is.
     Costs disk space of the size of the text. Raises UserError when there is no text, or a single work, of
     which nothing could be held out.
     """
@@ -112,7 +114,7 @@ def collect(source: Source, root: Path, progress: Progress = no_progress) -> Col
     if known is None or not (root / "documents" / known["documents"]).exists():
         manifest: dict[str, Any] = {}
         with building(root / "documents" / "new", lambda: manifest["identity"][:24]) as temporary:
-            manifest |= {"format": FORMAT, **_write_documents(source, temporary / "documents.jsonl", progress)}
+            manifest |= {"format": FORMAT, **_write_documents(source, temporary / "documents.jsonl", progress, longest)}
             (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         left_out = source.left_out
         known = {"documents": manifest["identity"][:24], "kind": left_out.kind, "left_out": left_out.as_dict(),
@@ -123,12 +125,31 @@ def collect(source: Source, root: Path, progress: Progress = no_progress) -> Col
                       LeftOut(known["kind"], known["left_out"], known["examples"]))
 
 
-def _write_documents(source: Source, path: Path, progress: Progress) -> dict[str, Any]:
+def in_parts(document: Document, longest: int) -> Iterator[Document]:
+    """A document, or its parts of at most so many characters, which join to its text: cut after an empty line, a line
+    or a space where there is one in their second half."""
+    text, start, number = document.text, 0, 0
+    if len(text) <= longest:
+        yield document
+        return
+    while start < len(text):
+        end = start + longest
+        if end < len(text):
+            places = (text.rfind(mark, start + longest // 2, end) + len(mark) for mark in ("\n\n", "\n", " "))
+            end = next((place for place in places if place > start + longest // 2), end)
+        number += 1
+        # behind a `#`, so that the parts are trained on or held out together
+        yield document._replace(id=f"{document.id}{'.' if '#' in document.id else '#'}{number}", text=text[start:end])
+        start = end
+
+
+def _write_documents(source: Source, path: Path, progress: Progress, longest: int | None) -> dict[str, Any]:
     domains: dict[str, dict[str, int]] = {}
     digest, number = hashlib.sha256(), 0
     lowest, below, highest = 1.0, 0, 0.0
     with open(path, "wb") as file:
-        for document in source.documents():
+        for document in (part for whole in source.documents()
+                         for part in (in_parts(whole, longest) if longest else [whole])):
             text = document.text.encode("utf-8", "replace").decode()     # a lone surrogate has no bytes
             if not text.strip():
                 source.left_out.add("empty", document.id)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORE = -100   # the target of a position that has none; the same as tryplicity.IGNORE
-DOCUMENT = np.dtype([("end", "<u8"), ("bytes", "<u8"), ("domain", "u1")])
+DOCUMENT = np.dtype([("end", "<u8"), ("bytes", "<u8"), ("domain", "<u2")])
 
 
 class Batch(NamedTuple):

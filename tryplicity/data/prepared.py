@@ -7,9 +7,9 @@ content:
     tokenizer.json           train.bin, heldout.bin                        uint16 (uint32 above 65536 tokens)
     manifest.json            train.documents.npy, heldout.documents.npy    each document's end, bytes, domain
     token_bytes.npy          train.ids.jsonl, heldout.ids.jsonl            each document's id
-    bigram.json              train.grades-1.npy                            made when first asked for
+    bigram.json  yardsticks-1.json  train.grades-1.npy                     made when first asked for
 
-Memory is bounded by a few megabytes of text at a time, beside 17 bytes a document. Loads no torch.
+Memory is bounded by what a megabyte of text takes, beside 17 bytes a document. Loads no torch.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tryplicity.data import bigram, grades
+from tryplicity.data import bigram, grades, yardsticks
 from tryplicity.data.cache import building, cache_root
 from tryplicity.data.documents import Collection, Progress, collect, no_progress, unit_hash
 from tryplicity.data.packing import DOCUMENT, HeldOut, PackedStream, TokenFile
 from tryplicity.data.tokenizer import BOS, EOS, load_tokenizer, save_tokenizer, token_bytes, train_tokenizer
+from tryplicity.data.yardsticks import Yardsticks
 from tryplicity.files import whole_file, write_text
 from tryplicity.leftout import LeftOut
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from tryplicity.components import Document, Source
 
 FORMAT = 2                          # raise when the files written here change
-_BATCH_BYTES = 2_000_000            # of text tokenised at a time
+_BATCH_BYTES = 1_000_000            # of text tokenised at a time, which takes some hundred times as much memory
 _SAMPLE_BYTES = 8_000_000           # the tokenizer is trained on at least so much, where there is so much
 
 
@@ -110,6 +111,40 @@ class Prepared:
             value = bigram.bits_per_byte(texts(False), texts(True))
             write_text(path, json.dumps({"bits_per_byte": value}))
         return json.loads(path.read_text(encoding="utf-8"))["bits_per_byte"]
+
+    def yardsticks(self, progress: Progress = no_progress) -> Yardsticks:
+        """What compressors reach on the held-out text, beside the bigram, and how much of it the training text holds
+        (see `tryplicity.data.yardsticks`). Computed once, in seconds, then kept in the folder."""
+        path = self.folder / f"yardsticks-{yardsticks.FORMAT}.json"
+        if not path.exists():
+            sizes = [sum(part["bytes"] for part in self.manifest["parts"][name]["domains"].values())
+                     for name in ("train", "heldout")]
+            scored = "".join(self._sample(True, yardsticks.SCORED, sizes[1])).encode()
+            primed = "".join(self._sample(False, yardsticks.PRIMED, sizes[0])).encode()
+            bigram_bits = self.bigram_bits_per_byte(progress)
+            what, done, whole = "measuring the yardsticks", 0, min(yardsticks.COMPARED, sizes[0])
+            progress(what, 0, None)
+
+            def told(text: str) -> None:
+                nonlocal done
+                done += len(text.encode())
+                progress(what, done, whole)
+
+            overlap = yardsticks.overlap((d.text for d in self.collection.documents(True)),
+                                         self._sample(False, yardsticks.COMPARED, sizes[0]), told)
+            found = Yardsticks(bigram=bigram_bits, xz=yardsticks.xz_bits_per_byte(scored),
+                               xz_primed=yardsticks.xz_bits_per_byte(scored, primed),
+                               ppm=yardsticks.ppm_bits_per_byte(scored, primed), overlap=overlap,
+                               primed_bytes=len(primed), scored_bytes=len(scored), compared_bytes=done,
+                               train_bytes=sizes[0])
+            write_text(path, json.dumps(asdict(found), indent=1))
+        return Yardsticks(**json.loads(path.read_text(encoding="utf-8")))
+
+    def _sample(self, held_out: bool, most: int, size: int) -> Iterator[str]:
+        """The texts of a part, or where it has more bytes than `most` an even choice of them of about so many."""
+        for document in self.collection.documents(held_out):
+            if size <= most or unit_hash(document.id, "yardsticks") < most / size:
+                yield document.text
 
 
 def prepare(source: Source, vocab_size: int, cache: str | Path | None = None,
@@ -186,7 +221,7 @@ def write_tokens(collection: Collection, tokenizer: Tokenizer, folder: Path, pro
     vocab_size = tokenizer.get_vocab_size()
     dtype = "<u2" if vocab_size <= 65536 else "<u4"
     domains = list(collection.manifest["domains"])
-    np.save(folder / "token_bytes.npy", np.array(token_bytes(tokenizer), dtype=np.uint16))
+    np.save(folder / "token_bytes.npy", np.array(token_bytes(tokenizer), dtype=np.uint32))
     total, done, parts = collection.manifest["bytes"], 0, {}
     for part in ("train", "heldout"):
         digest, mask_digest, ends, sizes, domain_numbers = hashlib.sha256(), hashlib.sha256(), [0], [], []

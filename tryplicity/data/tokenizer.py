@@ -19,9 +19,12 @@ SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
 
 # Words with the sign before them, numbers by three digits, runs of signs with the line ends after them, white
 # space: the pattern of OpenAI's cl100k, which keeps indentation together
-# (https://github.com/openai/tiktoken).
-_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]"
-            r"|\s+(?!\S)|\s+")
+# (https://github.com/openai/tiktoken). No piece is longer than LONGEST_PIECE: a run of a million signs is no word, and
+# merging it, or looking for its end again from each of its places, takes time and memory without bound.
+LONGEST_PIECE = 128         # characters that a token can be made of
+LONGEST_TOKEN = 64          # bytes of a token
+_PATTERN = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}{1,N}|\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,N}[\r\n]{0,N}"
+            r"|\s{0,N}[\r\n]|\s{1,N}(?!\S)|\s{1,N}").replace(",N}", f",{LONGEST_PIECE}}}")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -42,7 +45,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS),
-                                  show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+                                  show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  max_token_length=LONGEST_TOKEN)
     tokenizer.train_from_iterator(texts, trainer)
     reached = tokenizer.get_vocab_size()
     if reached != vocab_size:

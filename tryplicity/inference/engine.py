@@ -19,6 +19,7 @@ from tryplicity.components import Linear
 from tryplicity.data.tokenizer import BOS, EOS, IM_END, SPECIAL_TOKENS
 from tryplicity.errors import UserError
 from tryplicity.inference import scheduler
+from tryplicity.inference.exactness import why_inexact
 from tryplicity.inference.generation import LOOK, Busy, Generation, Piece, Request, Scored, Token
 from tryplicity.inference.grammar import Grammars
 from tryplicity.inference.packed import Info, Opened, load_model
@@ -28,7 +29,7 @@ from tryplicity.inference.text import TextStream, token_bytes
 from tryplicity.model import Model
 
 __all__ = ["Busy", "Engine", "Generation", "ModelCard", "Piece", "Request", "Sampling", "Scored", "Token",
-           "decode", "ready_for_decoding"]
+           "decode", "ready_for_decoding", "usable_device"]
 
 SMALL = 128e6  # bytes of floats: see fits_caches
 
@@ -47,6 +48,8 @@ class ModelCard:
     context_length: int
     chat: bool  # whether it has learned conversations
     layers: tuple[str, ...]
+    exact: bool  # whether a token is the same to the bit alone or among others, in one chunk or many
+    inexact: str | None  # why it is not, in a line
 
 
 def decode(model: Model, prompt: Sequence[int], sampler: Sampler) -> Iterator[int]:
@@ -65,6 +68,21 @@ def decode(model: Model, prompt: Sequence[int], sampler: Sampler) -> Iterator[in
             ids_BT = torch.tensor([[token]], device=device)
     finally:
         torch.set_num_threads(threads)
+
+
+def usable_device(name: str) -> str:
+    """The name, if torch has this device here and can compute on it. Raises UserError."""
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it has no memory")
+        (torch.ones(2, device=device) + 1).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, TypeError) as error:
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        first = str(error).strip().partition("\n")[0]
+        raise UserError(f"--device {name}: cannot be used here ({first[:150]}); there is {', '.join(there)}") from None
+    return name
 
 
 def ready_for_decoding(model: Model) -> Model:
@@ -106,7 +124,8 @@ if hasattr(os, "register_at_fork"):
 
 
 class Engine:
-    """A model with its tokenizer. Many may ask at once; what one gets depends on no other."""
+    """A model with its tokenizer. Many may ask at once; what one gets depends on no other: to the bit where
+    `card.exact` says so, and else to rounding."""
 
     def __init__(self, model: Model, tokenizer: Any, info: Info | None = None, *, slots: int = 8, max_waiting: int = 64,
                  chunk: int = 256, prefix_bytes: int = 1 << 30, speculative: bool = False) -> None:
@@ -120,8 +139,8 @@ class Engine:
         if drafter is not None and not drafter:
             raise UserError(f"{model.spec.name}: no head of this model can guess ahead; leave speculative off")
         self.model, self.tokenizer = ready_for_decoding(model), tokenizer
-        self.card = _card(model, info)
         threads = 1 if fits_caches(model) else torch.get_num_threads()
+        self.card = _card(model, info, why_inexact(model, torch.get_num_threads(), threads))
         self.scheduler = scheduler.Scheduler(model, slots=slots, max_waiting=max_waiting, chunk=chunk,
                                              prefix_bytes=prefix_bytes, drafter=drafter, decode_threads=threads)
         self._token_bytes = None if tokenizer is None else token_bytes(tokenizer)
@@ -140,9 +159,10 @@ class Engine:
              dtype: torch.dtype | None = None, **options: Any) -> Engine:
         """From a run folder (its model.safetensors, or while it trains its newest checkpoint) or an exported file.
 
-        ternary: pack the linears of a run that can be packed. dtype: of the floats; fp32 by default. options: as the
-        constructor's.
+        device: as torch names it: cpu, cuda, cuda:1, mps. ternary: pack the linears of a run that can be packed. dtype:
+        of the floats; fp32 by default. options: as the constructor's. Raises UserError.
         """
+        device = usable_device(device)
         model, _, tokenizer, info = load_model(what, registry, device, ternary=ternary, dtype=dtype)
         return cls(model, tokenizer, info, **options)
 
@@ -251,11 +271,12 @@ def _to_the_end(generation: Generation, pieces: queue.SimpleQueue[Piece]) -> Ite
             return
 
 
-def _card(model: Model, info: Info | None) -> ModelCard:
+def _card(model: Model, info: Info | None, inexact: str | None) -> ModelCard:
     if info is None:  # a model made by hand
         size = sum(p.numel() for p in model.parameters())
         spec = model.spec
         return ModelCard(spec.name, spec.name, "by hand", "", size, size, size * model.embedding.weight.element_size(),
-                         spec.context_length, any(phase.kind == "chat" for phase in spec.phases), ())
+                         spec.context_length, any(phase.kind == "chat" for phase in spec.phases), (), not inexact,
+                         inexact)
     return ModelCard(info.name, info.name, info.format, info.weights_hash, info.parameters, info.active_parameters,
-                     info.packed_bytes, info.context_length, info.chat, info.layers)
+                     info.packed_bytes, info.context_length, info.chat, info.layers, not inexact, inexact)

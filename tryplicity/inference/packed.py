@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tryplicity.components import Linear
 from tryplicity.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from tryplicity.errors import PluginFault, Refused, UserError
-from tryplicity.files import whole_file
+from tryplicity.files import may_be_written, whole_file
 from tryplicity.inference.text import token_bytes
 from tryplicity.model import Model, Table, assemble
 from tryplicity.planner.count import count
@@ -347,10 +347,13 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
     if initialised:
         spec = load_spec(str(what), registry)
         words = tokenizer and load_tokenizer(tokenizer, spec.vocab_size).to_str()
+        sources = [Path(what), *([tokenizer] if tokenizer else [])]
     else:
         run = Run.open(what)
         spec = load_spec(str(run.spec), registry)
         words = load_tokenizer(run.tokenizer, spec.vocab_size).to_str()
+        sources = [_newest_weights(run), *(path for path in run.folder.rglob("*")
+                                           if path.is_file() and not is_exported(path))]
     if out is not None and out.is_dir():
         raise UserError(f"{out}: this is a folder; give the file to write")
     model = _for_inference(spec)
@@ -364,6 +367,7 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
     if out is None:
         ending = f"-{packed_as.replace(' ', '-')}.safetensors"
         out = Path(spec.name + ending) if initialised else run.folder / f"model{ending}"
+    may_be_written(out, "an exported model", is_exported, sources)
     weights_of = _initial(seed) if initialised else _of_run(_Weights(_newest_weights(run)))
     total = sum(p.numel() for p in model.parameters())
     done, sizes = 0, Sizes(out, packed_as)
@@ -414,6 +418,15 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
         writer.finish()
         sizes.file_bytes = file.seek(0, 2)
     return sizes
+
+
+def is_exported(path: Path) -> bool:
+    """Whether `export` wrote this file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
 
 
 @contextmanager

@@ -54,8 +54,10 @@ def _library() -> ctypes.CDLL | None:
 
 
 def why_not() -> str | None:
-    """Why plain PyTorch does the work here, in one line for whoever waits for it to read; None if it does not."""
-    return compiling.why_not() if _library() is None else None
+    """Why plain PyTorch does the work here or in another library that was asked for, in one line for whoever waits for
+    it to read; None if it does not."""
+    _library()
+    return compiling.why_not()
 
 
 def _native(*tensors: Tensor | None) -> ctypes.CDLL | None:

@@ -89,6 +89,7 @@ def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
     counts = count(model)
     facts = gather_facts(model, hardware, counts)
     names = sorted(registry.names("parallelism"), key=lambda name: (registry.get("parallelism", name).order, name))
+    costs = facts.measured("fp32", hardware.accumulation > 1 or hardware.count > 1)  # a layer's fault is no strategy's
     options, refused = [], set()
     for name in names:
         try:
@@ -115,7 +116,6 @@ def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
                f"the profile asks for {hardware.strategy}")
     rejected = [replace(o, reason=o.reason or unasked) for o in options if o is not chosen]
 
-    costs = facts.measured("fp32", hardware.accumulation > 1 or hardware.count > 1)
     flops = sum(c.flops_forward + c.flops_backward for c in costs) / facts.tokens
     speed = estimate_speed(flops, facts.tokens, nearest.memory, hardware)
     cost = estimate_cost(speed, hardware)

@@ -8,6 +8,7 @@ a fraction of a second on any machine. A dispatch mode sees each tensor come and
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ from tryplicity.components import Layer, Report, Router
 from tryplicity.functional import grouped_product_works
 from tryplicity.model import next_token_loss
 from tryplicity.planner.shapes import Shape, ShapeMode, shape_like
+from tryplicity.promises import check_mean
 
 if TYPE_CHECKING:
     from tryplicity.hardware import Hardware
@@ -309,6 +311,16 @@ def measure_stages(model: Model, hardware: Hardware, weights: str, gradients_exi
     weights: "fp32" or "bf16", as in `Facts.measured`. A micro-batch of many sequences is extrapolated from two
     small ones: all costs are a constant and a share for each sequence.
     """
+    collecting = gc.isenabled()
+    gc.disable()  # a layer's circular garbage would be gone whenever the collector happens to run
+    try:
+        return _measure(model, hardware, weights, gradients_exist)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _measure(model: Model, hardware: Hardware, weights: str, gradients_exist: bool) -> list[Cost]:
     context, batch = model.spec.context_length, hardware.batch
     if batch <= 4 or batch * context <= DIRECT:
         return _measure_batch(model, hardware, batch, weights, gradients_exist)
@@ -341,7 +353,7 @@ def _measure_batch(model: Model, hardware: Hardware, batch: int, weights: str, g
         h_BTD = norm(residual.reduce(streams))
         table_VD = embedding.weight if model.unembedding is None else ends[-1].weight
         total, _ = next_token_loss(h_BTD, table_VD, ids_BT, objectives, Report())
-        return [total, *(head(h_BTD, head.targets(ids_BT, ids_BT, doc_ids_BT), table_VD).total
+        return [total, *(check_mean(head, head(h_BTD, head.targets(ids_BT, ids_BT, doc_ids_BT), table_VD)).total
                          for head in heads.values())]
 
     # a tied table has its gradient from the losses before the embedding's own backward pass

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from tryplicity.search.claims import sentences
 from tryplicity.search.words import content_words
 
 if TYPE_CHECKING:
@@ -95,27 +96,20 @@ def _one_line(text: str) -> str:
 
 # --- sentences of passages ---
 
-_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[^\W_a-z])|\n\s*\n")
-
-
-def _sentences(text: str) -> list[str]:
-    return [joined for part in _SENTENCE.split(text) if (joined := _one_line(part))]
-
-
 def _nearest(question: str, text: str, most: int) -> str:
     """The sentences of a text that share most with the question, in their order, `most` words at most."""
-    asked, sentences = frozenset(content_words(question)), _sentences(text)
-    best = sorted(range(len(sentences)), key=lambda at: (-len(asked & set(content_words(sentences[at]))), at))
+    asked, parts = frozenset(content_words(question)), sentences(text)
+    best = sorted(range(len(parts)), key=lambda at: (-len(asked & set(content_words(parts[at]))), at))
     chosen: list[int] = []
     left = most
     for at in best:
-        words = len(sentences[at].split())
+        words = len(parts[at].split())
         if words <= left:
             chosen.append(at)
             left -= words
-    if not chosen and sentences:
-        return " ".join(sentences[best[0]].split()[:most])
-    return " ".join(sentences[at] for at in sorted(chosen))
+    if not chosen and parts:
+        return " ".join(parts[best[0]].split()[:most])
+    return " ".join(parts[at] for at in sorted(chosen))
 
 
 def quotation(question: str, passages: Sequence[Passage], limit: int = 2) -> str | None:
@@ -132,7 +126,7 @@ def quotation(question: str, passages: Sequence[Passage], limit: int = 2) -> str
     found = []
     for number, passage in enumerate(passages, 1):
         title = frozenset(content_words(passage.title))
-        for sentence in _sentences(passage.text):
+        for sentence in sentences(passage.text):
             words = frozenset(content_words(sentence))
             short = len(words) >= 3 and len(sentence.split()) <= _SHORTENED
             if short and not _CODE.search(sentence) and (words | title) & asked:

@@ -3,10 +3,11 @@
     checked = check("The function joins two paths [1]. It was made in 1991 [2].", passages)
     checked.text, checked.sources, checked.supported
 
-A mark is `[n]` that stands by itself: not directly after a letter, digit, `_` or `)`, nor after a `]` that ends no
-mark, nor after `=` (so neither `list[0]` nor `x = [1]` is one), and not in code: between backticks or in a fence. It
-counts only if passage n was retrieved and its sentence shares words with that passage. A sentence without one that a
-passage holds nearly whole gets one here, since a small model does not write marks itself.
+A mark is `[n]`, or several as in `[1, 2]` and `[1-3]`, that stands by itself: not directly after a letter, digit, `_`
+or `)`, nor after a `]` that ends no mark, nor after `=` (so neither `list[0]` nor `x = [1]` is one), and not in code:
+between backticks or in a fence. It counts only if its passage was retrieved, and a sentence of that holds most words of
+what the mark stands behind and does not disagree with it (`claims`). A sentence without one that a passage holds nearly
+whole gets one here, since a small model does not write marks itself.
 """
 
 from __future__ import annotations
@@ -15,17 +16,25 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from tryplicity.search.words import content_words
+from tryplicity.search.claims import Claim, Evidence
 
 if TYPE_CHECKING:
     from tryplicity.components import Passage
 
+_BRACKET = r"\[([0-9]{1,6}(?:[ \t]?[,;\u2013-][ \t]?[0-9]{1,6})*)\](?:\([^()\s]*\))?"
 #: what may be a mark, see `_marks`. A link that a model wrote behind one is taken with it.
-MARK = re.compile(r"(?<!\w)\[([0-9]{1,6})\](?:\([^()\s]*\))?")
+MARK = re.compile(rf"(?<!\w)(?<!\w\(){_BRACKET}")
 
-_FEWEST_SHARED = 2      # content words that a sentence must share with the passage it cites (1 where it has no more)
-_FEWEST_ATTACHED = 4    # content words of a sentence that may be given a mark, unless it is quoted to the letter
-_SHARE_ATTACHED = 0.75  # of which so many must be in the passage
+#: for who reads an answer: what was done before its marks were shown
+CHECKED_MEANS = (
+    "Checked by comparing words, not by understanding: a number stands where a sentence of that source holds most of "
+    "the words before it, and where no negation, number, unit, name, opposite or order of words was found to disagree. "
+    "It can still be wrong; the source is one click away.")
+
+_SHARE_KEPT = 2 / 3     # of the words before a mark must be in one sentence of its passage, or of its passages
+_FEWEST_SHARED = 2      # of them at least, in each (1 where there are no more)
+_SHARE_ATTACHED = 0.75  # of a sentence's words must be there if it is given a mark
+_FEWEST_ATTACHED = 4    # of them at least, unless it is quoted to the letter
 
 
 class Checked(NamedTuple):
@@ -41,7 +50,7 @@ def check(answer: str, passages: Sequence[Passage]) -> Checked:
 
     Beside marks, and the spaces before those removed, nothing of the text changes.
     """
-    words = [frozenset(content_words(f"{passage.title} {passage.text}")) for passage in passages]
+    evidence = [Evidence(passage.title, passage.text) for passage in passages]
     quotable = [_letters(f"{passage.title} {passage.text}") for passage in passages]
     order: list[int] = []       # passages (from 0) in the order of their first mark
 
@@ -55,44 +64,59 @@ def check(answer: str, passages: Sequence[Passage]) -> Checked:
         if kind != "sentence":
             out.append(piece)
             continue
-        plain = _without_marks(piece)
-        told = frozenset(content_words(plain))
-        shared = [len(told & held) for held in words]
-        needed = max(min(_FEWEST_SHARED, len(told)), 1)
         kept, end, gap = False, 0, ""
         parts: list[str] = []
         done: set[int] = set()          # one mark for one passage in a sentence
-        for mark in _marks(piece):
-            passage = int(mark[1]) - 1
-            before = piece[end:mark.start()]
-            end = mark.end()
-            if 0 <= passage < len(passages) and shared[passage] >= needed and passage not in done:
-                parts += [before or gap, number(passage)]
-                kept, gap = True, ""
-                done.add(passage)
-            else:
-                gap = gap or before[len(before.rstrip(" \t")):]
-                parts.append(before.rstrip(" \t"))
+        for marks, before in _groups(piece):
+            good = _kept(before, [passage for mark in marks for passage in _numbers(mark)], evidence)
+            for mark in marks:
+                if len(named := _numbers(mark)) > 1 and not good and max(named) >= len(passages):
+                    continue            # a list of numbers, as text
+                between = piece[end:mark.start()]
+                end = mark.end()
+                stay = [passage for passage in named if passage in good and passage not in done]
+                if stay:
+                    parts += [between or gap, *map(number, stay)]
+                    kept, gap = True, ""
+                    done.update(stay)
+                else:
+                    gap = gap or between[len(between.rstrip(" \t")):]
+                    parts.append(between.rstrip(" \t"))
         parts.append(piece[end:])
         text = "".join(parts)
-        if not kept and (passage := _borne_out_by(plain, told, shared, quotable)) is not None:
+        if not kept and (passage := _borne_out_by(_without_marks(piece), evidence, quotable)) is not None:
             text = _attached(text, number(passage))
         out.append(text)
     return Checked("".join(out), [(at + 1, passages[passage]) for at, passage in enumerate(order)], bool(order))
 
 
-def _borne_out_by(plain: str, told: frozenset[str], shared: list[int], quotable: list[str]) -> int | None:
-    """The first passage that holds a sentence nearly whole, or to the letter."""
-    if plain.rstrip(" \t\n\"')*_").endswith("?") or not told:
+def _kept(text: str, named: list[int], evidence: list[Evidence]) -> set[int]:
+    """Those of the passages named behind a text that bear it out, each its part and together most of it."""
+    said = Claim(text)
+    found = {passage: evidence[passage].support(said) for passage in named if 0 <= passage < len(evidence)}
+    needed = max(min(_FEWEST_SHARED, len(said.stems)), 1)
+    good = {passage: support.shared for passage, support in found.items()
+            if support.reason is None and len(support.shared) >= needed}
+    together = frozenset().union(*good.values())
+    if len(together) < _SHARE_KEPT * len(said.stems) or (said.head and said.head not in together):
+        return set()
+    return set(good)
+
+
+def _borne_out_by(plain: str, evidence: list[Evidence], quotable: list[str]) -> int | None:
+    """The first passage that holds a sentence to the letter, else the one that holds most of it."""
+    said = Claim(plain)
+    if plain.rstrip(" \t\n\"')*_").endswith("?") or not said.stems:
         return None
     letters = _letters(plain)
-    for passage, text in enumerate(quotable):
-        if len(told) >= 2 and len(letters.split()) >= 3 and f" {letters} " in f" {text} ":
+    found = [one.support(said) for one in evidence]
+    for passage, (support, text) in enumerate(zip(found, quotable, strict=True)):
+        if len(said.stems) >= 2 and len(letters.split()) >= 3 and f" {letters} " in f" {text} " and not support.reason:
             return passage
-    best = max(range(len(shared)), key=lambda passage: (shared[passage], -passage), default=None)
-    if best is not None and shared[best] >= max(_FEWEST_ATTACHED, _SHARE_ATTACHED * len(told)):
-        return best
-    return None
+    good = [(len(support.shared), -passage) for passage, support in enumerate(found)
+            if support.reason is None and (said.head is None or said.head in support.shared)
+            and len(support.shared) >= max(_FEWEST_ATTACHED, _SHARE_ATTACHED * len(said.stems))]
+    return -max(good)[1] if good else None
 
 
 def _letters(text: str) -> str:
@@ -118,7 +142,7 @@ _CODE = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)|(?<!`)(`+
                    re.MULTILINE | re.DOTALL)
 _HOLDER = "\ue000"      # stands for code inside a sentence while it is looked at
 # the end of a sentence: a sign, what closes it, marks that stand behind it, and space; or the end of a line
-_BOUNDARY = re.compile(r"[.!?]+[\"')*_]*(?:[ \t]*\[[0-9]{1,6}\](?:\([^()\s]*\))?)*(?=\s|$)[ \t]*|\n+")
+_BOUNDARY = re.compile(rf"[.!?]+[\"')*_]*(?:[ \t]*{_BRACKET})*(?=\s|$)[ \t]*|\n+")
 _ABBREVIATION = re.compile(r"(?:^|[\s(])(?:e\.g|i\.e|etc|vs|cf|Dr|Mr|Mrs|Ms|No|Fig|approx)\.$")
 
 
@@ -161,6 +185,36 @@ def _marks(sentence: str) -> list[re.Match[str]]:
             continue
         found.append(match)
     return found
+
+
+def _numbers(mark: re.Match[str]) -> list[int]:
+    """The passages, from 0, that a mark names: `[1, 3-5]` names four."""
+    found: list[int] = []
+    for part in re.split(r"[ \t]?[,;][ \t]?", mark[1]):
+        first, *last = (int(number) for number in re.split(r"[ \t]?[\u2013-][ \t]?", part))
+        found += range(first - 1, min(last[-1], first + _LONGEST_RANGE)) if last else [first - 1]
+    return found
+
+
+_LONGEST_RANGE = 50
+
+
+def _groups(sentence: str) -> Iterator[tuple[list[re.Match[str]], str]]:
+    """Marks that follow one another, and what they stand for: the text since the marks before, or the whole sentence
+    where that says nothing or where more text follows."""
+    marks = _marks(sentence)
+    groups: list[list[re.Match[str]]] = []
+    for mark in marks:
+        if groups and not sentence[groups[-1][-1].end():mark.start()].strip():
+            groups[-1].append(mark)
+        else:
+            groups.append([mark])
+    end = 0
+    for at, group in enumerate(groups):
+        text, end = sentence[end:group[0].start()], group[-1].end()
+        rest = sentence[end:] if at == len(groups) - 1 else ""
+        whole = not Claim(text).stems or Claim(rest).stems
+        yield group, _without_marks(sentence) if whole else text
 
 
 def _without_marks(sentence: str) -> str:

@@ -20,7 +20,9 @@ _WIDTH, _LINES = 100, 4     # of a passage as it is shown
 def index(source: str, out: str | Path | None, registry: Registry, progress: Progress | None = None) -> dict[str, Any]:
     """Index a folder, a file or a corpus (`source`, as --data names it) into the file `out`, or into the cache.
 
-    Returns {"index", "passages", "megabytes", "seconds"}. Raises UserError as `parse_source` and `build_index` do.
+    Returns {"index", "passages", "left_out", "repeated", "megabytes", "seconds", "_left_out"}; left_out: how many of
+    the source's files (or what it has) and why; repeated: passages left out for being the same as one before;
+    _left_out: the same as lines with an example of each. Raises UserError as `parse_source` and `build_index` do.
     """
     began = time.perf_counter()
     if out is None:
@@ -30,8 +32,13 @@ def index(source: str, out: str | Path | None, registry: Registry, progress: Pro
 
         given = parse_source(registry, source, "SOURCE")
         path = build_index(given.documents(), out, progress, source=given, fingerprint=given.fingerprint())
-    return {"index": str(path), "passages": len(PassageIndex(path)), "megabytes": round(path.stat().st_size / 1e6, 1),
-            "seconds": round(time.perf_counter() - began, 1)}
+    opened = PassageIndex(path)
+    counts = {one.kind: one.as_dict() for one in opened.left_out}
+    repeated = sum(counts.pop("passages", {}).values())
+    return {"index": str(path), "passages": len(opened),
+            "left_out": next(iter(counts.values()), {}), "repeated": repeated,
+            "megabytes": round(path.stat().st_size / 1e6, 1), "seconds": round(time.perf_counter() - began, 1),
+            "_left_out": [str(one) for one in opened.left_out]}
 
 
 def ask(question: str, path: str | Path | None, limit: int, registry: Registry,
@@ -48,13 +55,15 @@ def ask(question: str, path: str | Path | None, limit: int, registry: Registry,
 
 
 def as_json(answer: dict[str, Any]) -> str:
-    return json.dumps(answer, indent=1, ensure_ascii=False)
+    """What a program reads: all but what begins with `_`."""
+    return json.dumps({key: value for key, value in answer.items() if key[0] != "_"}, indent=1, ensure_ascii=False)
 
 
 def index_page(answer: dict[str, Any]) -> str:
     """What a person reads of `index`."""
+    left_out = "".join(f"{_printable(line)}\n" for line in answer["_left_out"])
     return (f"{answer['passages']:,} passages, {answer['megabytes']} MB, in {answer['seconds']} s: {answer['index']}\n"
-            f"ask it: tryplicity search ask \"...\" --index {answer['index']}")
+            f"{left_out}ask it: tryplicity search ask \"...\" --index {answer['index']}")
 
 
 def ask_page(answer: dict[str, Any]) -> str:

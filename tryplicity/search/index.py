@@ -17,12 +17,15 @@ import re
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tryplicity.errors import UserError
-from tryplicity.files import whole_file
+from tryplicity.files import may_be_written, whole_file
+from tryplicity.leftout import LeftOut
 from tryplicity.search.cutting import cut
 from tryplicity.search.query import Term, terms
 from tryplicity.search.words import DOTTED, content_words, folded, humps, joined, parted, stem, words
@@ -63,11 +66,14 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
     """Cut documents into passages and write the index `path`, whole or not at all.
 
     A passage with the title and text of one before is left out. progress: called as `progress(stage, done, total)`.
-    source: where the documents come from, asked for its `read_share`, and for the origin that comes `first` (documents
-    of an origin follow one another, and its name begins their ids: `python/...`). Raises UserError when there is no
-    text, and when the file cannot be written.
+    source: where the documents come from, asked for its `read_share`, for what it `left_out`, and for the origin that
+    comes `first` (documents of an origin follow one another, and its name begins their ids: `python/...`). Raises
+    UserError when there is no text, and when the file cannot be written or is something else.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        raise UserError(f"{path}: this is a folder; give the file to write")
+    may_be_written(path, "a search index", is_index)
     seen: set[bytes] = set()
     identity = hashlib.sha256()
     try:
@@ -77,10 +83,11 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
                 connection.executescript(_TABLES)
                 connection.execute("BEGIN")
                 number = 0
+                repeated = LeftOut("passages")
                 first = getattr(source, "first", "")
                 origins: dict[str, list[int]] = {first: [0, 0]} if first else {}
                 for count, document in enumerate(documents, 1):
-                    rows = list(_rows(document, seen, number))
+                    rows = list(_rows(document, seen, number, repeated))
                     connection.executemany("INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?)", rows)
                     connection.executemany("INSERT INTO words (rowid, title, lead, text, names) VALUES (?, ?, ?, ?, ?)",
                                            [(row[0], *map(parted, (row[2], _lead(row[4]), row[4], row[5])))
@@ -101,7 +108,9 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
                 connection.execute("INSERT INTO words (words) VALUES ('optimize')")
                 meta = {"format": FORMAT, "passages": number, "source": getattr(source, "name", ""),
                         "fingerprint": fingerprint, "identity": identity.hexdigest(),
-                        "origins": json.dumps(origins)}
+                        "origins": json.dumps(origins),
+                        "left_out": json.dumps([asdict(one) for one in (getattr(source, "left_out", None), repeated)
+                                                if one])}
                 connection.executemany("INSERT INTO meta VALUES (?, ?)", [(k, str(v)) for k, v in meta.items()])
                 connection.execute("COMMIT")
                 connection.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -123,11 +132,19 @@ def build_index(documents: Iterable[Document], path: str | Path, progress: Progr
     return path
 
 
-def _rows(document: Document, seen: set[bytes], number: int) -> Iterable[tuple[Any, ...]]:
+def is_index(path: Path) -> bool:
+    """Whether a file is a search index, of whatever format."""
+    with open(path, "rb") as file:
+        header = file.read(72)
+    return header.startswith(b"SQLite format 3\0") and header[68:72] == _APPLICATION.to_bytes(4, "big")
+
+
+def _rows(document: Document, seen: set[bytes], number: int, repeated: LeftOut) -> Iterable[tuple[Any, ...]]:
     for part, (title, text) in enumerate(cut(document), 1):
         title, text = _storable(title), _storable(text)
         digest = hashlib.blake2b(f"{title}\0{' '.join(text.split())}".encode(), digest_size=12).digest()
         if digest in seen:
+            repeated.add("the same as one before", title)
             continue
         seen.add(digest)
         number += 1
@@ -182,19 +199,25 @@ def ensure_index(source: str | Mapping[str, Any] | Source, registry: Registry | 
 class PassageIndex:
     """An index file, opened for reading. `search` and the other methods may be called from several threads at once.
 
+    The object is one generation of the file: where another is put in its place it goes on with what it opened, and
+    `replaced` says so.
+
     Raises UserError, saying what to do, when the file is not there, is no index of this version, or is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
-        self._here = threading.local()
         self._frequencies: dict[str, int] = {}      # of words and phrases asked for before
-        if not self.path.is_file():
-            raise UserError(f"{self.path}: no such index; make it: tryplicity search index FOLDER --out {self.path}")
+        if self.path.exists() and not self.path.is_file():
+            raise UserError(f"{self.path}: not a search index but a folder or the like; give the file")
+        self._idle = threading.Condition()
+        self._connections: list[sqlite3.Connection] = []    # those that no thread is using
         meta = self._meta()
         self.passages = int(meta.get("passages", 0))
         self.source, self.fingerprint = meta.get("source", ""), meta.get("fingerprint", "")
         self._origins: dict[str, tuple[int, int]] = json.loads(meta.get("origins", "{}"))  # the one put first is first
+        #: what of the source is not in the index, by kind
+        self.left_out = [LeftOut(**counted) for counted in json.loads(meta.get("left_out", "[]"))]
         self.identity = meta.get("identity", "")            # changes when a passage does
 
     def __len__(self) -> int:
@@ -316,37 +339,98 @@ class PassageIndex:
                          f"FROM words WHERE words MATCH ? {within} ORDER BY score, rowid LIMIT ?", query, limit)
         return [(number, -score) for number, score in rows]
 
+    @property
+    def replaced(self) -> bool:
+        """Whether another file is in its place now."""
+        now = _generation(self.path)
+        return now is not None and now != self._generation
+
     def _run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         try:
-            return self._connection().execute(statement, values).fetchall()
+            with self._connection() as connection:
+                return connection.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise UserError(f"{self.path}: the index is damaged ({error}); build it again: tryplicity search index "
                             f"SOURCE --out {self.path}") from error
 
-    def _connection(self) -> sqlite3.Connection:
-        """This thread's own."""
-        if not hasattr(self._here, "connection"):
-            uri = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
-            self._here.connection = sqlite3.connect(uri, uri=True, isolation_level=None)
-            self._here.connection.execute("PRAGMA mmap_size = 1073741824")
-        return self._here.connection
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """One that no other thread uses meanwhile. All are to the file that was opened first: when that is no longer
+        there, no more are made, and who finds none waits for one."""
+        with self._idle:
+            while not self._connections:
+                if (made := self._connected()) is not None:
+                    self._connections.append(made)
+                else:
+                    self._idle.wait()
+            connection = self._connections.pop()
+        try:
+            yield connection
+        finally:
+            with self._idle:
+                self._connections.append(connection)
+                self._idle.notify()
+
+    def _connected(self) -> sqlite3.Connection | None:
+        """A further connection; None where another file has taken the place of the one that was opened."""
+        if _generation(self.path) != self._generation:
+            return None
+        uri = f"{self.path.resolve().as_uri()}?mode=ro&immutable=1"
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA mmap_size = 1073741824")
+        if _generation(self.path) != self._generation:
+            connection.close()
+            return None
+        return connection
 
     def _meta(self) -> dict[str, str]:
+        """Of the file that is there now, whole: where it is replaced meanwhile, of the one after."""
+        while (now := _generation(self.path)) is not None:
+            self._generation = now
+            try:
+                opened = self._connected()
+            except sqlite3.Error as error:
+                raise UserError(f"{self.path}: the index cannot be read ({error})") from error
+            if opened is not None:
+                self._connections = [opened]
+                return self._checked(opened)
+        raise UserError(f"{self.path}: no such index; make it: tryplicity search index FOLDER --out {self.path}")
+
+    def _checked(self, opened: sqlite3.Connection) -> dict[str, str]:
         again = f"build it again: tryplicity search index SOURCE --out {self.path}"
+        foreign = UserError(f"{self.path}: not a search index; make one: tryplicity search index SOURCE --out FILE")
+
+        def pragma(name: str) -> int:
+            return opened.execute(f"PRAGMA {name}").fetchone()[0]
+
         try:
-            with open(self.path, "rb") as file:
-                foreign = file.read(16) != b"SQLite format 3\0"
-            if foreign or self._connection().execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
-                raise UserError(f"{self.path}: not a search index; make one: tryplicity search index SOURCE "
-                                "--out FILE")
-            version = self._connection().execute("PRAGMA user_version").fetchone()[0]
-            if version != FORMAT:
+            if pragma("application_id") != _APPLICATION:
+                raise foreign
+            if (version := pragma("user_version")) != FORMAT:
                 raise UserError(f"{self.path}: an index of format {version}, and this program reads format {FORMAT}; "
                                 f"{again}")
-            pages, size = (self._connection().execute(f"PRAGMA {name}").fetchone()[0]
-                           for name in ("page_count", "page_size"))
-            if self.path.stat().st_size < pages * size:
+            if self._generation.size < pragma("page_count") * pragma("page_size"):
                 raise UserError(f"{self.path}: the index was cut short; {again}")
             return dict(self._run("SELECT key, value FROM meta"))
         except (sqlite3.Error, OSError) as error:
+            if "not a database" in str(error):
+                raise foreign from error
             raise UserError(f"{self.path}: the index cannot be read ({error}); {again}") from error
+
+
+class _Generation(NamedTuple):
+    """What tells a file from one that is put in its place."""
+
+    device: int
+    inode: int
+    size: int
+    changed: int
+
+
+def _generation(path: Path) -> _Generation | None:
+    """None where there is no file."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return _Generation(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)

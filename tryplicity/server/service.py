@@ -144,7 +144,7 @@ class Service:
                 "statistics": engine.statistics() if engine else {}, "kernels": self.kernels,
                 "search": {"available": searcher is not None, "state": seeking,
                            "name": searcher.name if searcher else None,
-                           "passages": searcher.passages if searcher else None,
+                           "passages": searcher and getattr(searcher.retriever, "passages", searcher.passages),
                            "examples": list(searcher.examples) if searcher else []},
                 "limits": {"max_tokens": self.options.max_tokens, "body_bytes": self.options.body_bytes}}
 

@@ -38,6 +38,7 @@ class Progress:
     identity: str = ""  # of the spec's architecture
     data: str = ""  # of the prepared data
     seed: int = 0
+    threads: int = 0  # of the last step; 0: none yet
 
 
 def _digest(path: Path) -> str:

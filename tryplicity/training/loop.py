@@ -23,6 +23,7 @@ from tryplicity.training.pace import Pace
 from tryplicity.training.process import StopSignals, say
 from tryplicity.training.session import Session, Stepped
 from tryplicity.training.stages import data_of_phases
+from tryplicity.training.threads import Threads
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,10 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     bad_steps, announced, half_asleep, scores = 0, None, False, {}
     session.pace = Pace(progress.tokens, budget.spent(progress))
 
-    with StopSignals(ANSWER) as signals, _saying_what_is_lost(session):
+    with (StopSignals(ANSWER) as signals, _saying_what_is_lost(session),
+          Threads(progress.threads, fixed=session.device.type != "cpu") as threads):
+        if session.device.type == "cpu":
+            watcher.note(threads.chosen)
         while signals.received is None:
             phase = session.plan.at(budget.spent(progress), progress.sleeps)
             if phase is None:
@@ -133,6 +137,9 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                     watcher.note(_in_words("slept", said))
                 continue
 
+            if said := threads.between_steps():
+                watcher.note(said)
+            progress.threads = threads.number
             stepped = session.step(phase, budget.spent(progress))
             session.pace.step(progress.tokens, budget.spent(progress))
             here = (build.spec.phases[phase].kind, stepped.stage.name)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -35,6 +36,55 @@ def test_passages_indexes_a_source_once(registry, corpus, tmp_path, monkeypatch)
     assert first.search("otherwise it raises an error", 2) and first.index.path.is_relative_to(tmp_path)
     stamp = first.index.path.stat().st_mtime_ns
     assert part.build().index.path.stat().st_mtime_ns == stamp
+
+
+def generation(path, number):
+    """An index in which every passage, and how many there are, says which one it is."""
+    return build_index([Document(f"g{number}n{n}", f"zebra {n} of generation{number}", "text", "u:")
+                        for n in range(5 + number)], path)
+
+
+def test_indexing_again_under_threads_that_search_mixes_nothing(registry, tmp_path):
+    """Each answer is of one generation, whole; the newest is answered from in the end, and counted."""
+    path = generation(tmp_path / "i.sqlite", 0)
+    retriever = registry.part("retriever", {"type": "passages", "index": str(path)}).build()
+    done, faults, seen = threading.Event(), [], set()
+
+    def work():
+        try:
+            while not done.is_set():
+                found = {passage.text.rpartition("generation")[2] for passage in retriever.search("zebra of", 99)}
+                [number] = found
+                index = retriever.index
+                ranked = index.passages_at(index.rank("zebra", 99))
+                [own] = {passage.text.rpartition("generation")[2] for passage in ranked}
+                assert len(ranked) == len(index) == 5 + int(own)
+                seen.add(number)
+        except BaseException as fault:
+            faults.append(fault)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for number in range(1, 25):
+        generation(path, number)
+    time.sleep(0.05)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not faults and len(seen) > 1
+    assert retriever.passages == 29 and len(retriever.search("generation24", 99)) == 29
+
+
+def test_what_is_no_index_replaces_none(registry, path, caplog):
+    retriever = registry.part("retriever", {"type": "passages", "index": str(path)}).build()
+    found = retriever.search("zebra", 3)
+    other = path.with_name("other")
+    other.write_bytes(b"no index" * 1000)
+    other.replace(path)
+    assert retriever.search("zebra", 3) == found == retriever.search("zebra", 3)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the index before is used on: {path}: not a search index; make one: tryplicity search index SOURCE --out FILE"]
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +140,9 @@ def test_semantic_keeps_its_vectors_beside_the_index(registry, path, encoder):
     assert part.build().search("zebra animal", 3) == found and kept.stat().st_mtime_ns == stamp
     kept.write_bytes(kept.read_bytes()[:100])
     assert part.build().search("zebra animal", 3) == found, "a damaged file is made again"
+    standing = part.build()
     build_index([Document("new", "new\n\nThe lion hunts.\n", "text", "u:")], path)
+    assert len(standing.search("zebra", 3)) == 1 and standing.passages == 1, "one that stands notices"
     assert len(part.build().search("zebra", 3)) == 1, "vectors of another index are not taken for this one's"
 
 

@@ -114,7 +114,17 @@ def test_the_fingerprint_follows_options_and_local_files(data_files, tmp_path):
     first = source(data_files).fingerprint()
     assert first == source(data_files).fingerprint() != source(data_files, limit=5).fingerprint()
     (tmp_path / "part2.jsonl").write_text('{"text": "more"}\n')
-    assert source(data_files).fingerprint() != first
+    second = source(data_files).fingerprint()
+    assert second != first
+    # a pattern over folders, and a data set that is a folder of this machine
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    ways = [lambda: source(f"{tmp_path}/*/*/x.jsonl"), lambda: source(f"{tmp_path}/**/x.jsonl"),
+            lambda: HuggingFace(HuggingFace.Config(str(tmp_path / "a")))]
+    before = [way().fingerprint() for way in ways]
+    (tmp_path / "a" / "b" / "x.jsonl").write_text('{"text": "new"}\n')
+    after = [way().fingerprint() for way in ways]
+    assert all(old != new for old, new in zip(before, after, strict=True))
+    assert [d.text for d in ways[2]().documents()] == ["new"]
 
 
 def test_the_share_read_is_known_with_a_limit(data_files):

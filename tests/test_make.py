@@ -1,0 +1,38 @@
+"""The Makefile's targets for other versions of torch say what setup.cfg admits."""
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def commands(*arguments):
+    """What `make ARGUMENTS` would run, whatever environment is active."""
+    return subprocess.run(["make", "-n", *arguments], cwd=ROOT, env=os.environ | {"VIRTUAL_ENV": "/somewhere"},
+                          capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def bounds():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return re.search(r"^torch>=([\d.]+),<([\d.]+)$", config["options"]["install_requires"], re.MULTILINE).groups()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_the_oldest_torch_that_is_admitted_is_tested_in_its_own_environment_and_nightly(bounds):
+    oldest = commands("test-oldest")
+    assert f'.venv-oldest/bin/python -m pip install --quiet "torch=={bounds[0]}.0"' in oldest
+    assert ".venv-oldest/bin/python -m pytest" in oldest and "/somewhere" not in oldest
+    nightly = commands("nightly")
+    assert ".venv-oldest/bin/python -m pytest" in nightly
+    between = re.search(r"^BETWEEN := (\d+)\.(\d+)", (ROOT / "Makefile").read_text(), re.MULTILINE).groups()
+    low, high = (tuple(map(int, bound.split(".")[:2])) for bound in bounds)
+    assert low < tuple(map(int, between)) < high
+    assert f'.venv-{".".join(between)}.0/bin/python -m pytest' in nightly
