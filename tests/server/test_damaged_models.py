@@ -112,6 +112,8 @@ def test_weights_that_do_not_fit(exported, tmp_path, monkeypatch):
             name = next(n for n in old.keys() if n.endswith(name))     # noqa: SIM118
         file = changed(exported, tmp_path / f"bad{number}.safetensors", tensors={name: tensor})
         assert name in refused(file, monkeypatch) and "another spec" in refused(file, monkeypatch)
+    more = changed(exported, tmp_path / "more.safetensors", tensors={"layers.9.gone": torch.zeros(2)})
+    assert "it has no layers.9.gone" in refused(more, monkeypatch)
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.999])

@@ -195,6 +195,11 @@ def _check_shapes(model: Model, weights: _Weights) -> None:
         if (shape := weights.shape(name)) != list(parameter.shape):
             raise UserError(f"{weights.path}: these weights belong to another spec: {name} is {shape}, the spec's is "
                             f"{list(parameter.shape)}")
+    known = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    for name in sorted(weights.names):
+        table = name.removesuffix("_ternary").removesuffix("_scale").replace("scale_V", "weight")
+        if not {name, table} & known and "objectives." not in name:
+            raise UserError(f"{weights.path}: these weights belong to another spec: it has no {name}")
 
 
 def _newest_weights(run: Run) -> Path:
