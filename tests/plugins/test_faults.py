@@ -217,12 +217,12 @@ def test_what_a_stranger_hands_to_a_part_of_the_project_is_the_strangers_fault(p
     """The product that does not fit is raised inside the project's linear."""
     path = plugin("mixer", """
         def __init__(self, config, site):
-            super().__init__()
+            super().__init__(config, site)
             self.out = site.linear(site.hidden_size, site.hidden_size)
         def forward(self, x_BTD, *, state=None, doc_ids=None): return self.out(x_BTD[..., :5])
         """)
     code, _, err = call(capfd, "build", str(SMALL), "--hw", "cpu", "--plugin", path, *settings_of("mixer"))
-    assert code == 3 and "mixer 'bad' of plugin faulty" in err
+    assert code == 3 and re.search(r"mixer 'bad' of plugin faulty \(\S+\) failed in forward: .*faulty\.py, line", err)
 
 
 def test_a_fault_of_the_core_says_so_and_how_to_see_more(capfd, monkeypatch):
