@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _BRACKET = r"\[([0-9]{1,6}(?:[ \t]?[,;\u2013-][ \t]?[0-9]{1,6})*)\](?:\([^()\s]*\))?"
 #: what may be a mark, see `_marks`. A link that a model wrote behind one is taken with it.
-MARK = re.compile(rf"(?<!\w)(?<!\w\(){_BRACKET}")
+MARK = re.compile(rf"(?<!\w){_BRACKET}")
 
 #: for who reads an answer: what was done before its marks were shown
 CHECKED_MEANS = (
@@ -180,6 +180,8 @@ def _marks(sentence: str) -> list[re.Match[str]]:
         if any(begin <= match.start() < end for begin, end in codes):
             continue
         before = sentence[:match.start()]
+        if not match[1].isdecimal() and re.search(r"\w\($", before):
+            continue        # sum([1, 2])
         follows = found and found[-1].end() == match.start()
         if (before.endswith(("]", ")")) and not follows) or before.rstrip(" \t").endswith("="):
             continue
