@@ -62,7 +62,7 @@ def test_a_closed_pipe_within_one_process(capfd, monkeypatch):
         def fileno(self):
             return os.open(os.devnull, os.O_WRONLY)
 
-    for arguments, code in ((["--help"], 0), (["schema"], 0), (["build", SMALL, "--hw", "cpu", "--json"], 0),
+    for arguments, code in ((["--help"], 0), (["schema"], 0), (["build", SMALL, "--hw", "cpu"], 0),
                             (["build", SMALL, "--hw", "cpu", "--set", "hardware.memory_gb=1e-3"], 1)):
         monkeypatch.setattr(sys, "stdout", Closed())
         with pytest.raises(SystemExit) as end:
