@@ -9,6 +9,7 @@ import { listen } from "./keyboard.js";
 import { menu } from "./menu.js";
 import { Model } from "./model.js";
 import { Raw } from "./raw.js";
+import { checked } from "./sources.js";
 import { limit, onSettings, openSettings, settings } from "./settings.js";
 
 const model = new Model();
@@ -140,6 +141,7 @@ function told() {
   $("toggle-search").disabled = search?.available === false && !indexing;
   limit({ max_tokens: model.limits?.max_tokens });
   examples(search?.examples ?? []);
+  checked.means = search?.checked ?? "";
   $("fineprint").textContent = state === "none" ? "Only passages are shown: nothing is written without a model."
     : (search?.available === false && !indexing) || !settings.search ? "Answers come from the model alone and can be wrong."
       : "Answers can be wrong. Check the sources.";

@@ -2,7 +2,7 @@
 import { $, announce, button, copyFrom, h, icon } from "./dom.js";
 import { LiveMarkdown, render } from "./markdown.js";
 import { problemView } from "./problems.js";
-import { Sources } from "./sources.js";
+import { checked, Sources } from "./sources.js";
 
 const STEP = 30; // messages made at once
 let serial = 0;
@@ -120,6 +120,10 @@ export class AnswerView {
     if (message.finish === "none") {
       yield h("div", { class: "actions" }, h("span", { class: "meta" }, FINISH.none), button("again", "Answer it", () => this.ways.regenerate(this), { kind: "quiet small", "data-last": true }));
       return;
+    }
+    if (message.supported) {
+      const means = h("p");
+      yield h("details", { class: "checked", ontoggle: () => { means.textContent = checked.means; } }, h("summary", {}, icon("check"), h("span", {}, "Marks checked")), means);
     }
     const speed = message.tokens_per_second;
     yield h("div", { class: "actions" },

@@ -4,6 +4,9 @@ import { link } from "./markdown.js";
 
 let serial = 0;
 
+/** What it means that a mark in an answer was checked, as the server says it. */
+export const checked = { means: "" };
+
 /** Where a passage comes from, short enough for a card: the host and page of an address, the end of a path. */
 function place(url) {
   if (!url) return "";

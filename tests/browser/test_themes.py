@@ -107,6 +107,13 @@ def test_what_is_on_the_screen_comes_first_where_it_helps(open_page, server):
     assert "own words" in text
 
 
+def test_what_checked_means_is_said_beside_marks(open_page, server):
+    id = server.conversation(exchange(1, content="Some words [1].", sources=SOURCES, supported=True))
+    page = open_page(server, f"/#c/{id}")
+    page.click("text=Marks checked")
+    until(page, "document.querySelector('.checked p').textContent.includes('not by understanding')")
+
+
 def test_a_bad_address_says_that_there_is_no_such_conversation(open_page, server):
     page = open_page(server, "/#c/%E0%A4%A")
     page.wait_for_selector("text=This conversation is no longer on the server.")

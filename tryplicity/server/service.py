@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tryplicity.errors import UserError
+from tryplicity.search.citations import CHECKED_MEANS
 from tryplicity.server import errors
 from tryplicity.server.conversations import Store
 from tryplicity.server.limits import Gate
@@ -145,7 +146,7 @@ class Service:
                 "search": {"available": searcher is not None, "state": seeking,
                            "name": searcher.name if searcher else None,
                            "passages": searcher and getattr(searcher.retriever, "passages", searcher.passages),
-                           "examples": list(searcher.examples) if searcher else []},
+                           "examples": list(searcher.examples) if searcher else [], "checked": CHECKED_MEANS},
                 "limits": {"max_tokens": self.options.max_tokens, "body_bytes": self.options.body_bytes}}
 
     async def search(self, question: str, limit: int) -> tuple[list[Passage], float]:
