@@ -31,12 +31,14 @@ class _Group(click.Group):
 
     def main(self, args: Any = None, prog_name: str | None = None, complete_var: str | None = None,
              **extra: Any) -> None:
-        extra.pop("standalone_mode", None)
+        alone = extra.pop("standalone_mode", True)  # False: whoever calls goes on, unless it failed
         prog_name = prog_name or "tryplicity"
         self._main_shell_completion(extra, prog_name, complete_var)
         _say_in_any_alphabet()
         _Group.verdict = 0
-        sys.exit(self._code(list(sys.argv[1:] if args is None else args), prog_name, extra))
+        code = self._code(list(sys.argv[1:] if args is None else args), prog_name, extra)
+        if code or alone:
+            sys.exit(code)
 
     def _code(self, args: list[str], prog_name: str, extra: dict[str, Any]) -> int:
         """Run a command; what to exit with."""

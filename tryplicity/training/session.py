@@ -242,7 +242,7 @@ class Session:
         if done:
             self.pace.scored(done, self.pace.clock() - started)
         if value is None and done == total:
-            self._say_once(f"warning: the held-out part of {prepared.collection.manifest['source']} has nothing to "
+            self._say_once("warning: the held-out part of the data has nothing to "
                            "predict, so that nothing is scored on it; more data has more held out")
         return value
 

@@ -44,7 +44,7 @@ class Stages:
                 continue
             mask_N = data[phase].train.mask_N
             if mask_N is not None and not mask_N.any():
-                raise UserError(f"phases[{phase}]: {data[phase].collection.manifest['source']}: {NOTHING_TO_LEARN}")
+                raise UserError(f"phases[{phase}]: {NOTHING_TO_LEARN}")
             start, share = self.plan.starts[phase], self.plan.ends[phase] - self.plan.starts[phase]
             for moment in range(MOMENTS):
                 stage = self.at(phase, start + share * moment / MOMENTS)
