@@ -87,7 +87,7 @@ def test_rows_inside_a_long_question_are_left_out_and_counted_and_every_step_lea
 def test_data_without_a_word_to_learn_is_refused_before_it_begins(chats, chat):
     import numpy as np
 
-    data = chats([{"question": "the list", "answer": f"the sum {number}"} for number in range(40)])
+    data = chats([{"question": "another list", "answer": f"the sum {number}"} for number in range(40)])
     (data.folder / "train.mask.bin").write_bytes(bytes(len(np.fromfile(data.folder / "train.mask.bin", np.uint8))))
     with pytest.raises(UserError, match=r"phases\[1\]: .*there is nothing to learn here"):
         chat(data)
