@@ -323,3 +323,19 @@ def test_any_text_goes_in_and_out(turns):
         assert [c["id"] for c in store.summaries(asked)] == [id]
     store.close()
     assert Export.model_validate({"conversations": []}).conversations == []
+
+
+@pytest.mark.parametrize("foreign", ["an index", "a note"])
+def test_a_file_of_something_else_is_refused_and_stays_as_it_was(tmp_path, foreign):
+    path = tmp_path / "theirs"
+    if foreign == "an index":
+        from tryplicity.components import Document
+        from tryplicity.search import build_index
+
+        build_index([Document("a", "Some text to find.", "text", "")], path)
+    else:
+        path.write_text("buy milk\n" * 100)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="--conversations"):
+        Store(path)
+    assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == ["theirs"]

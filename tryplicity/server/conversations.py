@@ -140,6 +140,9 @@ class Store:
                 self.path.touch(mode=0o600)     # what is asked is nobody else's
             database = sqlite3.connect(name, timeout=10, isolation_level=None)
             database.create_function("folded", 1, str.casefold, deterministic=True)
+            tables = {table for table, in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if tables and not {"conversations", "messages"} <= tables:
+                raise UserError(f"{name}: a database of something else; name another file with --conversations")
             database.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;")
             with _transaction(database):
                 [version] = database.execute("PRAGMA user_version").fetchone()
