@@ -8,6 +8,7 @@ import pytest
 
 from tests.server.conftest import make_run
 from tryplicity import Passage, Retriever, UserError
+from tryplicity.search.citations import CHECKED_MEANS
 from tryplicity.server.ask import _checked, _latest
 from tryplicity.server.conversations import Message, Store
 from tryplicity.server.service import Searcher
@@ -351,7 +352,8 @@ def test_without_a_model_the_sources_still_come_and_stay(started):
         assert [m["role"] for m in kept(server, id)] == ["user", "assistant", "user"]
         assert server.http.get("/api/search?q=tuple").json()["results"] == [SHELF[1]._asdict()]
         assert server.http.get("/api/model").json()["search"] == {
-            "available": True, "state": "ready", "name": "shelf", "passages": 2, "examples": []}
+            "available": True, "state": "ready", "name": "shelf", "passages": 2, "examples": [],
+            "checked": CHECKED_MEANS}
 
 
 def test_without_a_search_it_is_told(started):

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tryplicity import UserError
+from tryplicity.search.citations import CHECKED_MEANS
 from tryplicity.server.app import bind
 from tryplicity.server.options import Options
 
@@ -160,7 +161,7 @@ def test_the_passages_of_an_index_are_found_and_asked_from(started, chat_run, tm
         server.until(lambda: server.http.get("/api/model").json()["search"]["available"])
         assert server.http.get("/api/model").json()["search"] == {
             "available": True, "state": "ready", "name": "passages", "passages": 2,
-            "examples": ["What is list.append?", "What is tuple?"]}
+            "examples": ["What is list.append?", "What is tuple?"], "checked": CHECKED_MEANS}
         found = server.http.get("/api/search", params={"q": "immutable tuple"}).json()["results"]
         assert set(found[0]) == {"id", "title", "url", "text", "score"} and "immutable" in found[0]["text"]
         events = server.ask(server.new(), content="What is a tuple?", search=True, sampling={"max_tokens": 8})

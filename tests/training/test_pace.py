@@ -86,11 +86,11 @@ def test_a_run_with_a_slow_hook_is_as_fast_as_a_stopwatch_says(make_build, prepa
     ended = time.perf_counter()
     for at, tokens, speed, left in said[5:]:
         begun, before = next((then, count) for then, count, _, _ in said if then >= at - SHORT)
-        assert 0.6 < speed / ((tokens - before) / (at - begun)) < 1.6
-        assert 0.35 * (ended - at) < left < 3 * (ended - at)
+        assert 0.4 < speed / ((tokens - before) / (at - begun)) < 2.5
+        assert 0.2 * (ended - at) < left < 5 * (ended - at)
     assert scored[0][1] < 0.5 and scored[-1][1:] == (1.0, 0.0)
     middle = scored[len(scored) // 2]
-    assert 0.35 * (ended - middle[0]) < middle[2] < 3 * (ended - middle[0])
+    assert 0.2 * (ended - middle[0]) < middle[2] < 5 * (ended - middle[0])
 
 
 def test_the_lines_print_what_was_measured(capsys):

@@ -245,11 +245,11 @@ def test_a_level_that_nothing_has_is_told_and_any_text_taken(prepared, registry)
 
     path = str(Path(__file__).parent.parent / "small.yaml")
     spec = load_spec(path, registry, ["brain=[{type: neuro_curriculum, stages: [{name: easy, share: 0.5, max_grade: "
-                                      "0.01, mixture: {text: 1}}, {name: any, share: 0.5}]}]"])
+                                      "0.1, mixture: {text: 1}}, {name: any, share: 0.5}]}]"])
     stages = Stages(spec, brains_of(spec), {0: prepared}, registry, seed=0)
     assert [(stage.name, round(share, 6)) for _, stage, share in stages.found] == [("easy", 0.5), ("any", 0.5)]
     (level,) = stages.warnings(None)
-    assert level.startswith("stage easy: no training text up to grade 0.01; it takes texts of any")
+    assert level.startswith("stage easy: no training text up to grade 0.1; it takes texts of any")
     tokens = prepared.manifest["parts"]["train"]["tokens"]
     assert f"stage any: it goes over its {tokens:,} tokens of all 5 times" in stages.warnings(10 * tokens)
     assert len(stages.warnings(2 * tokens)) == 1

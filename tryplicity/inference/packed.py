@@ -196,9 +196,12 @@ def _check_shapes(model: Model, weights: _Weights) -> None:
             raise UserError(f"{weights.path}: these weights belong to another spec: {name} is {shape}, the spec's is "
                             f"{list(parameter.shape)}")
     known = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-    for name in sorted(weights.names):
-        table = name.removesuffix("_ternary").removesuffix("_scale").replace("scale_V", "weight")
-        if not {name, table} & known and "objectives." not in name:
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        known |= {f"{prefix}{name}" for name in module.packed_like()} if _packs(module) else set()
+        known |= {f"{prefix}scale_V"} if isinstance(module, Table) else set()
+    for name in sorted(weights.names - known):
+        if "objectives." not in name:
             raise UserError(f"{weights.path}: these weights belong to another spec: it has no {name}")
 
 

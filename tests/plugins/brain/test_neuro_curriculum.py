@@ -161,7 +161,7 @@ def stages(*entries):
     (stages("{name: a, share: 1, mixture: {text: 0.5, coed: 0.5}}"),
      r"stages\[0\]\.mixture\.coed: no domain is called coed; there are: text, code, math"),
     (stages("{name: a, share: 1, shar: 1}"), r"stages\[0\]\.shar: unknown key \(did you mean share\?\)"),
-    (stages("{name: a, share: 1, factors: {hebbian_loss: -1}}"), r"factors\.hebbian_loss: expected a number of at"),
+    (stages("{name: a, share: 1, factors: {hebbian_loss: -1}}"), r"factors\.hebbian_loss: expected a number from 0"),
     (stages("{name: a, share: 0.5}", "{name: a, share: 0.5}"), r"stages\[1\]\.name: a is a stage already"),
     (stages(), "there are no stages; name at least one"),
 ])
