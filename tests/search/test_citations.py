@@ -31,8 +31,8 @@ BOTH = [JOIN, APPEND]
     ("Components of a path, an object at the end of a list [1][2].",
      "Components of a path, an object at the end of a list [1][2].", "ab"),
     # of two marks, one whose passage shares a single word: `path`, here, says nothing of lists
-    ("Append an object to the end of the list of a path [2][1].", "Append an object to the end of the list of a path [1].",
-     "b"),
+    ("Append an object to the end of the list of a path [2][1].",
+     "Append an object to the end of the list of a path [1].", "b"),
     ("Append the object to a list [2] [2][2].", "Append the object to a list [1].", "b"),
     ("Append the object to a list [7][2].", "Append the object to a list [1].", "b"),
     ("Append the object to a list [7](http://x)[2](http://x)[1].", "Append the object to a list [1].", "b"),
