@@ -3,6 +3,7 @@
 #   make test         the test suite          make nightly      the slow checks too, the page in a browser, other torches
 #   make browser      the page alone, in a headless Chromium
 #   make clients      other people's clients against the server
+#   make mutation     one-place changes to the code, which tests must notice
 #   make lint         ruff                    make bench        the timings in tests/benchmarks
 #   make test-oldest  the suite with the oldest torch that setup.cfg admits, in .venv-oldest
 #   make test-torch TORCH=torch==2.12.0       with any other, in .venv-2.12.0
@@ -22,7 +23,7 @@ VENV := .venv
 endif
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-oldest test-torch nightly browser clients lint bench clean
+.PHONY: quickstart test test-oldest test-torch nightly browser clients mutation lint bench clean
 
 quickstart: $(VENV)/.tryplicity
 	$(BIN)/tryplicity quickstart
@@ -39,11 +40,20 @@ test-torch:
 
 nightly: $(VENV)/.tryplicity-test .venv-clients/.installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "slow or browser or not slow"
+	$(MAKE) mutation VENV=$(VENV)
 	$(MAKE) test-oldest
 	$(MAKE) test-torch TORCH=torch==$(BETWEEN)
 
 browser: $(VENV)/.tryplicity-test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m browser
+
+# SAMPLE= for every mutant; PART=3/30 for a part of them, a night each
+SAMPLE ?= --sample 60
+PART ?= 1/1
+mutation: $(VENV)/.tryplicity-test
+	[ -f .mutation/map.json ] || $(BIN)/python -m tests.mutation map
+	$(BIN)/python -m tests.mutation planted
+	$(BIN)/python -m tests.mutation run $(SAMPLE) --part $(PART)
 
 clients: $(VENV)/.tryplicity-test .venv-clients/.installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m clients

@@ -79,7 +79,7 @@ def _try(chosen: list[tuple[str, Mutant]], workers: int, seconds: float) -> None
             bench = benches.get()
             try:
                 bench.change({mutant.file: mutant.apply(source)})
-                limit = 30 + 4 * sum(reached.seconds[t] for t in tests)
+                limit = 15 + 2.5 * sum(reached.seconds[t] for t in tests)
                 outcome = bench.run(tests, limit)
             finally:
                 bench.restore()
