@@ -156,8 +156,10 @@ export function link(address, ...children) {
 }
 
 const SPECIAL = /[\\`*_~[!<\nh$]/g;
-// Formulas stay as they were written, whatever marks they hold: \( \), \[ \], $$ $$, and $ $ that is no price.
-const MATH = /^(?:\\\((?:[^\\]|\\(?!\)))+\\\)|\\\[(?:[^\\]|\\(?!\]))+\\\]|\$\$[^$]+\$\$|\$(?![\s\d.,]+\$)[^\s$](?:[^$\n]{0,400}[^\s$])?\$(?!\d))/;
+// Formulas stay as they were written, whatever marks they hold: \( \), $$ $$, $ $ that is no price, and on lines of their
+// own \[ \] with something of a formula in it, for elsewhere \[ is a bracket that begins no link.
+const MATH = /^(?:\\\((?:[^\\]|\\(?!\)))+\\\)|\$\$[^$]+\$\$|\$(?![\s\d.,]+\$)[^\s$](?:[^$\n]{0,400}[^\s$])?\$(?!\d))/;
+const DISPLAY = /^\\\[(?=[^\]]*(?:\\[a-zA-Z]|[\^_=]))(?:[^\\]|\\(?!\]))+\\\](?=[ \t]*(?:\n|$))/;
 
 /** `text` with its marks, appended to `parent`, which is returned. */
 function inline(parent, text, context, depth = 0) {
@@ -198,7 +200,8 @@ function inline(parent, text, context, depth = 0) {
       return i + 1;
     }
     if (character === "$" || (character === "\\" && (text[i + 1] === "(" || text[i + 1] === "["))) {
-      const match = !/\w/.test(text[i - 1] ?? "") && MATH.exec(text.slice(i, i + 4000));
+      const before = text[i - 1] ?? "\n";
+      const match = !/\w/.test(before) && (MATH.exec(text.slice(i, i + 4000)) ?? (before === "\n" && DISPLAY.exec(text.slice(i, i + 4000))));
       if (match) {
         put(h("span", { class: "math" }, match[0]));
         return i + match[0].length;

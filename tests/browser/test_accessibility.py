@@ -83,7 +83,7 @@ def test_help_and_the_menu(open_page, server):
 def test_side_bar_while_renaming_and_deleting(open_page, server, size):
     server.conversation(MESSAGES, "To rename")
     page = open_page(server, **size)
-    if size:
+    if "width" in size:
         page.click("#side-open")
     item = page.locator("#conversations li", has_text="To rename").first
     item.hover()

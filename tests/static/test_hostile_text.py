@@ -84,8 +84,11 @@ def test_no_text_takes_long(rendered):
 
 def test_formulas_and_tasks_keep_their_marks(rendered):
     texts = ["Let $a_i * b_i$ and \\(x_1 * y_1\\) be.", "It costs $5 and $10 * 2.", "- [x] done\n- [ ] open",
-             "$$\\sum_{i}^{n} *x*$$", "a \\* b"]
-    formulas, prices, tasks, block, escaped = check(texts, rendered)
+             "$$\\sum_{i}^{n} *x*$$", "a \\* b", "Then\n\\[a_i * b_i * c = 1\\]\nfollows.",
+             "\\[1\\] and x\\[i\\] \\[a = b\\] too"]
+    formulas, prices, tasks, block, escaped, display, brackets = check(texts, rendered)
+    assert "\\[a_i * b_i * c = 1\\]" in display["text"] and "EM" not in display["tags"]
+    assert brackets["text"] == "[1] and x[i] [a = b] too"
     assert formulas["text"] == texts[0] and "EM" not in formulas["tags"] and prices["text"] == texts[1]
     assert tasks["text"] == "doneopen" and "INPUT" in tasks["tags"]
     assert block["text"] == texts[3] and "EM" not in block["tags"] and escaped["text"] == "a * b"
