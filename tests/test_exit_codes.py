@@ -103,10 +103,12 @@ def test_what_no_option_can_be_is_not_written(capfd, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_where_the_answer_goes_is_said(capfd):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_where_the_answer_goes_is_said(unbuffered):
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run([sys.executable, "-m", "tryplicity.cli", "schema", "--hardware"], stdout=full,
-                              stderr=subprocess.PIPE, timeout=120, cwd=ROOT)
+                              stderr=subprocess.PIPE, timeout=120, cwd=ROOT,
+                              env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
     assert done.returncode == 2 and b"No space left" in done.stderr and b"Traceback" not in done.stderr
 
 

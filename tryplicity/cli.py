@@ -128,9 +128,19 @@ def _failed(error: BaseException) -> int:
     if isinstance(error, OSError):
         name = str(error.filename or "the system")
         name = name if len(name) < 100 else f"{name[:97]}..."
+        _forget_what_cannot_be_written()
         return _say(f"{name}: {error.strerror or error}", 2)
     return _say(f"{guard.cause(error)} ({guard.place(error)}): a fault of tryplicity itself; {guard.SHOW}=1 shows the "
                 "traceback, which belongs in a report of it", 3)
+
+
+def _forget_what_cannot_be_written() -> None:
+    """Python writes what is left of its output at the very end, and would end with another code where it cannot."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _say(error: object, code: int) -> int:
@@ -297,18 +307,9 @@ def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None
         check_free(run, resume)
         outcome = _train_in(run, spec, hardware, settings, data, chat_data, resume, plugins, other_data, budget)
     if outcome.signal is not None:
-        _forget_a_terminal_that_is_gone()
+        _forget_what_cannot_be_written()
         sys.exit(exit_code(outcome.signal))
     return outcome
-
-
-def _forget_a_terminal_that_is_gone() -> None:
-    """What could not be written to it would end this process with another exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _train_in(run: Any, spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None,
