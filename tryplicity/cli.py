@@ -105,7 +105,7 @@ def _failed(error: BaseException) -> int:
     """One line about what ended a command, and the code it ends with."""
     from tryplicity import guard
 
-    if isinstance(error, KeyboardInterrupt | EOFError | click.Abort):
+    if isinstance(error, KeyboardInterrupt | click.Abort):
         return _say(str(error) or "interrupted", 130)  # training says what is lost
     if isinstance(error, BrokenPipeError):  # who reads the output has seen enough: the answer is the same
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

