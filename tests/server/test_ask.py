@@ -270,9 +270,15 @@ def test_a_search_that_fails_says_so_and_the_question_stays(server):
     assert [m["content"] for m in kept(server, id)] == ["the broken shelf"]
 
 
-def test_too_many_tokens_to_write_are_fewer_and_too_many_to_read_are_refused_in_the_stream(server):
-    found = server.ask(server.new(), content="a", sampling={"max_tokens": 10**6, "temperature": 0})
-    assert found[-1]["type"] == "done"
+def test_too_many_tokens_to_write_are_as_many_as_the_server_writes(started, chat_run):
+    with started(chat_run, max_tokens=5) as server:
+        server.until(lambda: server.http.get("/api/model").json()["state"] == "ready")
+        found = server.ask(server.new(), content="long", sampling={"max_tokens": 10**6, "temperature": 0})
+        assert found[-1]["message"]["finish"] == "length"
+        assert server.service.engine.statistics()["tokens_total"] == 5
+
+
+def test_a_question_that_is_too_long_is_refused_in_the_stream(server):
     found = server.ask(server.new(), content="word " * 2000, sampling=SHORT)
     assert found[-1]["error"]["code"] == "context_length_exceeded"
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tryplicity.errors import UserError
 from tryplicity.server.conversations import (
     NEW,
+    Changed,
     Export,
     Message,
     Source,
@@ -323,6 +324,22 @@ def test_any_text_goes_in_and_out(turns):
         assert [c["id"] for c in store.summaries(asked)] == [id]
     store.close()
     assert Export.model_validate({"conversations": []}).conversations == []
+
+
+def test_nothing_is_dropped_behind_a_message_that_another_process_added(tmp_path):
+    """Two servers on one file: what the second one believes to be the last message is so no more."""
+    here, there = Direct(tmp_path / "c.sqlite"), Direct(tmp_path / "c.sqlite")
+    id = here.create().id
+    here.append(id, question("one"), first := answer("1"))
+    there.append(id, question("two"), answer("2"))
+    for after, last in ((first.id, first.id), (None, first.id), (None, None)):
+        with pytest.raises(Changed):
+            here.append(id, question("in its place"), after=after, last=last)
+    assert [m.content for m in here.get(id).messages] == ["one", "1", "two", "2"]
+    here.append(id, question("in its place"), after=first.id, last=here.get(id).messages[-1].id)
+    assert [m.content for m in there.get(id).messages] == ["one", "1", "in its place"]
+    here.close()
+    there.close()
 
 
 @pytest.mark.parametrize("foreign", ["an index", "a note"])

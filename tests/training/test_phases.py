@@ -239,6 +239,24 @@ def test_a_stage_that_cannot_be_is_refused_before_the_first_step(go, tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_a_phase_learns_the_data_that_it_names(command, tmp_path):
+    """From the command line: what the run's checkpoint and data.json say it was of."""
+    from tryplicity.cli import main
+
+    (tmp_path / "own").mkdir()
+    for number in range(30):
+        text = f"The own text number {number} of this phase, and its end. " * 9
+        (tmp_path / "own" / f"{number}.txt").write_text(text)
+    (tmp_path / "own" / "odd.bin").write_bytes(b"\0\1")
+    line = command("run", "--steps", "2", "--set", "layers=[attention]", "--set",
+                   f"phases=[{{kind: pretrain}}, {{kind: pretrain, data: {tmp_path / 'own'}}}]")
+    main(line[3:], prog_name="tryplicity", standalone_mode=False)
+    (newest,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    progress = json.loads((newest / "progress.json").read_text())
+    assert len(set(progress["data"].split("+"))) == 2 == len(progress["positions"])
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["left_out"]["phases[1]"]
+
+
 def test_a_level_that_nothing_has_is_told_and_any_text_taken(prepared, registry):
     from tryplicity.spec import load_spec
     from tryplicity.training.stages import Stages, brains_of
