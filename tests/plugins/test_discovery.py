@@ -328,6 +328,26 @@ def test_the_projects_own_plugins_come_through_the_same_entry_points():
     assert not plugins.registry.failures and all(plugin.provides for plugin in own.values())
 
 
+def test_where_nothing_is_named_a_plugin_says_what_its_source_is_for(plugin_file):
+    """A stranger's does not take the place of the project's own, and has a purpose of its own."""
+    file = plugin_file("""
+        from tryplicity import Source, hookimpl
+
+        class Mine(Source):
+            name = "mine"
+            default_for = ("pretrain", "dreaming")
+
+        @hookimpl
+        def tryplicity_components():
+            return [Mine]
+    """)
+    registry = load_plugins((str(file),)).registry
+    assert [registry.default("source", purpose) for purpose in ("pretrain", "chat", "path", "dreaming")] == [
+        "python-docs", "python-docs-chat", "files", "mine"]
+    with pytest.raises(UserError, match="no source is meant for waking: name one"):
+        registry.default("source", "waking")
+
+
 def test_every_own_component_resolves_from_its_name_or_says_what_it_needs():
     registry = load_plugins().registry
     for component in registry.components():
