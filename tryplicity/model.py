@@ -80,14 +80,16 @@ class SubLayer(nn.Module):
 
     def forward(self, streams: Tensor, state: State | Rows | None,
                 doc_ids_BT: Tensor | None) -> tuple[Tensor, Report]:
-        def run(x_BTD: Tensor) -> tuple[Tensor, Report]:
-            given_BTD, x_BTD = x_BTD, self.norm(x_BTD)
-            check_output(self.norm, given_BTD, x_BTD)
-            if isinstance(state, Rows) and not self.layer.takes_rows:
-                rows = [output_and_report(self.layer(x_BTD[i:i + 1], state=own))[0] for i, own in enumerate(state)]
+        norm, layer = self.norm, self.layer
+
+        def run(given_BTD: Tensor) -> tuple[Tensor, Report]:
+            x_BTD = norm(given_BTD)
+            check_output(norm, given_BTD, x_BTD)
+            if isinstance(state, Rows) and not layer.takes_rows:
+                rows = [output_and_report(layer(x_BTD[i:i + 1], state=own))[0] for i, own in enumerate(state)]
                 return torch.cat(rows), Report()
-            y_BTD, report = output_and_report(self.layer(x_BTD, state=state, doc_ids=doc_ids_BT))
-            check_output(self.layer, x_BTD, y_BTD)
+            y_BTD, report = output_and_report(layer(x_BTD, state=state, doc_ids=doc_ids_BT))
+            check_output(layer, given_BTD, y_BTD)
             return y_BTD, report
 
         return self.residual(streams, run)

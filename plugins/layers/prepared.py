@@ -27,14 +27,14 @@ class Prepared:
                  linears: Sequence[Linear]) -> None:
         self.struct, self.address = struct, ctypes.addressof(struct)
         self.tensors, self.pointers = tensors, [tensor.data_ptr() for tensor in tensors]
-        self.linears, self.matrices = linears, [matrix_of(linear) for linear in linears]
+        self.linears, self.matrices = linears, [getattr(linear, "matrix", None) for linear in linears]
         self.places = _places(module, tensors)
 
     def holds(self) -> bool:
         """Whether all that the struct tells of is still the module's own, and lies where it did."""
         return ([tensor.data_ptr() for tensor in self.tensors] == self.pointers
                 and all(held.get(name) is thing for held, name, thing in self.places)
-                and all(matrix_of(linear) is matrix
+                and all(getattr(linear, "matrix", None) is matrix
                         for linear, matrix in zip(self.linears, self.matrices, strict=True)))
 
     def __reduce__(self):
