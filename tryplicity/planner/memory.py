@@ -44,6 +44,11 @@ class MemoryPlan:
     def total(self) -> int:
         return sum(self.parts.values())
 
+    @property
+    def counted(self) -> int:
+        """Bytes of tensors: all but the overhead."""
+        return self.total - self.parts["overhead"]
+
     def fits(self, capacity: int) -> bool:
         return self.total <= capacity
 
@@ -132,12 +137,13 @@ def overhead(hardware: Hardware, moving: int) -> int:
     return int(GB + (GB if hardware.count > 1 else 0) + waste * moving)
 
 
+def with_overhead(hardware: Hardware, moment: str, parts: dict[str, int], sent_per_step: int = 0) -> MemoryPlan:
+    """A plan of tensors' bytes, and what the device holds beside them."""
+    moving = sum(parts.get(name, 0) for name in ("activations", "workspace", "gathered", "buckets"))
+    return MemoryPlan({**parts, "overhead": overhead(hardware, moving)}, moment, sent_per_step)
+
+
 def finish_plan(hardware: Hardware, candidates: Iterable[tuple[str, dict[str, int]]],
                 sent_per_step: int = 0) -> MemoryPlan:
     """The largest of (moment, parts) with its overhead."""
-
-    def complete(moment: str, parts: dict[str, int]) -> MemoryPlan:
-        moving = sum(parts.get(name, 0) for name in ("activations", "workspace", "gathered", "buckets"))
-        return MemoryPlan({**parts, "overhead": overhead(hardware, moving)}, moment, sent_per_step)
-
-    return max((complete(*c) for c in candidates), key=lambda plan: plan.total)
+    return max((with_overhead(hardware, *c, sent_per_step) for c in candidates), key=lambda plan: plan.total)
