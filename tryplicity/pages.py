@@ -74,8 +74,8 @@ def _plain_table(*columns: str, right: tuple[int, ...] = ()) -> Table:
     return table
 
 
-def build_page(built: Any) -> None:
-    """The answer to: will it fit, how fast, what does it cost."""
+def build_page(built: Any, verdict: Any = None) -> None:
+    """The answer to: will it fit, how fast, what does it cost. verdict: of `--simulate`."""
     plan = built.plan.as_dict()
     hardware, memory, strategy = built.hardware, plan["memory"], plan["strategy"]
     console.print(Text.assemble((plan["name"], "bold"), f" on {hardware.count} x {hardware.accelerator} "
@@ -92,15 +92,11 @@ def build_page(built: Any) -> None:
     facts.add_row("packed bytes read per token", f"{plan['packed_bytes_per_token']:,}")
     console.print(facts)
     console.print()
-    table = _plain_table("memory per device", "GB", right=(1,))
-    for name, size in memory["parts"].items():
-        if size >= 0.005:
-            table.add_row(f"  {name}", f"{size:.2f}")
-    table.add_row(Text("  peak", style="bold"), Text(f"{memory['total_gb']:.2f}", style="bold"),)
-    table.add_row(f"  at the {memory['moment']}", "")
-    console.print(table)
+    _print_memory(memory, verdict and verdict.as_dict()["simulated"])
     console.print()
-    if plan["fits"]:
+    if verdict:
+        _print_verdict(verdict)
+    elif plan["fits"]:
         console.print(Text.assemble(("fits", "bold green"), f": {strategy['chosen']}, {memory['total_gb']:.1f} of "
                                     f"{memory['budget_gb']:g} GB, {memory['headroom_gb']:.1f} GB to spare"))
     else:
@@ -116,6 +112,44 @@ def build_page(built: Any) -> None:
     console.print(f"  {speed['basis']}", style="dim")
     if cost["per_hour"]:
         console.print(f"money: ${cost['per_hour']:,.2f} an hour, ${cost['per_billion_tokens']:,.0f} per billion tokens")
+
+
+def _print_memory(memory: dict[str, Any], simulated: dict[str, Any] | None) -> None:
+    """The peak part by part: as planned, and as simulated."""
+    plans = [memory, simulated] if simulated else [memory]
+    heads = ("planned, GB", "simulated, GB") if simulated else ("GB",)
+    table = _plain_table("memory per device", *heads, right=(1, 2))
+    for name in dict.fromkeys(name for plan in plans for name in plan["parts"]):
+        sizes = [plan["parts"].get(name, 0.0) for plan in plans]
+        if max(sizes) >= 0.005:
+            table.add_row(f"  {name}", *(f"{size:.2f}" for size in sizes))
+    table.add_row(Text("  peak", style="bold"), *(Text(f"{plan['total_gb']:.2f}", style="bold") for plan in plans))
+    if simulated is None or simulated["moment"] == memory["moment"]:
+        table.add_row(f"  at the {memory['moment']}")
+    console.print(table)
+    if simulated and simulated["moment"] != memory["moment"]:
+        console.print(f"  planned at the {memory['moment']}, simulated at the {simulated['moment']}")
+    if simulated:
+        console.print(f"  the closed form is {abs(simulated['closed_form_differs']):.2%} "
+                      f"{'above' if simulated['closed_form_differs'] >= 0 else 'below'} what the simulation counted "
+                      f"({simulated['seconds']:.0f} s of processor time, {simulated['resident_gb']:.1f} GB)", style="dim")
+
+
+def _print_verdict(verdict: Any) -> None:
+    """Whether the simulated step fits, and what would be faster."""
+    said, name = verdict.as_dict(), verdict.strategy
+    used, budget = said["simulated"]["total_gb"], verdict.budget_gb
+    word, style = ("fits", "bold green") if verdict.fits else ("does not fit", "bold red")
+    console.print(Text.assemble((word, style), f", simulated: {name}, {used:.1f} of {budget:g} GB"))
+    table = _plain_table("strategy", "batch x accumulation", "checkpointing", "GB", "tokens/s", "", right=(3, 4))
+    for one in said["neighbours"]:
+        note = "fastest that fits" if one["fastest"] else "" if one["fits"] else "does not fit"
+        size = f"{one['simulated_gb']:.1f} simulated" if one["simulated_gb"] else f"{one['total_gb']:.1f}"
+        table.add_row(one["strategy"], f"{one['batch']} x {one['accumulation']}",
+                      "yes" if one["activation_checkpointing"] else "no", size, f"{one['tokens_per_second']:,.0f}", note)
+    console.print(table)
+    if verdict.fastest_settings:
+        console.print(f"  {' '.join(f'--set hardware.{s}' for s in verdict.fastest_settings)}", markup=False)
 
 
 def _print_training(spec: Any) -> None:

@@ -95,8 +95,8 @@ def _failure(question: Question, code: int, err: str) -> Exception:
     said = [line.removeprefix("error: ") for line in err.splitlines() if line.startswith("error: ")]
     if code < 0:
         name = signal.Signals(-code).name
-        return PluginFault(f"the simulation of {question.strategy} was ended by {name}: torch gave up on a step without "
-                           f"a device; the closed form still holds ({SHOW}=1 shows what it said)")
+        return PluginFault(f"the simulation of {question.strategy} was ended by {name}: torch gave up on a step "
+                           f"without a device; the closed form still holds ({SHOW}=1 shows what it said)")
     last = said[-1] if said else f"the simulation ended with code {code} ({SHOW}=1 shows what it said)"
     return {1: Refused, 2: UserError}.get(code, PluginFault)(f"simulating {question.strategy}: {last}")
 

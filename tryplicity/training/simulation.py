@@ -13,6 +13,7 @@ import json
 import resource
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -23,7 +24,7 @@ from torch._subclasses import fake_tensor
 
 from tryplicity.data.packing import Batch
 from tryplicity.errors import PluginFault, Refused, UserError
-from tryplicity.guard import SHOW, cause, guarded, place
+from tryplicity.guard import cause, guarded, place
 from tryplicity.hardware import Hardware, load_hardware
 from tryplicity.model import Model, assemble
 from tryplicity.planner.fake import autocast_as_on_a_gpu
@@ -54,8 +55,8 @@ def main() -> int:
         return 2 if isinstance(error, UserError) else 1 if isinstance(error, Refused) else 3
     except Exception as error:
         print(f"error: the step cannot be simulated: {cause(error)} ({place(error)})", file=sys.stderr)
-        if question.get("traceback"):
-            raise
+        if question["traceback"]:
+            traceback.print_exception(error, file=sys.stderr)
         return 3
     json.dump(answer, sys.stdout)
     return 0
