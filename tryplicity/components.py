@@ -28,6 +28,7 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from numbers import Number
@@ -47,6 +48,8 @@ from tryplicity.parts import Component, Part
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from tryplicity.world import World
 
 IGNORE = -100  # the target of a position that has none
 
@@ -687,20 +690,16 @@ class Retriever(Component):
 
 
 class Parallelism(Component):
-    """A strategy: how a model is laid over devices. `Class(config)`."""
+    """A strategy: how a model is laid over the ranks of a `World`. `Class(config)`; one instance for one training.
+
+    What is here does for one rank; a strategy for several overrides what is different for it. Every method of a
+    training is called on all ranks alike.
+    """
 
     family = "parallelism"
     #: where a profile says `auto` the first that fits is taken, tried by this, the lowest first; the project's own are
     #: at 10 (one device), 20 (copies) and 30 (shards)
     order: ClassVar[float] = 100
-
-    def place(self, model: nn.Module, device: torch.device, seed: int) -> nn.Module:
-        """Lay out a model assembled on the meta device, give it memory and its initial values."""
-        raise NotImplementedError
-
-    def clip_gradients(self, model: nn.Module, max_norm: float) -> Tensor:
-        """Scale the gradients so that their global norm is at most `max_norm`; returns the norm before."""
-        raise NotImplementedError
 
     def memory(self, facts, hardware):
         """The peak memory of one device, part by part: `planner.memory.MemoryPlan`."""
@@ -712,6 +711,44 @@ class Parallelism(Component):
 
     #: one line saying why `train` cannot use it yet, or None
     cannot_train: str | None = None
+
+    def place(self, model: nn.Module, world: World, seed: int) -> nn.Module:
+        """Lay out a model assembled on the meta device: transform, materialise on `world.device`, initialise, tie
+        again. The initial values are the same whatever the world. What the methods below need of it, it keeps."""
+        raise NotImplementedError
+
+    def forward(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass of a micro-batch in training: of the model, or of what the strategy wrapped it in."""
+        return model(*args, **kwargs)
+
+    def micro_batch(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Around the forward and backward pass of one micro-batch. After that of a step's last one every gradient is
+        the sum (not the mean) over all ranks, or this rank's share of it."""
+        return nullcontext()
+
+    def clip_gradients(self, model: nn.Module, max_norm: float) -> Tensor:
+        """Scale the gradients so that the norm of all of them together is at most `max_norm`; returns the norm before,
+        a plain tensor, the same on every rank."""
+        return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+
+    def whole(self, model: nn.Module, write: bool = False) -> AbstractContextManager[Any]:
+        """Inside, every parameter is whole on every rank: to sample, to look at, or (with `write`) to change, which all
+        ranks do alike. Outside it the model may be called by all ranks together only."""
+        return nullcontext()
+
+    def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """What a checkpoint keeps, under the names of the plain model, so that any strategy and any world can go on
+        from it: {"model": ..., "optimizer": {"state": {parameter: {...}}, "groups": [{...}]}}; DTensors where a rank
+        holds a share."""
+        raise NotImplementedError
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Put back what `state` gave, filled from a checkpoint."""
+        raise NotImplementedError
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """Weights and buffers, whole, in CPU memory, by name: on rank 0; {} on the others."""
+        return {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
 
 
 FAMILIES: dict[str, type[Component]] = {

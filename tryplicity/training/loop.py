@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from tryplicity.builder import Build
 from tryplicity.data import Prepared
 from tryplicity.errors import Refused
@@ -24,6 +26,7 @@ from tryplicity.training.process import StopSignals, say
 from tryplicity.training.session import Session, Stepped
 from tryplicity.training.stages import data_of_phases
 from tryplicity.training.threads import Threads
+from tryplicity.world import World
 
 
 @dataclass(frozen=True)
@@ -93,17 +96,19 @@ class _Heard(Watcher):
 @guarded()
 def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: Plugins, *,
           phase_data: Mapping[int, Prepared] | None = None, resume: bool = False,
-          other_data: bool = False, watcher: Watcher | None = None) -> Outcome:
+          other_data: bool = False, watcher: Watcher | None = None, world: World | None = None) -> Outcome:
     """Train a built spec on prepared data into a run folder, which the caller has for itself: see `folder.alone`.
 
     phase_data: the data of phases, by their number, that have data of their own; a chat phase needs conversations.
+    world: the ranks that train together; this process alone, if not given. Called on each of them alike.
     other_data: a run that is resumed may go on with other data than it was begun with.
     Raises UserError when the folder's checkpoints belong to another spec or other data, or none of them is whole, and
     Refused when the loss is not a number for several steps, or the last checkpoint cannot be written.
     """
     watcher, training = _Heard(watcher or Watcher()), build.spec.training
+    world = world or World(device=torch.device(build.hardware.torch_device))
     data = data_of_phases(build.spec, prepared, phase_data or {})
-    session = Session(build, data, run, plugins, resume=resume, other_data=other_data)
+    session = Session(build, data, run, plugins, world, resume=resume, other_data=other_data)
     progress = session.progress
     metrics_file = MetricsFile(run.metrics, progress.step, progress.slept_at)
     if resume and (changed := resuming.changes(run, build)):

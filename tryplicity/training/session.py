@@ -35,6 +35,7 @@ from tryplicity.training.pace import Pace
 from tryplicity.training.process import say
 from tryplicity.training.stages import NOTHING_TO_LEARN, Stages, brains_of
 from tryplicity.training.step import StepResult, decay_groups, is_finite, on_device, training_step
+from tryplicity.world import World
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,14 @@ class Stepped:
 class Session:
     """The model, its optimizer, the data of each phase and how far all of it is."""
 
-    def __init__(self, build: Build, data: Mapping[int, Prepared], run: Run, plugins: Plugins, *, resume: bool,
-                 other_data: bool = False) -> None:
+    def __init__(self, build: Build, data: Mapping[int, Prepared], run: Run, plugins: Plugins, world: World, *,
+                 resume: bool, other_data: bool = False) -> None:
         check_free(run, resume)
         self.build, self.data, self.run, self.plugins = build, data, run, plugins
         self.spec, self.hardware, self.training = build.spec, build.hardware, build.spec.training
-        self.device = torch.device(self.hardware.torch_device)
+        self.world, self.device = world, world.device
         self.strategy = build.strategy
-        self.model: Model = self.strategy.place(assemble(self.spec), self.device, self.training.seed)
+        self.model: Model = self.strategy.place(assemble(self.spec), world, self.training.seed)
         self.model.activation_checkpointing = self.hardware.activation_checkpointing
         self.optimizer = self.training.optimizer.build().build(*decay_groups(self.model))
         check_optimizer(self.training.optimizer, self.optimizer, dict(self.model.named_parameters()))
@@ -154,7 +155,7 @@ class Session:
     def _optimize(self, batch: Batch, micro_batch: int, factor: float) -> StepResult:
         return training_step(self.model, self.optimizer, self.strategy, on_device(batch, self.device),
                              step=self.progress.step, micro_batch=micro_batch, precision=self.hardware.precision,
-                             max_norm=self.training.gradient_clip, learning_rate_factor=factor)
+                             max_norm=self.training.gradient_clip, learning_rate_factor=factor, world=self.world)
 
     def _observe(self, batch: Batch, result: StepResult) -> None:
         """Tell brain modules which documents were seen, and how hard each was."""
