@@ -261,11 +261,12 @@ def build(spec: str, hardware: str, settings: tuple[str, ...], as_json: bool, si
         built = assemble(spec, hardware, plugins.registry, settings)
     verdict = None
     if simulating:
-        from tryplicity.planner.verdict import judge
+        from tryplicity.planner.verdict import judge, question_of
 
         files = _plugin_files(click.get_current_context())
         with pages.working("simulating a training step"):
-            verdict = judge(built, spec, hardware, settings, files)
+            verdict = judge(built.model, built.plan, built.registry,
+                            question_of(spec, hardware, settings, files, built.plan))
     _Group.verdict = 0 if (verdict or built.plan).fits else 1
     if as_json:
         click.echo(json.dumps(built.plan.as_dict() | (verdict.as_dict() if verdict else {}), indent=1))

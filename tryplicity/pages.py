@@ -130,26 +130,36 @@ def _print_memory(memory: dict[str, Any], simulated: dict[str, Any] | None) -> N
     if simulated and simulated["moment"] != memory["moment"]:
         console.print(f"  planned at the {memory['moment']}, simulated at the {simulated['moment']}")
     if simulated:
-        console.print(f"  the closed form is {abs(simulated['closed_form_differs']):.2%} "
-                      f"{'above' if simulated['closed_form_differs'] >= 0 else 'below'} what the simulation counted "
-                      f"({simulated['seconds']:.0f} s of processor time, {simulated['resident_gb']:.1f} GB)", style="dim")
+        differs = simulated["closed_form_differs"]
+        console.print(f"  the closed form is {abs(differs):.2%} {'above' if differs >= 0 else 'below'} what the simulation "
+                      f"counted ({simulated['seconds']:.0f} s of processor time, {simulated['resident_gb']:.1f} GB)",
+                      style="dim")
 
 
 def _print_verdict(verdict: Any) -> None:
     """Whether the simulated step fits, and what would be faster."""
-    said, name = verdict.as_dict(), verdict.strategy
-    used, budget = said["simulated"]["total_gb"], verdict.budget_gb
+    said, asked = verdict.as_dict(), verdict.asked
     word, style = ("fits", "bold green") if verdict.fits else ("does not fit", "bold red")
-    console.print(Text.assemble((word, style), f", simulated: {name}, {used:.1f} of {budget:g} GB"))
-    table = _plain_table("strategy", "batch x accumulation", "checkpointing", "GB", "tokens/s", "", right=(3, 4))
+    console.print(Text.assemble((word, style), f", simulated: {asked.strategy}, {said['simulated']['total_gb']:.1f} of "
+                                f"{asked.hardware.memory_gb:g} GB"))
+    table = _plain_table("neighbours", "batch", "checkpointing", "GB", "tokens/s", "", right=(3, 4))
+    unfit = 0
     for one in said["neighbours"]:
-        note = "fastest that fits" if one["fastest"] else "" if one["fits"] else "does not fit"
-        size = f"{one['simulated_gb']:.1f} simulated" if one["simulated_gb"] else f"{one['total_gb']:.1f}"
-        table.add_row(one["strategy"], f"{one['batch']} x {one['accumulation']}",
-                      "yes" if one["activation_checkpointing"] else "no", size, f"{one['tokens_per_second']:,.0f}", note)
+        if not one["fits"] and one["simulated_gb"] is None:
+            unfit += 1
+            continue
+        size = one["simulated_gb"] or one["total_gb"]
+        notes = ["simulated" if one["simulated_gb"] else "", "" if one["fits"] else "does not fit",
+                 "fastest" if said["fastest"] == {name: one[name] for name in said["fastest"] or {}} else ""]
+        table.add_row(f"  {one['strategy']}", f"{one['batch']} x {one['accumulation']}",
+                      "yes" if one["activation_checkpointing"] else "no", f"{size:.1f}",
+                      f"{one['tokens_per_second']:,.0f}", ", ".join(filter(None, notes)))
     console.print(table)
-    if verdict.fastest_settings:
-        console.print(f"  {' '.join(f'--set hardware.{s}' for s in verdict.fastest_settings)}", markup=False)
+    if unfit:
+        console.print(f"  and {unfit} that do not fit", style="dim")
+    if verdict.fastest not in (None, asked):
+        settings = (f"--set hardware.{name}={str(value).lower()}" for name, value in said["fastest"].items())
+        console.print(f"the fastest that fits: {' '.join(settings)}", markup=False)
 
 
 def _print_training(spec: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 
 #: computed in fp32 by autocast on a GPU, in bf16 on a CPU (torch's list of autocast operators)
 _FP32 = ("acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt",
-         "sinh", "tan", "pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "softplus", "layer_norm", "native_layer_norm",
-         "group_norm", "rms_norm", "frobenius_norm.dim", "nuclear_norm", "cosine_similarity", "kl_div", "nll_loss",
+         "sinh", "tan", "pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "softplus", "layer_norm",
+         "native_layer_norm", "group_norm", "rms_norm", "frobenius_norm.dim", "nuclear_norm", "cosine_similarity", "kl_div", "nll_loss",
          "l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss", "binary_cross_entropy_with_logits", "dist", "cdist",
          "renorm", "logsumexp", "norm.Scalar", "norm.ScalarOpt_dim")
 #: likewise, by the dtype of the result
@@ -63,3 +64,16 @@ def _dtype_given(op: Any, args: tuple) -> bool:
     """By its place: softmax(x, dim, dtype)."""
     return any(argument.name == "dtype" and args[place] is not None
                for place, argument in enumerate(op._schema.arguments) if place < len(args))
+
+
+@contextmanager
+def fake_group(ranks: int) -> Iterator[None]:
+    """A process group whose other ranks are not there: what is sent is not sent, what comes has no data."""
+    from torch import distributed
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()

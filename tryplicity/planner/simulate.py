@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +98,3 @@ def _failure(question: Question, code: int, err: str) -> Exception:
                            f"without a device; the closed form still holds ({SHOW}=1 shows what it said)")
     last = said[-1] if said else f"the simulation ended with code {code} ({SHOW}=1 shows what it said)"
     return {1: Refused, 2: UserError}.get(code, PluginFault)(f"simulating {question.strategy}: {last}")
-
-
-def options(settings: Sequence[str], **changes: Any) -> tuple[str, ...]:
-    """The settings with other values of the profile."""
-    return (*settings, *(f"hardware.{name}={str(value).lower()}" for name, value in changes.items()))

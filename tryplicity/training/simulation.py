@@ -14,7 +14,7 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -27,13 +27,14 @@ from tryplicity.errors import PluginFault, Refused, UserError
 from tryplicity.guard import cause, guarded, place
 from tryplicity.hardware import Hardware, load_hardware
 from tryplicity.model import Model, assemble
-from tryplicity.planner.fake import autocast_as_on_a_gpu
+from tryplicity.planner.fake import autocast_as_on_a_gpu, fake_group
 from tryplicity.planner.ledger import Ledger
 from tryplicity.planner.measure import bytes_of_a_row
 from tryplicity.plugins import load_plugins
 from tryplicity.registry import Registry
 from tryplicity.spec import Spec, find_file, load_spec
 from tryplicity.training.step import decay_groups, training_step
+from tryplicity.world import World
 
 #: micro-batches that are run: the first makes the gradients, the second adds to them, and all others are as the second
 MICRO_BATCHES = 2
@@ -77,11 +78,12 @@ def simulate(spec: Spec, hardware: Hardware, registry: Registry, strategy_name: 
     fake = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     ledger = Ledger(fake)
     with ExitStack() as stack:
+        world = stack.enter_context(imagined(hardware.count))
         stack.enter_context(_questions_of_data())
         stack.enter_context(ledger.watching_resizes())
         stack.enter_context(fake)
         stack.enter_context(ledger)
-        model = strategy.place(model, torch.device("cpu"), 0).train()
+        model = strategy.place(model, world, spec.training.seed).train()
         model.activation_checkpointing = hardware.activation_checkpointing
         optimizer = spec.training.optimizer.build().build(*decay_groups(model))
         for group in optimizer.param_groups:
@@ -93,11 +95,39 @@ def simulate(spec: Spec, hardware: Hardware, registry: Registry, strategy_name: 
         ledger.truth, ledger.phase = True, "between passes"
         ledger.start()
         training_step(model, optimizer, strategy, batch, step=1, micro_batch=hardware.batch,
-                      precision=hardware.precision, max_norm=spec.training.gradient_clip, learning_rate_factor=1.0)
+                      precision=hardware.precision, max_norm=spec.training.gradient_clip, learning_rate_factor=1.0,
+                      world=world)
         parts = ledger.parts()
     parts["buffers"] = parts.get("buffers", 0) + more
     return {"parts": parts, "moment": str(ledger.peak_at), "seconds": time.process_time() - started,
             "resident": _resident()}
+
+
+class Imagined(World):
+    """A world whose other ranks are not there; each of them has what this one has."""
+
+    def total(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.tensor(self.size * tensor.constant.item()) if getattr(tensor, "constant", None) is not None
+                else tensor * self.size for tensor in tensors]
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+    def first(self, value: Any) -> Any:
+        return value
+
+    def gathered(self, value: Any) -> list[Any]:
+        return [value] * self.size
+
+
+@contextmanager
+def imagined(ranks: int) -> Iterator[World]:
+    """The first of so many ranks."""
+    if ranks == 1:
+        yield World()
+        return
+    with fake_group(ranks):
+        yield Imagined(0, ranks)
 
 
 def _batch(rows: int, spec: Spec) -> Batch:
