@@ -131,8 +131,8 @@ def _print_memory(memory: dict[str, Any], simulated: dict[str, Any] | None) -> N
         console.print(f"  planned at the {memory['moment']}, simulated at the {simulated['moment']}")
     if simulated:
         differs = simulated["closed_form_differs"]
-        console.print(f"  the closed form is {abs(differs):.2%} {'above' if differs >= 0 else 'below'} what the simulation "
-                      f"counted ({simulated['seconds']:.0f} s of processor time, {simulated['resident_gb']:.1f} GB)",
+        console.print(f"  the closed form is {abs(differs):.2%} {'above' if differs >= 0 else 'below'} what the "
+                      f"simulation counted ({simulated['seconds']:.0f} s of processor time, {simulated['resident_gb']:.1f} GB)",
                       style="dim")
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 #: computed in fp32 by autocast on a GPU, in bf16 on a CPU (torch's list of autocast operators)
 _FP32 = ("acos", "asin", "cosh", "erfinv", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt",
          "sinh", "tan", "pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "softplus", "layer_norm",
-         "native_layer_norm", "group_norm", "rms_norm", "frobenius_norm.dim", "nuclear_norm", "cosine_similarity", "kl_div", "nll_loss",
-         "l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss", "binary_cross_entropy_with_logits", "dist", "cdist",
-         "renorm", "logsumexp", "norm.Scalar", "norm.ScalarOpt_dim")
+         "native_layer_norm", "group_norm", "rms_norm", "frobenius_norm.dim", "nuclear_norm", "cosine_similarity",
+         "kl_div", "nll_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss",
+         "binary_cross_entropy_with_logits", "dist", "cdist", "renorm", "logsumexp", "norm.Scalar",
+         "norm.ScalarOpt_dim")
 #: likewise, by the dtype of the result
 _RESULT_FP32 = ("prod", "prod.dim_int", "softmax.int", "log_softmax.int", "cumprod", "cumsum", "linalg_vector_norm",
                 "linalg_matrix_norm", "sum", "sum.dim_IntList")
