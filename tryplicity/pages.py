@@ -132,8 +132,8 @@ def _print_memory(memory: dict[str, Any], simulated: dict[str, Any] | None) -> N
     if simulated:
         differs = simulated["closed_form_differs"]
         console.print(f"  the closed form is {abs(differs):.2%} {'above' if differs >= 0 else 'below'} what the "
-                      f"simulation counted ({simulated['seconds']:.0f} s of processor time, {simulated['resident_gb']:.1f} GB)",
-                      style="dim")
+                      f"simulation counted ({simulated['seconds']:.0f} s of processor time, "
+                      f"{simulated['resident_gb']:.1f} GB)", style="dim")
 
 
 def _print_verdict(verdict: Any) -> None:

@@ -52,6 +52,8 @@ def main() -> int:
             spec = load_spec(str(find_file(question["spec"], "spec")), registry, own)
             answer = simulate(spec, hardware, registry, question["strategy"])
     except (UserError, Refused, PluginFault) as error:
+        if question["traceback"]:
+            traceback.print_exception(error, file=sys.stderr)
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1 if isinstance(error, Refused) else 3
     except Exception as error:
@@ -78,7 +80,7 @@ def simulate(spec: Spec, hardware: Hardware, registry: Registry, strategy_name: 
     fake = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     ledger = Ledger(fake)
     with ExitStack() as stack:
-        world = stack.enter_context(imagined(hardware.count))
+        world = stack.enter_context(imagined(hardware.count, ledger))
         stack.enter_context(_questions_of_data())
         stack.enter_context(ledger.watching_resizes())
         stack.enter_context(fake)
@@ -121,12 +123,12 @@ class Imagined(World):
 
 
 @contextmanager
-def imagined(ranks: int) -> Iterator[World]:
+def imagined(ranks: int, ledger: Ledger) -> Iterator[World]:
     """The first of so many ranks."""
     if ranks == 1:
         yield World()
         return
-    with fake_group(ranks):
+    with fake_group(ranks, ledger.looking_away):
         yield Imagined(0, ranks)
 
 
