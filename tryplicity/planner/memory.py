@@ -111,7 +111,7 @@ class Moment:
 
 def moments(stages: Sequence[Stage], costs: Sequence[Cost]) -> Iterator[Moment]:
     """The work of each stage of one micro-batch, forward then backward."""
-    kept = gradients = finished = 0
+    kept = gradients = finished = left = 0
     for stage, cost in zip(stages, costs, strict=True):
         yield Moment(f"forward of {stage.name}", kept, cost.forward, 0, 0, False)
         kept += cost.kept
@@ -119,8 +119,9 @@ def moments(stages: Sequence[Stage], costs: Sequence[Cost]) -> Iterator[Moment]:
         kept -= cost.kept
         finished += stage.parameters
         made = gradients + cost.made_at_peak
-        yield Moment(f"backward of {stage.name}", kept, cost.backward, made, finished, True)
+        yield Moment(f"backward of {stage.name}", kept, cost.backward + left, made, finished, True)
         gradients += cost.made
+        left += cost.left
 
 
 def overhead(hardware: Hardware, moving: int) -> int:

@@ -42,6 +42,7 @@ MICRO_BATCHES = 2
 
 def main() -> int:
     question = json.load(sys.stdin)
+    torch.set_num_threads(1)
     try:
         with guarded():
             registry = load_plugins(question["plugins"]).registry
@@ -69,7 +70,6 @@ def simulate(spec: Spec, hardware: Hardware, registry: Registry, strategy_name: 
     """The peak of one device in a step that is not the first, in bytes by kind, without overhead; when it is reached;
     and what finding it out took."""
     started = time.process_time()
-    torch.set_num_threads(1)
     if hardware.device != "cpu":
         autocast_as_on_a_gpu()
     strategy = registry.part("parallelism", strategy_name).build()
