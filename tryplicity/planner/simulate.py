@@ -61,7 +61,9 @@ class Simulation:
         self.hardware, self.question = hardware, question
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tryplicity.training.simulation"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, encoding="utf-8", env={**os.environ, "OMP_NUM_THREADS": "1"})
+            stderr=subprocess.PIPE, text=True, encoding="utf-8",
+            # what lies in the folder where the user works is no part of this
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"})
         self._asked = json.dumps({**vars(question), "traceback": os.environ.get(SHOW) == "1"})
 
     def answer(self) -> Simulated:
