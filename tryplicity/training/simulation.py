@@ -80,12 +80,12 @@ def simulate(spec: Spec, hardware: Hardware, registry: Registry, strategy_name: 
     fake = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     ledger = Ledger(fake)
     with ExitStack() as stack:
-        world = stack.enter_context(imagined(hardware.count, ledger))
+        world = stack.enter_context(imagined(strategy.ranks(hardware), ledger))
         stack.enter_context(_questions_of_data())
         stack.enter_context(ledger.watching_resizes())
         stack.enter_context(fake)
         stack.enter_context(ledger)
-        model = strategy.place(model, world, spec.training.seed).train()
+        model = strategy.place(model, world, spec.training.seed, hardware.precision).train()
         model.activation_checkpointing = hardware.activation_checkpointing
         optimizer = spec.training.optimizer.build().build(*decay_groups(model))
         for group in optimizer.param_groups:
