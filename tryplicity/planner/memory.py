@@ -107,19 +107,25 @@ class Moment:
     finished: int
     """Parameters of the stages whose backward pass has begun."""
     backward: bool
+    stage: int = 0
+    """Which of the stages is at work."""
+    made: int = 0
+    """Bytes of the gradients that are of this stage alone, of `gradients`."""
 
 
 def moments(stages: Sequence[Stage], costs: Sequence[Cost]) -> Iterator[Moment]:
     """The work of each stage of one micro-batch, forward then backward."""
     kept = gradients = finished = left = 0
-    for stage, cost in zip(stages, costs, strict=True):
-        yield Moment(f"forward of {stage.name}", kept, cost.forward, 0, 0, False)
+    pairs = list(enumerate(zip(stages, costs, strict=True)))
+    for i, (stage, cost) in pairs:
+        yield Moment(f"forward of {stage.name}", kept, cost.forward, 0, 0, False, i)
         kept += cost.kept
-    for stage, cost in reversed(list(zip(stages, costs, strict=True))):
+    for i, (stage, cost) in reversed(pairs):
         kept -= cost.kept
         finished += stage.parameters
         made = gradients + cost.made_at_peak
-        yield Moment(f"backward of {stage.name}", kept, cost.backward + left, made, finished, True)
+        yield Moment(f"backward of {stage.name}", kept, cost.backward + left, made, finished, True, i,
+                     cost.made_at_peak)
         gradients += cost.made
         left += cost.left
 

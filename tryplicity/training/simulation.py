@@ -109,7 +109,8 @@ class Imagined(World):
     """A world whose other ranks are not there; each of them has what this one has."""
 
     def total(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.tensor(self.size * tensor.constant.item()) if getattr(tensor, "constant", None) is not None
+        return [torch.tensor(self.size * tensor.constant.item())  # that a fake tensor knows its one number stays so
+                if tensor.numel() == 1 and getattr(tensor, "constant", None) is not None
                 else tensor * self.size for tensor in tensors]
 
     def any(self, flag: bool) -> bool:
