@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 from tryplicity import Facts, MemoryPlan, Parallelism, UserError, finish_plan, initialise, moments
+from tryplicity_plugins.parallelism.buckets import Buckets
 
 
 class DistributedData(Parallelism):
@@ -24,14 +23,14 @@ class DistributedData(Parallelism):
         # buffers are changed by what all ranks summed, alike: there is nothing to send
         self.wrapped = DistributedDataParallel(initialise(model, world.device, seed), broadcast_buffers=False,
                                                gradient_as_bucket_view=True)
-        self.wrapped.register_comm_hook(None, _summed)
+        self.buckets = Buckets(self.wrapped)
         return model
 
     def forward(self, model, *args, **kwargs):
         return self.wrapped(*args, **kwargs)
 
     def micro_batch(self, model, last):
-        return nullcontext() if last else self.wrapped.no_sync()
+        return self.buckets.micro_batch(last)
 
     def refuses(self, hardware) -> str | None:
         return "it needs more than one device" if hardware.count == 1 else None
@@ -52,11 +51,3 @@ class DistributedData(Parallelism):
                                      (facts.optimizer_state_bytes + facts.optimizer_step_bytes) * size}
 
         return finish_plan(hardware, candidates(), sent_per_step=2 * 4 * size * (n - 1) // n)
-
-
-def _summed(_, bucket):
-    """Where DistributedDataParallel would take the mean of gradients."""
-    from torch import distributed
-
-    sent = distributed.all_reduce(bucket.buffer(), async_op=True).get_future()
-    return sent.then(lambda done: done.value()[0])
