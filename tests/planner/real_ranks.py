@@ -41,8 +41,7 @@ class Highest(TorchDispatchMode):
 
 
 def peak(world, text, settings, hardware, strategy_name):
-    """Bytes of weights, state and buffers, and what a step takes beside them. The buckets of copies are no tensor that
-    anyone could ask for: they are in what is missing after a step that begins without them."""
+    """Bytes of weights, state, buffers and the buckets of copies, and the most that a step takes beside them."""
     registry = load_plugins().registry
     spec = make_spec(registry, text, *settings)
     strategy = registry.part("parallelism", strategy_name).build()
@@ -65,7 +64,9 @@ def peak(world, text, settings, hardware, strategy_name):
     held += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     held = [t.to_local() if hasattr(t, "to_local") else t for t in held]
     static = sum(t.numel() * t.element_size() for t in held)
+    if strategy_name == "ddp":  # whose buckets, as large as all weights, are no tensors that anyone could ask for
+        static += sum(4 * p.numel() for p in model.parameters())
     before = allocated()
     with Highest() as highest:
         step()
-    return static + highest.bytes - before, allocated() - before
+    return static + highest.bytes - before
