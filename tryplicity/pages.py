@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -310,6 +311,22 @@ def training_summary(run: Any, outcome: Any, prepared: Any) -> None:
         if outcome.chat_bits_per_byte is not None:
             console.print(f"held-out bits per byte of the assistant's answers: {outcome.chat_bits_per_byte:.3f}")
         console.print(f"weights: {run.weights}   every step: {run.metrics}", style="dim")
+    _print_measured(json.loads(run.build.read_text(encoding="utf-8")))
+
+
+def _print_measured(build: dict[str, Any]) -> None:
+    """What was planned and what it came to."""
+    measured = build.get("measured")
+    if measured is None:
+        return
+    tensors = (f"; tensors {measured['tensors_gb']:.2f} GB (planned {measured['planned_tensors_gb']:.2f})"
+               if "tensors_gb" in measured else "")
+    console.print(f"peak memory of a device: {measured['peak_gb']:.2f} GB "
+                  f"(planned {measured['planned_peak_gb']:.2f}){tensors}", style="dim")
+    if "utilisation" in measured:
+        console.print(f"speed: {measured['tokens_per_second']:,.0f} tokens/s (planned "
+                      f"{measured['planned_tokens_per_second']:,.0f}); for plans as fast as this, the profile's "
+                      f"utilisation: {measured['utilisation']:.2g}", style="dim")
 
 
 def plugin_table(plugins: Any) -> None:

@@ -17,7 +17,7 @@ from tryplicity.leftout import LeftOut
 from tryplicity.model import NEXT_TOKEN
 from tryplicity.plugins import Plugins
 from tryplicity.run import Run
-from tryplicity.training import checkpoint
+from tryplicity.training import checkpoint, measured
 from tryplicity.training import resume as resuming
 from tryplicity.training.checkpoint import Progress
 from tryplicity.training.metrics import MetricsFile
@@ -122,6 +122,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     world = world or World(device=torch.device(build.hardware.torch_device))
     watcher = _Heard(watcher if watcher and world.first_rank else Watcher())
     plugins = plugins if world.first_rank else Unheard()
+    measured.begin(world.device)
     data = data_of_phases(build.spec, prepared, phase_data or {})
     session = Session(build, data, run, plugins, world, resume=resume, other_data=other_data)
     progress = session.progress
@@ -206,6 +207,8 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     if not interrupted:
         metrics_file.write({"step": progress.step, "tokens": progress.tokens, **scores})
     metrics_file.close()
+    if world.first_rank:
+        measured.note(run, build, world.device)
     reason = "interrupted" if interrupted else "budget"
     plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason=reason, scores=scores)
     return Outcome(reason, progress, scores.get(_score_name("pretrain")), signals.received,
