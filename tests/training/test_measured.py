@@ -26,8 +26,9 @@ def test_a_run_says_what_it_took_beside_what_was_planned(command, tmp_path):
     assert found["utilisation"] == pytest.approx(
         found["tokens_per_second"] * said["throughput"]["flops_per_token"] / profile)
     assert 0.1 < found["peak_gb"] < 2
-    assert found["planned_peak_gb"] == said["memory"]["total_gb"]
-    assert found["planned_tensors_gb"] == pytest.approx(said["memory"]["total_gb"] - said["memory"]["parts"]["overhead"])
+    memory = said["memory"]
+    assert found["planned_peak_gb"] == memory["total_gb"]
+    assert found["planned_tensors_gb"] == pytest.approx(memory["total_gb"] - memory["parts"]["overhead"])
     assert f"{found['peak_gb']:.2f} GB (planned {found['planned_peak_gb']:.2f})" in done.stdout
     assert f"utilisation: {found['utilisation']:.2g}" in done.stdout
     assert said["fits"] is True, "what was planned stands as it was"
