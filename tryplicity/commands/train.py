@@ -151,7 +151,7 @@ def _train_in(run: Any, request: Training, plugins: Any, budget: dict[str, Any])
     tune_malloc()
     pages.status.quiet = launching.rank() != 0 or launching.launched()  # who launched them has said it
     try:
-        with launching.in_turn() if launching.is_worker() else contextlib.nullcontext():
+        with contextlib.nullcontext() if launching.launched() or not launching.is_worker() else launching.in_turn():
             prepared, phase_data, left_out = _prepare(run, built, request, plugins, budget)
     finally:
         pages.status.quiet = False
