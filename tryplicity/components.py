@@ -738,13 +738,33 @@ class Parallelism(Component):
 
     def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """What a checkpoint keeps, under the names of the plain model, so that any strategy and any world can go on
-        from it: {"model": ..., "optimizer": {"state": {parameter: {...}}, "groups": [{...}]}}; DTensors where a rank
-        holds a share."""
-        raise NotImplementedError
+        from it: {"model": ..., "optimizer": {"state": {parameter: {...}}, "groups": [{..., "params": names}]}}; the
+        tensors themselves, DTensors where a rank holds a share. Copied by the caller before training goes on."""
+        tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        return {"model": tensors, "optimizer": {
+            "state": {names[parameter]: dict(own) for parameter, own in optimizer.state.items() if own},
+            "groups": [{**group, "params": [names[parameter] for parameter in group["params"]]}
+                       for group in optimizer.param_groups]}}
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Put back what `state` gave, filled from a checkpoint."""
-        raise NotImplementedError
+        """Put back what `state` gave, filled from a checkpoint. Raises ValueError where it does not fit the optimizer."""
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                tensor.copy_(state["model"][name])
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        held, groups, number = {}, [], 0
+        saved = state["optimizer"]["groups"]
+        ours = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+        if ours != [group["params"] for group in saved]:
+            raise ValueError("its groups hold other parameters")
+        for group in saved:
+            numbers = range(number, number + len(group["params"]))
+            number = numbers.stop
+            groups.append({**group, "params": list(numbers)})
+            held |= {i: state["optimizer"]["state"][name] for i, name in zip(numbers, group["params"], strict=True)
+                     if name in state["optimizer"]["state"]}
+        optimizer.load_state_dict({"state": held, "param_groups": groups})
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """Weights and buffers, whole, in CPU memory, by name: on rank 0; {} on the others."""
