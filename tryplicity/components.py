@@ -546,7 +546,7 @@ class Night:
     optimizer: torch.optim.Optimizer
     step: int
     seed: int
-    checkpoints: list[Path]  # the regular ones on disk, oldest first; each holds model.safetensors
+    checkpoints: list[Path]  # the regular ones on disk, oldest first; `saved_weights` reads them
     score: Callable[[], float]  # held-out bits per byte of the model as it is now
     #: (numbers of training documents, steps, learning-rate factor) -> mean loss; trains on rows packed of them
     replay: Callable[[np.ndarray, int, float], float]
@@ -748,7 +748,7 @@ class Parallelism(Component):
                        for group in optimizer.param_groups]}}
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Put back what `state` gave, filled from a checkpoint. Raises ValueError where it does not fit the optimizer."""
+        """Put back what `state` gave, filled from a checkpoint. Raises ValueError where the optimizer is another."""
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
                 tensor.copy_(state["model"][name])

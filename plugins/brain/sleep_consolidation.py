@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tryplicity import Brain, Night, Some, Steps
+from tryplicity import Brain, Night, Some, Steps, saved_weights
 
 KEENNESS = 2.0  # a document a nat harder than usual is e^2 times as likely to be kept
 SMOOTHING = 0.05  # weight of the latest step in the usual loss
@@ -166,24 +165,21 @@ class SleepConsolidation(Brain):
     def _average(self, night: Night, redrawn: dict[nn.Parameter, Tensor], score: float) -> dict[str, float]:
         """The mean of the weights and those of the latest checkpoints, one tensor in memory at a time; put back as
         they were unless the mean scores better. Buffers, and rows drawn anew this night, are not averaged."""
-        from safetensors import safe_open
-
         paths = night.checkpoints[-self.config.average:]
         before: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            files = [stack.enter_context(safe_open(path / "model.safetensors", framework="pt")) for path in paths]
-            for name, parameter in night.model.named_parameters():
-                if not parameter.is_floating_point():
-                    continue
-                before[name] = parameter.detach().to("cpu", copy=True)
-                mean = parameter.detach().float()
-                for file in files:
-                    mean = mean + file.get_tensor(name).to(parameter.device, torch.float32)
-                mean = mean / (len(files) + 1)
-                if parameter in redrawn:
-                    mask = redrawn[parameter]
-                    mean[mask] = parameter.detach()[mask].float()
-                parameter.copy_(mean)
+        files = [saved_weights(path) for path in paths]
+        for name, parameter in night.model.named_parameters():
+            if not parameter.is_floating_point():
+                continue
+            before[name] = parameter.detach().to("cpu", copy=True)
+            mean = parameter.detach().float()
+            for file in files:
+                mean = mean + file[name].to(parameter.device, torch.float32)
+            mean = mean / (len(files) + 1)
+            if parameter in redrawn:
+                mask = redrawn[parameter]
+                mean[mask] = parameter.detach()[mask].float()
+            parameter.copy_(mean)
         averaged = night.score()
         kept = averaged < score
         if not kept:

@@ -166,21 +166,26 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                 say(f"warning: step {progress.step}: the loss is not a number; it changed nothing "
                     f"(tokens {progress.tokens - stepped.tokens} to {progress.tokens - 1})")
             if bad_steps >= training.bad_steps:
+                session.await_saved()
                 metrics_file.close()
                 plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason="failed", scores={})
                 raise Refused(_bad_loss(bad_steps, session, stepped, phase))
+            session.hear()
             if stepped.good and progress.step % training.checkpoint_every == 0:
                 session.save()
 
         # still inside: a second SIGTERM, or a Ctrl-C just now, must not cut this short
         done = signals.received is None
+        session.await_saved()
         # a sleep is slept again by a run that resumes before it; at the end of the budget it is part of the result
         unsaved = progress.step > session.saved_step or (done and progress.slept_at == progress.step)
         if unsaved and not half_asleep and (bad_steps == 0 or session.healthy()):
             session.save(last=True)
         if done:
             try:
-                checkpoint.save_weights(session.model, run.weights)
+                weights = session.strategy.weights(session.model)
+                if world.first_rank:
+                    checkpoint.save_weights(session.model, run.weights, weights)
             except checkpoint.WRITE_ERRORS as error:
                 raise Refused(f"{run.weights}: could not be written: {error}; the checkpoint is complete: free some "
                               "room and run the same command with --resume") from None
@@ -195,6 +200,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                    scores.get(_score_name("chat")), session.left_out)
 
 
+ENOUGH = 5.0  # seconds that a checkpoint which is nearly written gets when all ends at once
 ANSWER = "stopping: what is at hand is finished and saved first; Ctrl-C again ends at once, without saving"
 
 
@@ -204,6 +210,7 @@ def _saying_what_is_lost(session: Session) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        session.saver.join(ENOUGH)
         saved, step = checkpoint.steps(session.run.checkpoints), session.progress.step
         lost = step - (saved[-1] if saved else 0)
         if not lost:
@@ -211,6 +218,9 @@ def _saying_what_is_lost(session: Session) -> Iterator[None]:
         kept = f"the checkpoint of step {saved[-1]} is kept" if saved else "there is no checkpoint yet"
         raise KeyboardInterrupt(f"ended at once, without saving: {lost} step{'s' if lost > 1 else ''} lost; "
                                 f"{kept}") from None
+    except BaseException:
+        session.saver.join(60)
+        raise
 
 
 def _score_all(session: Session, phases: Mapping[str, int], rows: Mapping[str, int], watcher: Watcher,
