@@ -709,12 +709,17 @@ class Parallelism(Component):
         """Why this strategy cannot be used on this hardware at all, or None."""
         return None
 
-    #: one line saying why `train` cannot use it yet, or None
-    cannot_train: str | None = None
+    def ranks(self, hardware) -> int:
+        """How many processes it wants, of one device each."""
+        return hardware.count
 
-    def place(self, model: nn.Module, world: World, seed: int) -> nn.Module:
+    def place(self, model: nn.Module, world: World, seed: int, precision: str = "fp32") -> nn.Module:
         """Lay out a model assembled on the meta device: transform, materialise on `world.device`, initialise, tie
-        again. The initial values are the same whatever the world. What the methods below need of it, it keeps."""
+        again. The initial values are the same whatever the world. What the methods below need of it, it keeps.
+
+        precision: "bf16" where the steps compute in bfloat16 (they are under autocast in any case).
+        Raises UserError for a world that it cannot use.
+        """
         raise NotImplementedError
 
     def forward(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -731,40 +736,42 @@ class Parallelism(Component):
         a plain tensor, the same on every rank."""
         return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
 
-    def whole(self, model: nn.Module, write: bool = False) -> AbstractContextManager[Any]:
-        """Inside, every parameter is whole on every rank: to sample, to look at, or (with `write`) to change, which all
-        ranks do alike. Outside it the model may be called by all ranks together only."""
+    def whole(self, module: nn.Module, write: bool = False) -> AbstractContextManager[Any]:
+        """Inside, every parameter of the model or of a part of it is whole on every rank: to sample (each rank may call
+        the model alone), to look at, or, with `write`, to change, which all ranks do alike, in full precision and
+        without calling the model. Outside it the model is called by all ranks together."""
         return nullcontext()
+
+    def forget(self, optimizer: torch.optim.Optimizer, parameter: Tensor, rows: Tensor) -> None:
+        """Zero what the optimizer holds of these rows, a bool mask over dim 0, of a parameter of the model (outside
+        `whole`)."""
+        for value in optimizer.state.get(parameter, {}).values():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                value[rows.to(value.device)] = 0
 
     def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """What a checkpoint keeps, under the names of the plain model, so that any strategy and any world can go on
-        from it: {"model": ..., "optimizer": {"state": {parameter: {...}}, "groups": [{..., "params": names}]}}; the
-        tensors themselves, DTensors where a rank holds a share. Copied by the caller before training goes on."""
-        tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        return {"model": tensors, "optimizer": {
-            "state": {names[parameter]: dict(own) for parameter, own in optimizer.state.items() if own},
-            "groups": [{**group, "params": [names[parameter] for parameter in group["params"]]}
-                       for group in optimizer.param_groups]}}
+        from it: {"model": {name: tensor}, "optimizer": {"state": {parameter: {...}}, "groups": [{...}]}}, where a
+        group's "params" are names; DTensors where a rank holds a share. It shares the memory of what it is the state
+        of. Of a parameter that the optimizer has made no step with yet there is no state."""
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        groups = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
+        held = {names[id(p)]: dict(state) for p, state in optimizer.state.items()}
+        return {"model": dict(model.state_dict()), "optimizer": {"state": held, "groups": groups}}
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        """Put back what `state` gave, filled from a checkpoint. Raises ValueError where the optimizer is another."""
-        with torch.no_grad():
-            for name, tensor in model.state_dict().items():
-                tensor.copy_(state["model"][name])
-        names = {parameter: name for name, parameter in model.named_parameters()}
-        held, groups, number = {}, [], 0
-        saved = state["optimizer"]["groups"]
-        ours = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
-        if ours != [group["params"] for group in saved]:
+        """Put back what `state` gave, filled from a checkpoint: tensors that lie as this strategy's own do. Raises
+        ValueError for an optimizer whose groups hold other parameters."""
+        model.load_state_dict(state["model"])
+        named = dict(model.named_parameters())
+        number = {name: i for i, name in enumerate(n for g in state["optimizer"]["groups"] for n in g["params"])}
+        own = [[named[name] for name in group["params"]] for group in state["optimizer"]["groups"]]
+        if [[id(p) for p in group["params"]] for group in optimizer.param_groups] != [[id(p) for p in g] for g in own]:
             raise ValueError("its groups hold other parameters")
-        for group in saved:
-            numbers = range(number, number + len(group["params"]))
-            number = numbers.stop
-            groups.append({**group, "params": list(numbers)})
-            held |= {i: state["optimizer"]["state"][name] for i, name in zip(numbers, group["params"], strict=True)
-                     if name in state["optimizer"]["state"]}
-        optimizer.load_state_dict({"state": held, "param_groups": groups})
+        optimizer.load_state_dict({
+            "state": {number[name]: held for name, held in state["optimizer"]["state"].items()},
+            "param_groups": [{**group, "params": [number[name] for name in group["params"]]}
+                             for group in state["optimizer"]["groups"]]})
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
         """Weights and buffers, whole, in CPU memory, by name: on rank 0; {} on the others."""
