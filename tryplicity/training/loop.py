@@ -20,6 +20,7 @@ from tryplicity.run import Run
 from tryplicity.training import checkpoint
 from tryplicity.training import resume as resuming
 from tryplicity.training.checkpoint import Progress
+from tryplicity.training.copying import Copier
 from tryplicity.training.metrics import MetricsFile
 from tryplicity.training.pace import Pace
 from tryplicity.training.process import StopSignals, say
@@ -96,19 +97,25 @@ class _Heard(Watcher):
 @guarded()
 def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: Plugins, *,
           phase_data: Mapping[int, Prepared] | None = None, resume: bool = False,
-          other_data: bool = False, watcher: Watcher | None = None, world: World | None = None) -> Outcome:
+          other_data: bool = False, watcher: Watcher | None = None, world: World | None = None,
+          copy_to: str | None = None) -> Outcome:
     """Train a built spec on prepared data into a run folder, which the caller has for itself: see `folder.alone`.
 
     phase_data: the data of phases, by their number, that have data of their own; a chat phase needs conversations.
     world: the ranks that train together; this process alone, if not given. Called on each of them alike.
     other_data: a run that is resumed may go on with other data than it was begun with.
+    copy_to: a URL that every complete checkpoint is copied to; see `copying`.
     Raises UserError when the folder's checkpoints belong to another spec or other data, or none of them is whole, and
     Refused when the loss is not a number for several steps, or the last checkpoint cannot be written.
     """
     watcher, training = _Heard(watcher or Watcher()), build.spec.training
     world = world or World(device=torch.device(build.hardware.torch_device))
     data = data_of_phases(build.spec, prepared, phase_data or {})
-    session = Session(build, data, run, plugins, world, resume=resume, other_data=other_data)
+    copier = Copier(copy_to, run, training.keep_checkpoints, training.checkpoint_every) if (
+        copy_to and world.first_rank) else None
+    session = Session(build, data, run, plugins, world, resume=resume, other_data=other_data, holder=copier)
+    if copier is not None and session.saved_step >= 0:
+        copier.add(run.checkpoints / f"step-{session.saved_step}")  # if it did not come to that
     progress = session.progress
     metrics_file = MetricsFile(run.metrics, progress.step, progress.slept_at)
     if resume and (changed := resuming.changes(run, build)):
@@ -122,7 +129,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     bad_steps, announced, half_asleep, scores = 0, None, False, {}
     session.pace = Pace(progress.tokens, budget.spent(progress))
 
-    with (StopSignals(ANSWER) as signals, _saying_what_is_lost(session),
+    with (StopSignals(ANSWER) as signals, _saying_what_is_lost(session, copier),
           Threads(progress.threads, fixed=session.device.type != "cpu") as threads):
         if session.device.type == "cpu":
             watcher.note(threads.chosen)
@@ -194,6 +201,9 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     if not interrupted:
         metrics_file.write({"step": progress.step, "tokens": progress.tokens, **scores})
     metrics_file.close()
+    if copier is not None:
+        with StopSignals(f"waiting for the copy to {copy_to}; Ctrl-C again ends without it"):
+            copier.finish(None if interrupted else run.weights)
     reason = "interrupted" if interrupted else "budget"
     plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason=reason, scores=scores)
     return Outcome(reason, progress, scores.get(_score_name("pretrain")), signals.received,
@@ -205,7 +215,7 @@ ANSWER = "stopping: what is at hand is finished and saved first; Ctrl-C again en
 
 
 @contextmanager
-def _saying_what_is_lost(session: Session) -> Iterator[None]:
+def _saying_what_is_lost(session: Session, copier: Copier | None) -> Iterator[None]:
     """Of a KeyboardInterrupt: the steps that no checkpoint holds."""
     try:
         yield
@@ -220,6 +230,8 @@ def _saying_what_is_lost(session: Session) -> Iterator[None]:
                                 f"{kept}") from None
     except BaseException:
         session.saver.join(60)
+        if copier is not None:
+            copier.finish()
         raise
 
 
