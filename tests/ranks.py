@@ -37,9 +37,9 @@ def together(size: int, work: Callable[..., Any], *arguments: Any, limit: float 
         for rank in range(size):
             ours, theirs = context.Pipe(duplex=False)
             said = os.path.join(folder, str(rank))
-            shared = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
-                      "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-                      **(environment or {})}
+            shared = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size,
+                      "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+            shared = {name: str(value) for name, value in shared.items()} | (environment or {})
             process = context.Process(target=_rank, args=(theirs, said, shared, limit, work, arguments), daemon=True)
             process.start()
             theirs.close()
@@ -69,7 +69,7 @@ def _answers(ranks: list[tuple[Any, Connection, str]], end: float) -> list[Any]:
         if not ready:
             faults = {rank: "took too long" for rank in open_ones.values()}
     if faults:
-        for rank, (_, ours, said) in enumerate(ranks):
+        for rank, (_, ours, _) in enumerate(ranks):
             if rank not in faults and rank not in answers and ours.poll(1):  # an error that another rank's led to
                 try:
                     good, answer = pickle.loads(ours.recv_bytes())

@@ -544,6 +544,9 @@ class Night:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    #: how the model lies over the ranks, all of which sleep alike: a parameter is changed inside `strategy.whole(part,
+    #: write=True)`, and what the optimizer holds of it by `strategy.forget`
+    strategy: Parallelism
     step: int
     seed: int
     checkpoints: list[Path]  # the regular ones on disk, oldest first; `saved_weights` reads them
@@ -734,7 +737,12 @@ class Parallelism(Component):
     def clip_gradients(self, model: nn.Module, max_norm: float) -> Tensor:
         """Scale the gradients so that the norm of all of them together is at most `max_norm`; returns the norm before,
         a plain tensor, the same on every rank."""
-        return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        # in fp64: whoever adds up the squares in another order comes to the same
+        norms = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients])
+        norm = torch.linalg.vector_norm(norms).float()
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+        return norm
 
     def whole(self, module: nn.Module, write: bool = False) -> AbstractContextManager[Any]:
         """Inside, every parameter of the model or of a part of it is whole on every rank: to sample (each rank may call

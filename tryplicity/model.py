@@ -333,9 +333,10 @@ def initialise(model: Model, device: torch.device | str, seed: int,
     """
     torch.manual_seed(seed)
     for name, child in model.named_children():
-        for path, part in ((f"{name}.{i}", b) for i, b in enumerate(child)) if child is model.layers else [(name, child)]:
-            _initialise(model, path, part, device)
-            if child is model.layers:
+        blocks = child is model.layers
+        for path, part in child.named_children() if blocks else [(name, child)]:
+            _initialise(model, f"{name}.{path}" if blocks else name, part, device)
+            if blocks:
                 block_done(part)
     return model
 

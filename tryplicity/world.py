@@ -8,7 +8,7 @@ torch.distributed is touched in a world of one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from tryplicity.errors import PluginFault, Refused, UserError
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 #: a rank that does not answer for so long is taken for dead
@@ -72,6 +74,21 @@ class World:
         held: list[Any] = [None] * self.size
         distributed.all_gather_object(held, value)
         return held
+
+    def decided(self, action: Callable[[], Any]) -> Any:
+        """What rank 0 gets by an action that it alone does; the error that this ends in is raised on every rank."""
+        if self.size == 1:
+            return action()
+        value, error = None, None
+        if self.first_rank:
+            try:
+                value = action()
+            except (UserError, Refused, PluginFault) as raised:
+                error = raised
+        value, error = self.first((value, error))
+        if error is not None:
+            raise error
+        return value
 
     def part(self, rows: int) -> slice:
         """Which of so many rows are this rank's: a stretch of them; the ranks' sizes differ by one at most."""

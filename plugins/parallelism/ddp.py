@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-from tryplicity import Facts, MemoryPlan, Parallelism, finish_plan, initialise, moments
+from tryplicity import Facts, MemoryPlan, Parallelism, UserError, finish_plan, initialise, moments
 
 
 class DistributedData(Parallelism):
@@ -19,6 +19,8 @@ class DistributedData(Parallelism):
     def place(self, model, world, seed, precision="fp32"):
         from torch.nn.parallel import DistributedDataParallel
 
+        if world.size == 1:
+            raise UserError("ddp: this process is alone; it needs several ranks: a launcher starts them, or use single")
         # buffers are changed by what all ranks summed, alike: there is nothing to send
         self.wrapped = DistributedDataParallel(initialise(model, world.device, seed), broadcast_buffers=False,
                                                gradient_as_bucket_view=True)

@@ -7,7 +7,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.utils import _pytree
 
@@ -40,6 +39,9 @@ class FullyShardedData(Parallelism):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+        if world.size == 1:
+            raise UserError("fsdp: this process is alone; it needs several ranks: a launcher starts them, or use "
+                            "single")
         shards = self.config.shards or world.size
         if world.size % shards:
             raise UserError(f"fsdp: shards {shards} does not divide the {world.size} ranks")
@@ -54,6 +56,7 @@ class FullyShardedData(Parallelism):
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32,
                                       cast_forward_inputs=False) if precision == "bf16" else MixedPrecisionPolicy()
 
+        self.kept_whole = False
         self.units: list[tuple[nn.Module, bool]] = []  # what is gathered at once, and whether it is let go of
 
         def shard(module: nn.Module, reshard: bool) -> None:
@@ -64,7 +67,8 @@ class FullyShardedData(Parallelism):
 
         initialise(model, world.device, seed, lambda block: shard(block, self.config.reshard_after_forward))
         shard(model, False)  # what is outside the blocks, with the table that both ends share
-        self.world = world
+        model.register_forward_hook(self._let_go)
+        self.world, self.copies = world, world.size // shards
         return model
 
     def micro_batch(self, model, last):
@@ -73,7 +77,11 @@ class FullyShardedData(Parallelism):
         return nullcontext()
 
     def clip_gradients(self, model, max_norm):
-        return _whole(super().clip_gradients(model, max_norm))
+        own = [p.grad.to_local() for p in model.parameters() if p.grad is not None]
+        squares = torch.stack([torch.linalg.vector_norm(share, dtype=torch.float64) for share in own]).square().sum()
+        norm = (self.world.total([squares])[0] / self.copies).sqrt().float()
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+        return norm
 
     def whole(self, module, write=False):
         return self._written(module) if write else self._gathered(module)
@@ -85,9 +93,11 @@ class FullyShardedData(Parallelism):
         for unit, _ in units:
             unit.unshard()
             unit.set_reshard_after_forward(False, recurse=False)
+        self.kept_whole = True
         try:
             yield
         finally:
+            self.kept_whole = False
             for unit, reshard in units:
                 unit.set_reshard_after_forward(reshard, recurse=False)
                 unit.reshard()
@@ -98,7 +108,6 @@ class FullyShardedData(Parallelism):
         """Not what is gathered for a forward pass: that may be in bf16."""
         from torch.distributed.tensor import distribute_tensor
 
-        self._reshard()
         shares = {share: nn.Parameter(share.full_tensor(), share.requires_grad) for share in module.parameters()}
         places = [(part, name, share) for part in module.modules() for name, share in part._parameters.items()
                   if share is not None]
@@ -119,10 +128,10 @@ class FullyShardedData(Parallelism):
                   for m in other.modules()}
         return set(unit.modules()) - others
 
-    def _reshard(self) -> None:
-        """What a forward pass without gradients left whole."""
-        for unit, _ in self.units:
-            unit.reshard()
+    def _let_go(self, model: nn.Module, *_) -> None:
+        """A forward pass without a backward pass leaves what is outside the blocks whole."""
+        if not (torch.is_grad_enabled() or self.kept_whole):
+            model.reshard()
 
     def forget(self, optimizer, parameter, rows):
         from torch.distributed.tensor import distribute_tensor
@@ -133,16 +142,7 @@ class FullyShardedData(Parallelism):
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 value.to_local()[own] = 0
 
-    def state(self, model, optimizer):
-        self._reshard()
-        return super().state(model, optimizer)
-
-    def load(self, model, optimizer, state):
-        self._reshard()
-        super().load(model, optimizer, state)
-
     def weights(self, model):
-        self._reshard()
         found = {}
         for name, tensor in model.state_dict().items():
             tensor = _whole(tensor.detach())

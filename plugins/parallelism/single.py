@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tryplicity import Facts, MemoryPlan, Parallelism, finish_plan, initialise, moments
+from tryplicity import Facts, MemoryPlan, Parallelism, UserError, finish_plan, initialise, moments
 
 
 class SingleDevice(Parallelism):
@@ -14,7 +14,9 @@ class SingleDevice(Parallelism):
     def __init__(self, config) -> None:
         self.config = config
 
-    def place(self, model, world, seed):
+    def place(self, model, world, seed, precision="fp32"):
+        if world.size > 1:
+            raise UserError(f"single: uses one device, and there are {world.size} ranks; ddp or fsdp uses them all")
         return initialise(model, world.device, seed)
 
     def refuses(self, hardware) -> str | None:

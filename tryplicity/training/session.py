@@ -19,7 +19,7 @@ import torch
 from tryplicity.builder import Build
 from tryplicity.components import IGNORE, Brain, Night, Stage
 from tryplicity.data import Mixture, PackedStream, Prepared
-from tryplicity.data.packing import Batch, joined
+from tryplicity.data.packing import Batch, joined, rows_of
 from tryplicity.errors import Refused, UserError
 from tryplicity.leftout import LeftOut
 from tryplicity.model import Model, assemble
@@ -44,7 +44,7 @@ class Stepped:
     """One optimizer step."""
 
     result: StepResult
-    batch: Batch
+    batch: Batch  # this rank's rows
     stage: Stage
     good: bool  # loss and gradient were finite
     tokens: int
@@ -57,12 +57,13 @@ class Session:
 
     def __init__(self, build: Build, data: Mapping[int, Prepared], run: Run, plugins: Plugins, world: World, *,
                  resume: bool, other_data: bool = False, holder: Holder | None = None) -> None:
-        check_free(run, resume)
+        world.decided(lambda: check_free(run, resume))
         self.build, self.data, self.run, self.plugins = build, data, run, plugins
         self.spec, self.hardware, self.training = build.spec, build.hardware, build.spec.training
         self.world, self.device = world, world.device
         self.strategy = build.strategy
-        self.model: Model = self.strategy.place(assemble(self.spec), world, self.training.seed)
+        self.model: Model = self.strategy.place(assemble(self.spec), world, self.training.seed,
+                                                self.hardware.precision)
         self.model.activation_checkpointing = self.hardware.activation_checkpointing
         self.optimizer = self.training.optimizer.build().build(*decay_groups(self.model))
         check_optimizer(self.training.optimizer, self.optimizer, dict(self.model.named_parameters()))
@@ -104,14 +105,15 @@ class Session:
         stage = self.stages.at(phase, spent)
         rows, micro_batch = self._rows(stage)
         key = self.data[phase].identity[:16]  # a phase of the same data goes on where the one before it stopped
-        batch, positions, left_out = self._rows_to_learn(self.stages.mixture(phase, stage),
+        whole, positions, left_out = self._rows_to_learn(self.stages.mixture(phase, stage),
                                                          progress.positions.get(key, {}), rows, stage.context_length)
+        batch, tokens = rows_of(whole, self.world.part(len(whole.ids_BT))), whole.ids_BT.numel()
         schedule = self.schedules[phase]
         factor = (check_factor(schedule, schedule.factor(self.plan.within(phase, spent), progress.phase_step))
                   * self.spec.phases[phase].learning_rate_factor * stage.learning_rate_factor)
         self.model.set_factors(stage.factors)
         result = self._optimize(batch, micro_batch, factor)
-        good, tokens = is_finite(result), batch.ids_BT.numel()
+        good = is_finite(result)
         if good and self.data[phase].identity == self.data[self.pretraining].identity:
             self._observe(batch, result)
         progress.positions[key] = positions
@@ -164,7 +166,8 @@ class Session:
         """Tell brain modules which documents were seen, and how hard each was."""
         watching = [brain for brain in self.brains.values() if type(brain).observe is not Brain.observe]
         if watching:
-            documents, losses = document_losses(batch, torch.cat(result.nll).cpu())
+            own = document_losses(batch, result.nll)
+            documents, losses = mean_losses(self.world.gathered(own))
             for brain in watching:
                 brain.observe(documents, losses, self.training.seed)
 
@@ -192,9 +195,9 @@ class Session:
         self.await_saved()
         saved = progress.step == self.saved_step or (self.save() and self.await_saved())
         interrupted = stopping if saved else lambda: False
-        night = Night(model=self.model, optimizer=self.optimizer, step=progress.step, seed=self.training.seed,
-                      checkpoints=self.regular_checkpoints(), interrupted=interrupted,
-                      score=self._score_asleep,
+        night = Night(model=self.model, optimizer=self.optimizer, strategy=self.strategy, step=progress.step,
+                      seed=self.training.seed, checkpoints=self.world.first(self.regular_checkpoints()),
+                      interrupted=interrupted, score=self._score_asleep,
                       replay=lambda documents, steps, factor: self._replay(documents, steps, factor, interrupted))
         said: dict[str, Any] = {}
         for brain in self.brains.values():
@@ -216,7 +219,8 @@ class Session:
         for number in range(steps):
             if stopping():
                 break
-            result = self._optimize(stream.batch(number * rows * context, rows, context), self.hardware.batch, factor)
+            whole = stream.batch(number * rows * context, rows, context)
+            result = self._optimize(rows_of(whole, self.world.part(rows)), self.hardware.batch, factor)
             losses.append(float(result.loss.value))
             self.progress.tokens += rows * context
         return sum(losses) / max(len(losses), 1)
@@ -242,8 +246,8 @@ class Session:
             done = min(batches * rows, total)
             scoring(done)
 
-        value = bits_per_byte(self.model, heldout.batches(rows, context, max_rows), stopping=stopping,
-                              precision=self.hardware.precision, progress=progress)
+        value = bits_per_byte(self.model, heldout.batches(rows, context, max_rows), world=self.world,
+                              stopping=stopping, precision=self.hardware.precision, progress=progress)
         if done:
             self.pace.scored(done, self.pace.clock() - started)
         if value is None and done == total:
@@ -258,7 +262,8 @@ class Session:
     def _say_once(self, text: str) -> None:
         if text not in self.told:
             self.told.add(text)
-            say(text)
+            if self.world.first_rank:
+                say(text)
 
     def regular_checkpoints(self) -> list[Path]:
         """Those at the steps where one is due whatever happens, oldest first: the same after any interruption."""
@@ -266,7 +271,9 @@ class Session:
                 if step % self.training.checkpoint_every == 0 and step <= self.progress.step]
 
     def healthy(self) -> bool:
-        return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+        """Whether every weight is finite."""
+        with self.strategy.whole(self.model):
+            return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
 
     def save(self, last: bool = False) -> bool:
         """Begin to save a checkpoint, which is written while training goes on; the last one is waited for. A disk that
@@ -294,14 +301,15 @@ class Session:
     def hear(self) -> None:
         """Between steps: let it be known when a checkpoint is complete, or cannot be."""
         if self.saver.job is not None and self.saver.job.ended:
-            self._tell(self.saver.job, last=False)
+            if self.world.size == 1:
+                self.await_saved()  # which several do together
+            else:
+                self._tell(self.saver.job, last=False)
 
     def _tell(self, job: Job, last: bool) -> None:
-        if job.told and not last:
-            return
-        if job.state == "failed":
+        if job.state == "failed" and (last or not job.told):
             self._not_saved(job.step, job.error, last)
-        elif self.world.first_rank:
+        elif self.world.first_rank and not job.told:
             self.plugins.call("tryplicity_checkpoint_saved", run=self.run.folder, step=job.step, checkpoint=job.target)
         job.told = True
 
@@ -315,15 +323,28 @@ class Session:
             say(f"warning: {what}; {kept}; training goes on")
 
 
-def document_losses(batch: Batch, nll_BT: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the documents in a batch and the mean nats a token of each, in order of number."""
+def document_losses(batch: Batch, nll: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The numbers of the documents in a batch, in order, and of each the nats of its tokens and how many they are.
+
+    nll: the nats of each next token, [rows, T], part by part.
+    """
+    if not nll:
+        return np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64)
     row_starts = np.cumsum([0, *(len(row) for row in batch.documents[:-1])])
     place_BT = batch.doc_ids_BT.numpy() + row_starts[:, None]
     valid_BT = (batch.targets_BT != IGNORE).numpy()
     numbers, place = np.unique(np.concatenate(batch.documents), return_inverse=True)
     index_N = place[place_BT[valid_BT]]
-    total = np.bincount(index_N, nll_BT.numpy()[valid_BT].astype(np.float64), minlength=len(numbers))
-    count = np.bincount(index_N, minlength=len(numbers))
+    nll_BT = torch.cat(nll).cpu().numpy().astype(np.float64)
+    return (numbers, np.bincount(index_N, nll_BT[valid_BT], minlength=len(numbers)),
+            np.bincount(index_N, minlength=len(numbers)))
+
+
+def mean_losses(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """What `document_losses` found of the parts of a batch, as the documents' numbers and mean nats a token."""
+    every, totals, counts = (np.concatenate(found) for found in zip(*parts, strict=True))
+    numbers, place = np.unique(every, return_inverse=True)
+    total, count = (np.bincount(place, found, minlength=len(numbers)) for found in (totals, counts))
     return numbers[count > 0], total[count > 0] / count[count > 0]
 
 

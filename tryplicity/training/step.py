@@ -21,43 +21,14 @@ ALONE, ONE = World(), Parallelism()  # this process alone, and how a model lies 
 
 @dataclass
 class StepResult:
-    """Sums over the whole batch; tensors, not yet read by the host."""
+    """Sums over the whole batch, all ranks' rows; tensors, not yet read by the host."""
 
     objectives: dict[str, Mean] = field(default_factory=dict)
     auxiliary: dict[str, Tensor] = field(default_factory=dict)  # weighted, by name, over all layers
     stats: dict[str, Mean] = field(default_factory=dict)
     nll: list[Tensor] = field(default_factory=list)  # nats of each next token, [rows, T], part by part; this rank's
-    nats: Tensor | None = None  # the sum of all ranks'
+    nats: Tensor | None = None  # their sum, all ranks'
     gradient_norm: Tensor | None = None
-
-    def add(self, losses: Losses, share: float) -> None:
-        """share: of the whole batch's rows; 0 for a row of nothing, of which the names alone count."""
-        def own(value: Any) -> Any:
-            return value if share else value * 0 if not isinstance(value, Tensor) else torch.zeros_like(value)
-
-        for name, mean in losses.objectives.items():
-            _add(self.objectives, name, Mean(own(mean.total.detach()), own(mean.count)))
-        for path, loss in losses.report.losses.items():
-            _add(self.auxiliary, path.rpartition(".")[2], own(loss.detach()) * share)
-        for path, stat in losses.report.stats.items():
-            _add(self.stats, path, Mean(own(stat.total), own(stat.count)))
-        if share:
-            self.nll.append(losses.nll_BT)
-
-    def sum_over(self, world: World) -> None:
-        """Add up what the ranks have, in one message, but `nll`: that stays each rank's own."""
-        self.nats = torch.stack([nll.sum() for nll in self.nll]).sum() if self.nll else torch.zeros(
-            (), device=world.device)
-        if world.size == 1:
-            return
-        stats, losses = sorted(self.stats.items()), sorted(self.auxiliary.items())
-        parts = [part for _, mean in (*self.objectives.items(), *stats) for part in mean]
-        parts = [part if isinstance(part, Tensor) else torch.tensor(float(part), device=world.device) for part in parts]
-        self.nats, *found = world.total([self.nats, *parts, *(loss for _, loss in losses)])
-        rest = iter(found)
-        self.objectives = {name: Mean(next(rest), next(rest)) for name in self.objectives}
-        self.stats = {name: Mean(next(rest), next(rest)) for name, _ in stats}
-        self.auxiliary = {name: next(rest) for name, _ in losses}
 
     @property
     def loss(self) -> Mean:
@@ -65,8 +36,56 @@ class StepResult:
         return Mean(self.nats, self.objectives[NEXT_TOKEN].count)
 
 
-def _add(sums: dict[str, Any], name: str, value: Any) -> None:
-    sums[name] = sums[name] + value if name in sums else value
+class Sums:
+    """What the forward passes of a step said, summed: over the passes, then over the ranks.
+
+    In fp64, all in one vector: then it does not matter into how many passes and ranks a batch is cut.
+    """
+
+    def __init__(self) -> None:
+        self.like: dict[tuple[str, ...], Tensor] = {}  # what is summed, in order; a tensor of its shape and dtype
+        self.counts: dict[tuple[str, ...], float] = {}  # of the sums, those that the host knows
+        self.vector: Tensor | None = None
+
+    def add(self, losses: Losses, share: float) -> None:
+        """share: of the whole batch's rows; 0 for a row of nothing, of which the names alone count."""
+        said: dict[tuple[str, ...], Any] = {("nats",): losses.nll_BT.sum()}
+        for name, mean in losses.objectives.items():
+            said["objectives", name, "total"], said["objectives", name, "count"] = mean
+        for path, loss in losses.report.losses.items():
+            name = ("auxiliary", path.rpartition(".")[2])
+            said[name] = said.get(name, 0) + loss.detach()
+        for path, stat in losses.report.stats.items():
+            said["stats", path, "total"], said["stats", path, "count"] = stat
+        tensors = {name: value.detach() for name, value in said.items() if isinstance(value, Tensor)}
+        for name in (name for name in said if name not in tensors):
+            self.counts[name] = self.counts.get(name, 0.0) + (said[name] if share else 0.0)
+        if self.vector is None:
+            self.like = tensors
+            self.vector = torch.zeros(sum(tensor.numel() for tensor in tensors.values()), dtype=torch.float64,
+                                      device=losses.nll_BT.device)
+        if share:
+            self.vector += torch.cat([(share * tensors[name] if name[0] == "auxiliary" else tensors[name]).reshape(-1)
+                                      for name in self.like])
+
+    def over(self, world: World) -> StepResult:
+        """The sums over all ranks."""
+        vector, counts = self.vector, self.counts
+        if world.size > 1:
+            held = torch.tensor(list(counts.values()), dtype=torch.float64, device=vector.device)
+            vector, held = world.total([vector, held])
+            counts = dict(zip(counts, held.tolist(), strict=True))
+        parts = vector.split([like.numel() for like in self.like.values()])
+        sums: dict[tuple[str, ...], Any] = {name: part.view(like.shape).to(like.dtype) for (name, like), part in
+                                            zip(self.like.items(), parts, strict=True)}
+        sums |= counts
+        result = StepResult(nats=sums["nats",])
+        for kind, name, *rest in (found for found in sums if len(found) > 1):
+            if rest == ["total"]:
+                getattr(result, kind)[name] = Mean(sums[kind, name, "total"], sums[kind, name, "count"])
+            elif not rest:
+                result.auxiliary[name] = sums[kind, name]
+        return result
 
 
 def autocast(device_type: str, precision: str) -> Any:
@@ -91,12 +110,15 @@ def forward_backward(model: Model, batch: Any, micro_batch: int, precision: str,
     before the first forward pass; each auxiliary loss, a mean over sequences, counts by its share of them. A rank that
     has fewer rows than another makes as many passes: the missing ones with a row of nothing, which counts for nothing.
     """
+    own = len(batch.ids_BT)
+    if own == 0:
+        batch = _nothing(batch)
     targets = model.targets(batch.ids_BT, batch.targets_BT, batch.doc_ids_BT)
-    weights, own = model.weights(), batch.ids_BT.shape[0]
+    weights = model.weights()
     rows, *counts = world.total([torch.tensor(own, device=batch.ids_BT.device),
                                  *((t != IGNORE).sum() for t in targets.values())])
     scale = {name: weights[name] / count.clamp(min=1) for name, count in zip(targets, counts, strict=True)}
-    rows, result = int(rows), StepResult()
+    rows, sums, nll = int(rows), Sums(), []
     passes = -(-world.most(rows) // micro_batch)
     for number in range(passes):
         part = slice(number * micro_batch, min((number + 1) * micro_batch, own))
@@ -111,9 +133,21 @@ def forward_backward(model: Model, batch: Any, micro_batch: int, precision: str,
             loss = sum(mean.total * scale[name] for name, mean in losses.objectives.items())
             loss = loss + there / rows * sum(losses.report.losses.values())
             (loss if there else 0.0 * loss).backward()
-        result.add(losses, there / rows)
-    result.sum_over(world)
+        sums.add(losses, there / rows)
+        if there:
+            nll.append(losses.nll_BT)
+    result = sums.over(world)
+    result.nll = nll
     return result
+
+
+def _nothing(batch: Any) -> Any:
+    """A row of nothing, for a rank that has no row of this batch."""
+    def one(value_BT: Tensor, filled: int) -> Tensor:
+        return value_BT.new_full((1, *value_BT.shape[1:]), filled)
+
+    return batch._replace(ids_BT=one(batch.ids_BT, 0), targets_BT=one(batch.targets_BT, IGNORE),
+                          doc_ids_BT=None if batch.doc_ids_BT is None else one(batch.doc_ids_BT, 0))
 
 
 def decay_groups(model: torch.nn.Module) -> tuple[list, list]:
