@@ -14,7 +14,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +109,9 @@ class Copier:
     between tries.
     """
 
-    def __init__(self, url: str, run: Run, keep: int, every: int, waits: Iterable[float] = WAITS) -> None:
-        self.target, self.run, self.keep, self.every, self.waits = Target(url), run, keep, every, tuple(waits)
+    def __init__(self, url: str, run: Run, keep: int, every: int, waits: Sequence[float] | None = None) -> None:
+        self.target, self.run, self.keep, self.every = Target(url), run, keep, every
+        self.waits = WAITS if waits is None else waits
         self.copied: int | None = None  # the newest step that is there
         self.given: int | None = None
         self._fault = ""
