@@ -35,6 +35,8 @@ class Training:
     chat_data: str | None = None
     resume: bool = False
     other_data: bool = False
+    copy_to: str | None = None
+    resume_from: str | None = None
     plugin_files: tuple[str, ...] = ()
     line: tuple[str, ...] = ()
 
@@ -55,10 +57,14 @@ class Training:
               help="End when so much is spent, at the profile's price of all its devices.")
 @click.option("--resume", is_flag=True, help="Go on exactly where the newest complete checkpoint stands.")
 @click.option("--other-data", is_flag=True, help="With --resume: even if the data is not what the run was begun with.")
+@click.option("--copy-to", metavar="URL",
+              help="Copy every complete checkpoint there too: a folder (file:///mnt/disk/first), s3://, gs://, sftp:// "
+                   "and whatever else fsspec knows. With --resume and nothing in the run folder, go on from there.")
+@click.option("--resume-from", metavar="URL", help="Fetch a run that was copied there, and go on with it.")
 @plugin_options
 def train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None, folder: Path,
           steps: int | None, tokens: int | None, minutes: float | None, dollars: float | None, resume: bool,
-          other_data: bool, plugins: Any) -> None:
+          other_data: bool, copy_to: str | None, resume_from: str | None, plugins: Any) -> None:
     """Train SPEC from scratch into a run folder. Ctrl-C and SIGTERM save first.
 
     Where the profile has several devices, each gets a process of its own, started here; started by torchrun or by
@@ -72,8 +78,9 @@ def train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None,
     if sum(x is not None for x in budget.values()) != 1:
         raise UserError("say when to end: exactly one of --steps, --tokens, --minutes and --dollars")
     context = click.get_current_context()
-    request = Training(spec, hardware, folder, settings, data, chat_data, resume, other_data, given_plugins(context),
-                      ("train", *options_of(context)))
+    request = Training(spec, hardware, folder, settings, data, chat_data, resume or bool(resume_from), other_data,
+                       copy_to, resume_from, given_plugins(context),
+                       ("train", *options_of(context)))
     train_into(request, plugins, **budget)
 
 
@@ -103,7 +110,7 @@ def train_into(request: Training, plugins: Any, **budget: Any) -> Any:
     rank = launching.rank()
     launching.tie_to_parent()
     run = Run(request.folder)
-    with _folder(run, request.resume) if rank == 0 and not launching.launched() else contextlib.nullcontext():
+    with _folder(run, request) if rank == 0 and not launching.launched() else contextlib.nullcontext():
         outcome = _train_in(run, request, plugins, budget)
     if outcome is not None and outcome.signal is not None:
         forget_what_cannot_be_written()
@@ -112,14 +119,18 @@ def train_into(request: Training, plugins: Any, **budget: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _folder(run: Any, resume: bool) -> Iterator[None]:
+def _folder(run: Any, request: Training) -> Iterator[None]:
     from tryplicity.training.folder import alone, check_free
 
     with alone(run):
-        if run.exists() and not resume:
+        if run.exists() and not request.resume:
             raise UserError(f"{run.folder}: a run is there already; add --resume to go on with it, or give another "
                             "--run")
-        check_free(run, resume)
+        check_free(run, request.resume)
+        if request.copy_to or request.resume_from:
+            from tryplicity.training.copying import begin
+
+            begin(run, request.resume, request.copy_to, request.resume_from)
         yield
 
 
@@ -236,7 +247,8 @@ def _train_with_all(run: Any, built: Any, prepared: Any, phase_data: Any, reques
                                       "resume": request.resume})
             with pages.training() if first else contextlib.nullcontext() as watcher:
                 outcome = train(built, prepared, run, budget, plugins, phase_data=phase_data, resume=request.resume,
-                                other_data=request.other_data, watcher=watcher, world=world)
+                                other_data=request.other_data, watcher=watcher, world=world,
+                                copy_to=request.copy_to)
             if outcome.undone and world.size > 1:  # the others may be waiting for this one in the middle of a step
                 os._exit(launching.NOTHING_LOST if launching.launched() else exit_code(outcome.signal))
         if first:

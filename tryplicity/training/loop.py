@@ -21,6 +21,7 @@ from tryplicity.run import Run
 from tryplicity.training import checkpoint
 from tryplicity.training import resume as resuming
 from tryplicity.training.checkpoint import Progress
+from tryplicity.training.copying import Copier
 from tryplicity.training.metrics import MetricsFile
 from tryplicity.training.pace import Pace
 from tryplicity.training.process import STOPPING, Stopped, StopSignals, say
@@ -141,12 +142,14 @@ class _Heard(Watcher):
 @guarded()
 def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: Plugins, *,
           phase_data: Mapping[int, Prepared] | None = None, resume: bool = False,
-          other_data: bool = False, watcher: Watcher | None = None, world: World | None = None) -> Outcome:
+          other_data: bool = False, watcher: Watcher | None = None, world: World | None = None,
+          copy_to: str | None = None) -> Outcome:
     """Train a built spec on prepared data into a run folder, which the caller has for itself: see `folder.alone`.
 
     phase_data: the data of phases, by their number, that have data of their own; a chat phase needs conversations.
     world: the ranks that train together; this process alone, if not given. Called on each of them alike.
     other_data: a run that is resumed may go on with other data than it was begun with.
+    copy_to: a URL that every complete checkpoint is copied to; see `copying`.
     Raises UserError when the folder's checkpoints belong to another spec or other data, or none of them is whole, and
     Refused when the loss is not a number for several steps, or the last checkpoint cannot be written.
     """
@@ -155,7 +158,11 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     watcher = _Heard(watcher if watcher and world.first_rank else Watcher())
     plugins = plugins if world.first_rank else Unheard()
     data = data_of_phases(build.spec, prepared, phase_data or {})
-    session = Session(build, data, run, plugins, world, resume=resume, other_data=other_data)
+    copier = Copier(copy_to, run, training.keep_checkpoints, training.checkpoint_every) if (
+        copy_to and world.first_rank) else None
+    session = Session(build, data, run, plugins, world, resume=resume, other_data=other_data, holder=copier)
+    if copier is not None and session.saved_step >= 0:
+        copier.add(run.checkpoints / f"step-{session.saved_step}")  # if it did not come to that
     progress = session.progress
     metrics_file = MetricsFile(run.metrics, progress.step, progress.slept_at) if world.first_rank else Unheard()
     if resume and (changed := resuming.changes(run, build)):
@@ -169,7 +176,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     bad_steps, announced, scores = 0, None, {}
     session.pace = Pace(progress.tokens, budget.spent(progress))
 
-    with (StopSignals(STOPPING if world.first_rank else "") as signals, _saying_what_is_lost(session),
+    with (StopSignals(STOPPING if world.first_rank else "") as signals, _saying_what_is_lost(session, copier),
           Threads(progress.threads, fixed=session.device.type != "cpu") as threads):
         if session.device.type == "cpu":
             watcher.note(threads.chosen)
@@ -222,14 +229,17 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                 say(f"warning: step {progress.step}: the loss is not a number; it changed nothing "
                     f"(tokens {progress.tokens - stepped.tokens} to {progress.tokens - 1})")
             if bad_steps >= training.bad_steps:
+                session.await_saved()
                 metrics_file.close()
                 plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason="failed", scores={})
                 raise Refused(_bad_loss(bad_steps, session, stepped, phase))
+            session.hear()
             if stepped.good and progress.step % training.checkpoint_every == 0:
                 session.save()
 
         # still inside: a second SIGTERM, or a Ctrl-C just now, must not cut this short
         done = together.signal is None and not undone
+        session.await_saved()
         # a sleep is slept again by a run that resumes before it; at the end of the budget it is part of the result
         unsaved = progress.step > session.saved_step or (done and progress.slept_at == progress.step)
         if unsaved and not undone and (bad_steps == 0 or session.healthy()):
@@ -247,18 +257,25 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     if not interrupted:
         metrics_file.write({"step": progress.step, "tokens": progress.tokens, **scores})
     metrics_file.close()
+    if copier is not None:
+        with StopSignals(f"waiting for the copy to {copy_to}; Ctrl-C again ends without it"):
+            copier.finish(None if interrupted else run.weights)
     reason = "interrupted" if interrupted else "budget"
     plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason=reason, scores=scores)
     return Outcome(reason, progress, scores.get(_score_name("pretrain")), together.signal or signals.received,
                    scores.get(_score_name("chat")), session.left_out, undone, budget.cost(progress))
 
 
+ENOUGH = 5.0  # seconds that a checkpoint which is nearly written gets when all ends at once
+
+
 @contextmanager
-def _saying_what_is_lost(session: Session) -> Iterator[None]:
+def _saying_what_is_lost(session: Session, copier: Copier | None) -> Iterator[None]:
     """Of a KeyboardInterrupt: the steps that no checkpoint holds."""
     try:
         yield
     except KeyboardInterrupt:
+        session.saver.join(ENOUGH)
         saved, step = checkpoint.steps(session.run.checkpoints), session.progress.step
         lost = step - (saved[-1] if saved else 0)
         if not lost:
@@ -266,6 +283,11 @@ def _saying_what_is_lost(session: Session) -> Iterator[None]:
         kept = f"the checkpoint of step {saved[-1]} is kept" if saved else "there is no checkpoint yet"
         raise KeyboardInterrupt(f"ended at once, without saving: {lost} step{'s' if lost > 1 else ''} lost; "
                                 f"{kept}") from None
+    except BaseException:
+        session.saver.join(60)
+        if copier is not None:
+            copier.finish()
+        raise
 
 
 def _score_all(session: Session, phases: Mapping[str, int], rows: Mapping[str, int], watcher: Watcher,
