@@ -30,6 +30,7 @@ _EXPORTS = {
     "tryplicity.search": ["PassageIndex", "ensure_index"],
     "tryplicity.plugins": ["load_plugins"],
     "tryplicity.world": ["World"],
+    "tryplicity.training.saved": ["saved_weights"],
     "tryplicity.planner.memory": ["Facts", "MemoryPlan", "finish_plan", "moments"],
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

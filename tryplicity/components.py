@@ -549,7 +549,7 @@ class Night:
     strategy: Parallelism
     step: int
     seed: int
-    checkpoints: list[Path]  # the regular ones on disk, oldest first; each holds model.safetensors
+    checkpoints: list[Path]  # the regular ones on disk, oldest first; `saved_weights` reads them
     score: Callable[[], float]  # held-out bits per byte of the model as it is now
     #: (numbers of training documents, steps, learning-rate factor) -> mean loss; trains on rows packed of them
     replay: Callable[[np.ndarray, int, float], float]

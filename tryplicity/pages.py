@@ -188,7 +188,7 @@ class _Live:
         loss, speed = self.smooth(metrics), metrics["tokens_per_second"]
         if (held_out := _held_out(metrics)) is not None:
             self.held_out = f"  held-out {held_out:.2f} bits/byte"
-        figures = f"loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left{self.held_out}"
+        figures = f"loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left{_cost(metrics)}{self.held_out}"
         self.bar.update(self.task, completed=spent, description=f"step {progress.step}", figures=figures)
 
     def note(self, text: str) -> None:
@@ -202,6 +202,11 @@ class _Live:
 def _held_out(metrics: dict[str, Any]) -> float | None:
     """The score of the phase's own held-out part, at the steps that have one."""
     return next((value for key, value in metrics.items() if key.endswith("validation_bits_per_byte")), None)
+
+
+def _cost(metrics: dict[str, Any]) -> str:
+    """What was spent so far, where the machine has a price."""
+    return f"  ${metrics['dollars']:,.2f}" if "dollars" in metrics else ""
 
 
 class _Smooth:
@@ -225,6 +230,7 @@ class _Lines:
     def step(self, progress: Any, metrics: dict[str, Any], spent: float, left: float) -> None:
         loss, speed = self.smooth(metrics), metrics["tokens_per_second"]
         text = f"step {progress.step}  {spent:4.0%}  loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left"
+        text += _cost(metrics)
         if (held_out := _held_out(metrics)) is not None:
             self._print(f"{text}  held-out {held_out:.3f} bits/byte")
         elif time.monotonic() - self.last > 10:
@@ -252,7 +258,8 @@ def training_summary(run: Any, outcome: Any, prepared: Any) -> None:
         console.print(Text("training loss (nats a token)", style="dim"))
         console.print(Text(drawn, style=ACCENT))
     progress = outcome.progress
-    console.print(f"{progress.step:,} steps, {_count(progress.tokens)} tokens, {duration(progress.seconds)}")
+    cost = f", ${outcome.dollars:,.2f}" if outcome.dollars else ""
+    console.print(f"{progress.step:,} steps, {_count(progress.tokens)} tokens, {duration(progress.seconds)}{cost}")
     if outcome.left_out:
         console.print(str(outcome.left_out))
     if outcome.reason == "interrupted":

@@ -55,7 +55,7 @@ def test_wrong_ways_to_start_give_one_line_each(command, tmp_path, corpus):
     at = data.index(str(corpus))
     cases = [
         (command("run", "--steps", "2"), "a run is there already; add --resume"),
-        (command("new"), "exactly one of --steps, --tokens and --minutes"),
+        (command("new"), "exactly one of --steps, --tokens, --minutes and --dollars"),
         (command("new", "--steps", "2", "--minutes", "1"), "exactly one of"),
         (command("run", "--steps", "4", "--resume", "--set", "hidden_size=64"), "belongs to another spec"),
         (command("run", "--steps", "4", "--resume", "--set", "vocab_size=290"), "the tokenizer has 300 tokens"),
