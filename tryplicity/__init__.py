@@ -19,7 +19,7 @@ _EXPORTS = {
                               "Inhibition", "Judge", "Layer", "Linear", "Mean", "Mixer", "Night", "Norm", "Objective",
                               "Optimizer", "Parallelism", "Passage", "Repair", "Report", "Residual", "Retriever",
                               "Router", "Routing", "Rows", "Schedule", "Site", "Source", "Stage", "State",
-                              "output_and_report"],
+                              "Verdict", "output_and_report"],
     "tryplicity.functional": ["chunked_cross_entropy", "grouped_linear"],
     "tryplicity.model": ["initialise"],
     "tryplicity.promises": ["check_experts", "check_routing"],

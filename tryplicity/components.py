@@ -27,7 +27,7 @@ import copy
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
@@ -618,6 +618,7 @@ class Document(NamedTuple):
     text: str
     domain: str  # text, code or math
     url: str
+    quality: float | None = None  # what its source says of it, on the source's own scale
 
 
 class Conversation(NamedTuple):
@@ -655,10 +656,35 @@ class Source(Component):
                         "such as a .jsonl file of {\"messages\": [...]}")
 
 
+class Verdict(NamedTuple):
+    """What a judge says of a document."""
+
+    score: float  # higher is better, on the judge's own scale
+    keep: bool | None  # None: no opinion; then others decide
+    reason: str = ""  # why it is not kept: a short phrase, under which such documents are counted
+
+
 class Judge(Component):
-    """Scores a document's quality."""
+    """Says whether documents are worth learning from. `Class(config)`.
+
+    One instance works in one process, on one device; several processes may have one each. The same document gets the
+    same verdict whatever others are judged with it.
+    """
 
     family = "judge"
+    #: seconds that a document takes, in its order of magnitude: the cheap ones are asked first, and the dear ones only
+    #: where the vote is still open
+    cost: ClassVar[float] = 1e-3
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def load(self, device: torch.device) -> None:
+        """Called once before the first `judge`: read a model. Raises UserError with the reason where it cannot."""
+
+    def judge(self, documents: Sequence[Document]) -> list[Verdict]:
+        """A verdict for each."""
+        raise NotImplementedError
 
 
 class Passage(NamedTuple):
@@ -793,6 +819,7 @@ __all__ = [
     "Source",
     "Stage",
     "State",
+    "Verdict",
     "output_and_report",
     "tensors",
 ]
