@@ -630,6 +630,32 @@ class Conversation(NamedTuple):
     url: str
 
 
+class Reading:
+    """An iterator over a source's documents that can say where it stands. This one counts: it goes on by passing over
+    as many documents as it had given, which is right for what lies on the disk; a source that streams has its own."""
+
+    #: whether going on reads from the beginning again, so that what was left out before is counted again too
+    rereads: ClassVar[bool] = True
+
+    def __init__(self, documents: Iterator[Document], position: Any = None) -> None:
+        """position: what `position` gave, of documents that are still the same; None: from the beginning."""
+        self._documents, self._passed = documents, 0
+        for _ in range(position or 0):
+            next(self, None)
+
+    def __iter__(self) -> Reading:
+        return self
+
+    def __next__(self) -> Document:
+        document = next(self._documents)
+        self._passed += 1
+        return document
+
+    def position(self) -> Any:
+        """Where the next document is read from, as JSON."""
+        return self._passed
+
+
 class Source(Component):
     """`Class(config)`: where training text comes from; it gives documents, or conversations, or both."""
 
@@ -649,6 +675,11 @@ class Source(Component):
     def documents(self) -> Iterator[Document]:
         """Raises UserError where the source holds conversations alone."""
         raise NotImplementedError
+
+    def reading(self, position: Any = None) -> Reading:
+        """The documents from a position on, which an earlier `Reading` gave. Raises Unreachable where a connection
+        breaks: the next try goes on from the last position."""
+        return Reading(self.documents(), position)
 
     def conversations(self) -> Iterator[Conversation]:
         """What a chat phase learns from."""
@@ -807,6 +838,7 @@ __all__ = [
     "Parallelism",
     "Part",
     "Passage",
+    "Reading",
     "Repair",
     "Report",
     "Residual",
