@@ -25,7 +25,7 @@ FLOORS = [
     {"builder"},
     {"training", "inference", "search", "data"},
     {"corpus"},
-    {"cli", "server", "ablation", "pages", "brain_page", "__main__"},
+    {"cli", "server", "ablation", "pages", "brain_page", "__main__", "commands"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

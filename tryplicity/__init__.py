@@ -26,6 +26,7 @@ _EXPORTS = {
     "tryplicity.errors": ["PluginFault", "Unreachable", "UserError"],
     "tryplicity.leftout": ["LeftOut"],
     "tryplicity.data.documents": ["escaped"],
+    "tryplicity.corpus.shards": ["read_shard"],
     "tryplicity.files": ["whole_file"],
     "tryplicity.search": ["PassageIndex", "ensure_index"],
     "tryplicity.plugins": ["load_plugins"],

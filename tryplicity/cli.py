@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from tryplicity import __version__
+from tryplicity.commands.data import data
 from tryplicity.errors import PluginFault, Refused, UserError
 
 CODES = (0, 1, 2, 3, 130, 143)  # what this command may end with; README says what each means
@@ -553,6 +554,9 @@ def serve(run: str | None, plugins: Any, cors: tuple[str, ...], hosts: tuple[str
     polite_threads()
     tune_malloc()
     run_server(run, plugins=plugins, cors=cors, hosts=hosts, **options)
+
+
+main.add_command(data)
 
 
 @main.group()

@@ -13,10 +13,10 @@ import numpy as np
 
 #: a link, a word with the signs in its middle that hold it together (it's, os.path, f(x) but for the last bracket),
 #: several points or dashes in a row, or a single sign: as spaCy's tokenizer parts English
-_WORD = re.compile(r"""https?://\S+|(?:e\.g|i\.e)\.|[^\W_]+(?:(?:\.(?![A-Z])|['’()\[\]{}"`*+@#$%&^~|!?;\\_]|::)+[^\W_]+)*"""
+_WORD = re.compile(r"""https?://\S+|(?:e\.g|i\.e)\.|[^\W_]+(?:(?:\.(?![A-Z])|['\u2019()\[\]{}"`*+@#$%&^~|!?;\\_]|::)+[^\W_]+)*"""
                    r"""|\.\.+|--+|[^\w\s]|_""")
 _LETTER = re.compile(r"[^\W\d_]")
-_SENTENCE = re.compile(r"[.!?…。！？]+[\"'”’)\]]*(?=\s|$)")
+_SENTENCE = re.compile(r"[.!?\u2026\u3002\uff01\uff1f]+[\"'\u201d\u2019)\]]*(?=\s|$)")
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses nothing (Knuth's multiplicative hash)
 
 

@@ -1,4 +1,4 @@
-"""A judge that counts: repetition, density, structure, capitals and links, by the rules that the field has published."""
+"""A judge that counts: repetition, density, structure, capitals and links, by rules that the field has published."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tryplicity_plugins.judges.measures import Text, repeated, sentences
 #: a reason not to keep a document, or None
 Rule = Callable[[Text], str | None]
 
-ENDINGS = (".", "!", "?", '"', "'", "”", "’", ")", "]", ":", ";", "…", "。", "！", "？")  # of a line of prose
+#: of a line of prose; the last ones are typographic quotes, an ellipsis and the Chinese and Japanese marks
+ENDINGS = (".", "!", "?", '"', "'", ")", "]", ":", ";", "\u201d", "\u2019", "\u2026", "\u3002", "\uff01", "\uff1f")
 C4_ENDINGS = (".", "!", "?", '"', "'")
 COMMON = frozenset(["the", "be", "to", "of", "and", "that", "have", "with"])
 POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
@@ -29,7 +30,7 @@ def unreadable(t: Text) -> str | None:
     text = t.text
     if not text.strip():
         return "empty"
-    odd = sum(map(text.count, "\ufffd\x00")) + sum(1 for sign in text[:10_000] if not (sign.isprintable() or sign in "\n\t\r\f"))
+    odd = sum(1 for sign in text[:10_000] if not (sign.isprintable() or sign in "\n\t\r\f") or sign == "\ufffd")
     if odd > 0.01 * min(len(text), 10_000):
         return "not printable"
     start = text[:20_000].encode("utf-8", "replace")
@@ -140,12 +141,12 @@ def code(t: Text) -> str | None:
         return "too few letters and digits"
     if _GENERATED.search("\n".join(lines[:10])):
         return "written by a program"
-    number, characters = repeated([line.strip() for line in t.lines if len(line.strip()) > 20])
+    _, characters = repeated([line.strip() for line in t.lines if len(line.strip()) > 20])
     return "lines said again" if characters > 0.4 * len(t.text) else None
 
 
 def mathematics(t: Text) -> str | None:
-    """Prose with formulas: words enough, and nothing said again; signs and short lines are what formulas are made of."""
+    """Prose with formulas: words enough, and nothing said again; signs and short lines are what formulas have."""
     if len(t.spoken) < 30:
         return "fewer than 30 words"
     if t.lettered < 0.3 * len(t.words):
@@ -166,8 +167,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
 
 
 class Statistical(Judge):
-    """Keeps what no published heuristic objects to: Gopher's quality and repetition rules, C4's and FineWeb's for prose,
-    CodeParrot's for code, and rules of their own for mathematics; each document in one pass."""
+    """Keeps what no published heuristic objects to: for prose Gopher's rules of quality and repetition, C4's and
+    FineWeb's; for code CodeParrot's; for mathematics rules of its own. Each document in one pass."""
 
     name = "statistical"
     cost = 1e-3

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -182,3 +183,35 @@ def _parts(portion: Portion, state: State, budget: int, shard_bytes: float,
             parts += 1  # the last shard was full exactly where the source ended
             held = []
             yield part(True)
+
+
+def forecast(recipe: Recipe) -> dict[str, Any]:
+    """What a download fetches and needs, before it begins: bytes of text by source, and of disk (Parquet holds prose in
+    about half its size), hours at a megabyte a second of text."""
+    budgets = dict(zip(recipe.names(), recipe.budgets(), strict=True))
+    return {"name": recipe.name, "bytes": sum(budgets.values()), "disk_bytes": round(0.5 * sum(budgets.values())),
+            "hours_at_10_mb_per_s": round(sum(budgets.values()) / 10e6 / 3600, 2), "sources": budgets}
+
+
+def forecast_page(recipe: Recipe, folder: Path) -> str:
+    """The same for a person, and what there is room for."""
+    said = forecast(recipe)
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    lines = [f"{said['name']}: {said['bytes'] / 1e9:,.2f} GB of text, about {said['disk_bytes'] / 1e9:,.2f} GB on the "
+             f"disk (and as much again when it is filtered; {free / 1e9:,.1f} GB are free), "
+             f"{said['hours_at_10_mb_per_s']:g} hours at 10 MB of text a second"]
+    lines += [f"  {name:<24}{size / 1e6:>12,.1f} MB" for name, size in said["sources"].items()]
+    return "\n".join(lines)
+
+
+def page(done: Downloaded) -> str:
+    """What is on the disk, for a person."""
+    lines = []
+    for name, state in done.states.items():
+        passed = LeftOut.of("items", state.left_out)
+        lines.append(f"{name:<24}{state.documents:>10,} documents {state.bytes / 1e6:>10,.1f} MB in {state.shards} "
+                     f"files{'' if state.done else '; not done'}{f'; {passed}' if passed else ''}")
+    after = (f"interrupted; go on with the same command: what is in {done.folder} is kept" if done.interrupted else
+             f"next: tryplicity data filter {done.folder}")
+    return "\n".join([*lines, after])

@@ -43,7 +43,7 @@ def write(path: Path, documents: Sequence[Document], source: str) -> None:
         parquet.write_table(table, temporary, compression=COMPRESSION)
 
 
-def read(path: Path) -> Iterator[tuple[Document, str]]:
+def read_shard(path: Path) -> Iterator[tuple[Document, str]]:
     """The documents of a shard, each with the name of its source. Raises UserError for a file that is no such shard."""
     import pyarrow
     from pyarrow import parquet
