@@ -2,14 +2,15 @@
 
 import random
 
-WORDS = (
+COMMON = (
     "the of and to in that is was for with as by on not be at which or from this have but one had were "
     "all their she there would been if more when will no out so said what up its about into than them can "
     "only other time new some could these two may first then do any like my now over such our man me even "
     "most made after also did many before must through years where much your way well down should because "
     "each just those people how too little state good very make world still see own work long here "
     "between both life being under never "
-).split()
+)
+WORDS = COMMON.split()
 
 
 def story(seed: int, sentences: int = 12) -> str:

@@ -149,8 +149,8 @@ def plain_said_again(words, n):
 
 @given(st.lists(st.sampled_from(["a", "bb", "ccc", "dddd"]), max_size=60))
 def test_phrases_that_are_said_again_are_those_of_the_definition(words):
-    """The walk of the definition passes over n-grams that lie across a copy; those the quick count knows too, so that it
-    may only find more."""
+    """The walk of the definition passes over n-grams that lie across a copy; those the quick count knows too, so that
+    it may only find more."""
     quick = Text(" ".join(words)).said_again([2, 3, 5])
     for n, found in zip([2, 3, 5], quick, strict=True):
         assert plain_said_again(words, n) <= found <= sum(map(len, words))
