@@ -5,6 +5,7 @@ from tryplicity import hookimpl
 
 @hookimpl
 def tryplicity_components():
+    from tryplicity_plugins.judges.neural import FineWebEdu, LanguageModelRater
     from tryplicity_plugins.judges.statistical import Statistical
 
-    return [Statistical]
+    return [FineWebEdu, LanguageModelRater, Statistical]
