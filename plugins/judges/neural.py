@@ -118,9 +118,9 @@ class FineWebEdu(_Model):
                 for d in documents]
 
 
-PROMPT = """Below is an extract of a text. Rate how useful it is for learning to write and to reason: 0 for spam, lists \
-of links and gibberish, 1 for hardly anything of value, 2 for some, 3 for a clear and correct text, 4 for one that \
-explains something well, 5 for an outstanding one.
+PROMPT = """Below is an extract of a text. Rate how useful it is for learning to write and to reason: 0 for spam, \
+lists of links and gibberish, 1 for hardly anything of value, 2 for some, 3 for a clear and correct text, 4 for one \
+that explains something well, 5 for an outstanding one.
 
 The extract:
 {text}
