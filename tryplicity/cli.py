@@ -19,6 +19,7 @@ import click
 
 from tryplicity import __version__
 from tryplicity.commands.data import data
+from tryplicity.commands.tokenizer import tokenizer
 from tryplicity.errors import PluginFault, Refused, UserError
 
 CODES = (0, 1, 2, 3, 130, 143)  # what this command may end with; README says what each means
@@ -557,6 +558,7 @@ def serve(run: str | None, plugins: Any, cors: tuple[str, ...], hosts: tuple[str
 
 
 main.add_command(data)
+main.add_command(tokenizer)
 
 
 @main.group()
