@@ -17,7 +17,8 @@ AT_ONCE = 64  # documents
 RAREST = 20
 #: how it parts what people ask about first; a probe each
 PROBES = {"a number": "1234567.89", "a year": "in 2026,", "indentation": "\n        return x",
-          "camel case": "getElementById", "accents": "déjà vu", "Chinese": "你好世界", "an emoji": "👍🏽", "white space": "a   b\t\tc"}
+          "camel case": "getElementById", "accents": "déjà vu", "Chinese": "你好世界",
+          "an emoji": "👍🏽", "white space": "a   b\t\tc"}
 
 
 def inspect(tokenizer: Tokenizer, documents: Iterable[Document]) -> dict[str, Any]:
