@@ -24,6 +24,7 @@ FLOORS = [
     {"model", "planner", "contract", "promises"},
     {"builder"},
     {"training", "inference", "search", "data", "launch"},
+    {"corpus"},
     {"cli", "commands", "server", "ablation", "pages", "brain_page", "__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

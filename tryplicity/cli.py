@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from tryplicity import __version__
+from tryplicity.commands.data import data
 from tryplicity.commands.launch import launch
 from tryplicity.commands.options import (
     SEED,
@@ -27,6 +28,7 @@ from tryplicity.commands.options import (
     named,
     plugin_options,
 )
+from tryplicity.commands.tokenizer import tokenizer
 from tryplicity.commands.train import Training, train, train_into
 from tryplicity.errors import PluginFault, Refused, UserError
 
@@ -380,6 +382,10 @@ def serve(run: str | None, plugins: Any, cors: tuple[str, ...], hosts: tuple[str
     polite_threads()
     tune_malloc()
     run_server(run, plugins=plugins, cors=cors, hosts=hosts, **options)
+
+
+main.add_command(data)
+main.add_command(tokenizer)
 
 
 @main.group()

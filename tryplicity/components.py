@@ -27,7 +27,7 @@ import copy
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
@@ -621,6 +621,7 @@ class Document(NamedTuple):
     text: str
     domain: str  # text, code or math
     url: str
+    quality: float | None = None  # what its source says of it, on the source's own scale
 
 
 class Conversation(NamedTuple):
@@ -630,6 +631,32 @@ class Conversation(NamedTuple):
     id: str
     messages: tuple[Mapping[str, Any], ...]
     url: str
+
+
+class Reading:
+    """An iterator over a source's documents that can say where it stands. This one counts: it goes on by passing over
+    as many documents as it had given, which is right for what lies on the disk; a source that streams has its own."""
+
+    #: whether going on reads from the beginning again, so that what was left out before is counted again too
+    rereads: ClassVar[bool] = True
+
+    def __init__(self, documents: Iterator[Document], position: Any = None) -> None:
+        """position: what `position` gave, of documents that are still the same; None: from the beginning."""
+        self._documents, self._passed = documents, 0
+        for _ in range(position or 0):
+            next(self, None)
+
+    def __iter__(self) -> Reading:
+        return self
+
+    def __next__(self) -> Document:
+        document = next(self._documents)
+        self._passed += 1
+        return document
+
+    def position(self) -> Any:
+        """Where the next document is read from, as JSON."""
+        return self._passed
 
 
 class Source(Component):
@@ -652,16 +679,46 @@ class Source(Component):
         """Raises UserError where the source holds conversations alone."""
         raise NotImplementedError
 
+    def reading(self, position: Any = None) -> Reading:
+        """The documents from a position on, which an earlier `Reading` gave. Raises Unreachable where a connection
+        breaks: the next try goes on from the last position."""
+        return Reading(self.documents(), position)
+
     def conversations(self) -> Iterator[Conversation]:
         """What a chat phase learns from."""
         raise UserError(f"source {self.name}: holds documents, not conversations; a chat phase needs conversations, "
                         "such as a .jsonl file of {\"messages\": [...]}")
 
 
+class Verdict(NamedTuple):
+    """What a judge says of a document."""
+
+    score: float  # higher is better, on the judge's own scale
+    keep: bool | None  # None: no opinion; then others decide
+    reason: str = ""  # why it is not kept: a short phrase, under which such documents are counted
+
+
 class Judge(Component):
-    """Scores a document's quality."""
+    """Says whether documents are worth learning from. `Class(config)`.
+
+    One instance works in one process, on one device; several processes may have one each. The same document gets the
+    same verdict whatever others are judged with it.
+    """
 
     family = "judge"
+    #: seconds that a document takes, in its order of magnitude: the cheap ones are asked first, and the dear ones only
+    #: where the vote is still open
+    cost: ClassVar[float] = 1e-3
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def load(self, device: torch.device) -> None:
+        """Called once before the first `judge`: read a model. Raises UserError with the reason where it cannot."""
+
+    def judge(self, documents: Sequence[Document]) -> list[Verdict]:
+        """A verdict for each."""
+        raise NotImplementedError
 
 
 class Passage(NamedTuple):
@@ -816,6 +873,7 @@ __all__ = [
     "Parallelism",
     "Part",
     "Passage",
+    "Reading",
     "Repair",
     "Report",
     "Residual",
@@ -828,6 +886,7 @@ __all__ = [
     "Source",
     "Stage",
     "State",
+    "Verdict",
     "output_and_report",
     "tensors",
 ]
