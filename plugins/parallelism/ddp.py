@@ -55,7 +55,8 @@ class DistributedData(Parallelism):
         One all-reduce a step; in a ring each device sends each byte 2 (n-1)/n times.
         """
         size, n = facts.parameters, hardware.count
-        static = {"weights": 4 * size, "gradients": 4 * size, "buffers": facts.buffer_bytes,
+        summed = 8 if self.config.exact else 4
+        static = {"weights": 4 * size, "gradients": summed * size, "buffers": facts.buffer_bytes,
                   "optimizer": facts.optimizer_state_bytes * size}
 
         def candidates():
@@ -64,7 +65,7 @@ class DistributedData(Parallelism):
             yield "optimizer step", {**static, "optimizer":
                                      (facts.optimizer_state_bytes + facts.optimizer_step_bytes) * size}
 
-        return finish_plan(hardware, candidates(), sent_per_step=2 * 4 * size * (n - 1) // n)
+        return finish_plan(hardware, candidates(), sent_per_step=2 * summed * size * (n - 1) // n)
 
 
 def _summed(_, bucket):

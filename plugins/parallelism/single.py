@@ -42,13 +42,14 @@ class SingleDevice(Parallelism):
     def memory(self, facts: Facts, hardware) -> MemoryPlan:
         """With accumulation all gradients exist throughout; without, they appear as the backward pass goes on."""
         size, accumulates = facts.parameters, hardware.accumulation > 1
+        summed = 8 if self.config.exact else 4
         costs = facts.measured("fp32", accumulates)
 
         def candidates():
             static = {"weights": 4 * size, "optimizer": facts.optimizer_state_bytes * size,
                       "buffers": facts.buffer_bytes}
             for moment in moments(facts.stages, costs):
-                gradients = 4 * size if accumulates else moment.gradients
+                gradients = summed * size if accumulates or self.config.exact else moment.gradients
                 yield moment.name, {**static, "gradients": gradients, "activations": moment.activations,
                                     "workspace": moment.workspace}
             yield "optimizer step", {**static, "gradients": 4 * size,
