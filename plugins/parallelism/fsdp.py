@@ -32,11 +32,11 @@ class FullyShardedData(Parallelism):
         accumulate_locally: bool = False
         """Keep whole gradients until the last micro-batch of a step and scatter them once; by default after each."""
         exact: bool = False
-        """Sum gradients in fp64, so that the same rows make the same step however they are divided among micro-batches
-        and ranks, to the last bits: to compare trainings, not for speed. 8 more bytes for each of all parameters."""
+        """One row at a time and gradients summed in fp64: the same rows make the same step to the last bits, however
+        ranks and micro-batches divide them. To compare trainings, not for speed; 8 bytes for each of all parameters."""
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        self.config, self.row_by_row = config, config.exact
 
     def place(self, model, world, seed, precision="fp32"):
         from torch.distributed.device_mesh import init_device_mesh

@@ -18,11 +18,11 @@ class SingleDevice(Parallelism):
     @dataclass(frozen=True)
     class Config:
         exact: bool = False
-        """Sum gradients in fp64, so that the same rows make the same step however they are divided among micro-batches
-        and ranks, to the last bits: to compare trainings, not for speed. 8 more bytes a parameter."""
+        """One row at a time and gradients summed in fp64: the same rows make the same step to the last bits, however
+        ranks and micro-batches divide them. To compare trainings, not for speed; 8 bytes a parameter for gradients."""
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        self.config, self.row_by_row = config, config.exact
 
     def place(self, model, world, seed, precision="fp32"):
         if world.size > 1:
