@@ -760,6 +760,8 @@ class Parallelism(Component):
     #: where a profile says `auto` the first that fits is taken, tried by this, the lowest first; the project's own are
     #: at 10 (one device), 20 (copies) and 30 (shards)
     order: ClassVar[float] = 100
+    #: True: a forward pass takes one row, whatever the profile's batch; products of several round otherwise
+    row_by_row: bool = False
 
     def memory(self, facts, hardware):
         """The peak memory of one device, part by part: `planner.memory.MemoryPlan`."""
@@ -839,7 +841,8 @@ class Parallelism(Component):
                              for group in state["optimizer"]["groups"]]})
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """Weights and buffers, whole, in CPU memory, by name: on rank 0; {} on the others."""
+        """Weights and buffers, whole, in CPU memory, by name: on rank 0; what other ranks give, nobody looks at. They may
+        be the model's own memory."""
         return {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
 
 
