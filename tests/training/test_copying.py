@@ -1,5 +1,6 @@
 """Checkpoints off the machine: to a folder, to memory, to a server that speaks S3; and back."""
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -19,7 +20,6 @@ from tryplicity.training.copying import Copier, Target, begin, fetch
 @pytest.fixture(scope="module")
 def s3():
     """A server of moto's; s3fs finds it by the environment."""
-    import boto3
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(port=0)
@@ -30,7 +30,7 @@ def s3():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="bucket")
+        Target("s3://bucket").system.mkdir("bucket")
         yield "s3://bucket/runs/first"
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     server.stop()
@@ -40,8 +40,8 @@ def s3():
 def url(request, tmp_path):
     if request.param == "s3":
         address = request.getfixturevalue("s3")
-        Target(address).system.rm("bucket", recursive=True)
-        Target(address).system.mkdir("bucket")
+        with contextlib.suppress(FileNotFoundError):
+            Target(address).system.rm("bucket/runs", recursive=True)
         return address
     if request.param == "memory":
         fsspec.filesystem("memory").store.clear()
