@@ -703,6 +703,8 @@ class Parallelism(Component):
     #: where a profile says `auto` the first that fits is taken, tried by this, the lowest first; the project's own are
     #: at 10 (one device), 20 (copies) and 30 (shards)
     order: ClassVar[float] = 100
+    #: True: a forward pass takes one row, whatever the profile's batch; products of several round otherwise
+    row_by_row: bool = False
 
     def memory(self, facts, hardware):
         """The peak memory of one device, part by part: `planner.memory.MemoryPlan`."""

@@ -26,11 +26,12 @@ PATIENCE = timedelta(seconds=60)
 
 @dataclass(frozen=True)
 class World:
-    """rank: this process's number among `size`. device: its own."""
+    """rank: this process's number among `size`. device: its own. local_size: how many of them share this machine."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    local_size: int = 1
 
     @property
     def first_rank(self) -> bool:
@@ -121,6 +122,7 @@ def joined(kind: str) -> Iterator[World]:
 
     distributed.init_process_group(BACKENDS[kind], timeout=PATIENCE)
     try:
-        yield World(distributed.get_rank(), distributed.get_world_size(), device)
+        size = distributed.get_world_size()
+        yield World(distributed.get_rank(), size, device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     finally:
         distributed.destroy_process_group()

@@ -177,7 +177,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     session.pace = Pace(progress.tokens, budget.spent(progress))
 
     with (StopSignals(STOPPING if world.first_rank else "") as signals, _saying_what_is_lost(session, copier),
-          Threads(progress.threads, fixed=session.device.type != "cpu") as threads):
+          Threads(progress.threads, fixed=session.device.type != "cpu", ranks=world.local_size) as threads):
         if session.device.type == "cpu":
             watcher.note(threads.chosen)
         together, undone = Together(world, signals, progress), False

@@ -105,9 +105,9 @@ class Session:
         stage = self.stages.at(phase, spent)
         rows, micro_batch = self._rows(stage)
         key = self.data[phase].identity[:16]  # a phase of the same data goes on where the one before it stopped
-        whole, positions, left_out = self._rows_to_learn(self.stages.mixture(phase, stage),
-                                                         progress.positions.get(key, {}), rows, stage.context_length)
-        batch, tokens = rows_of(whole, self.world.part(len(whole.ids_BT))), whole.ids_BT.numel()
+        batch, rows, positions, left_out = self._rows_to_learn(
+            self.stages.mixture(phase, stage), progress.positions.get(key, {}), rows, stage.context_length)
+        tokens = rows * stage.context_length
         schedule = self.schedules[phase]
         factor = (check_factor(schedule, schedule.factor(self.plan.within(phase, spent), progress.phase_step))
                   * self.spec.phases[phase].learning_rate_factor * stage.learning_rate_factor)
@@ -125,13 +125,21 @@ class Session:
         return Stepped(result, batch, stage, good, tokens, seconds, left_out)
 
     def _rows_to_learn(self, mixture: Mixture, positions: Mapping[str, int], rows: int, context: int,
-                       ) -> tuple[Batch, dict[str, int], int]:
-        """The next rows that have a target, the positions after them, and how many were left out on the way: a row that
-        lies inside a long question teaches nothing. Fewer than `rows` where all of the data has no more."""
+                       ) -> tuple[Batch, int, dict[str, int], int]:
+        """This rank's of the next rows that have a target, how many they are on all ranks, the positions after them,
+        and how many were left out on the way: a row that lies inside a long question teaches nothing. Fewer than `rows`
+        where all of the data has no more."""
+        own, after = mixture.batch(positions, rows, context, self.world.part(rows))
+        if not self.world.any(not bool((own.targets_BT != IGNORE).any(1).all())):
+            return own, rows, after, 0
+        # where a row is left out others move up, and maybe to another rank: each looks at all of them
         found, missing, passed = [], rows, 0
         most = 2 * rows + sum(mixture.tokens().values()) // context
         while True:
-            batch, positions = mixture.batch(positions, missing, context)
+            if passed == 0 and self.world.size == 1:
+                batch, positions = own, after
+            else:
+                batch, positions = mixture.batch(positions, missing, context)
             learnt_B = (batch.targets_BT != IGNORE).any(1)
             if bool(learnt_B.all()):
                 found.append(batch)
@@ -149,7 +157,9 @@ class Session:
         left_out = passed - rows + missing
         if left_out:
             self.left_out.add("without a word to learn", count=left_out)
-        return joined(found), positions, left_out
+        whole = joined(found)
+        count = len(whole.ids_BT)
+        return rows_of(whole, self.world.part(count)), count, positions, left_out
 
     def _rows(self, stage: Stage) -> tuple[int, int]:
         """Rows of a step and of one forward pass; the latter holds as many tokens whatever their length."""
@@ -219,8 +229,8 @@ class Session:
         for number in range(steps):
             if stopping():
                 break
-            whole = stream.batch(number * rows * context, rows, context)
-            result = self._optimize(rows_of(whole, self.world.part(rows)), self.hardware.batch, factor)
+            batch = stream.batch(number * rows * context, rows, context, self.world.part(rows))
+            result = self._optimize(batch, self.hardware.batch, factor)
             losses.append(float(result.loss.value))
             self.progress.tokens += rows * context
         return sum(losses) / max(len(losses), 1)
