@@ -23,7 +23,7 @@ FLOORS = [
     {"plugins", "spec", "hardware", "files", "run"},
     {"model", "planner", "contract", "promises"},
     {"builder"},
-    {"training", "inference", "search", "data"},
+    {"training", "inference", "search", "data", "launch"},
     {"cli", "commands", "server", "ablation", "pages", "brain_page", "__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

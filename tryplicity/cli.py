@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from tryplicity import __version__
+from tryplicity.commands.launch import launch
 from tryplicity.commands.options import (
     SEED,
     Number,
@@ -209,6 +210,7 @@ def build(spec: str, hardware: str, settings: tuple[str, ...], as_json: bool, pl
 
 
 main.add_command(train)
+main.add_command(launch)
 
 
 def sampling_options(command: Callable) -> Callable:
