@@ -1,6 +1,7 @@
 """When a training ends, what it has cost, and that it ends in a step that cannot be waited for."""
 
 import os
+import re
 import signal
 import time
 
@@ -24,18 +25,21 @@ def test_a_budget_is_spent_in_its_own_measure():
 
 
 def test_dollars_end_a_run_the_decay_with_them_and_the_cost_is_on_each_line(command, capfd, tmp_path):
-    """Two devices' worth of nothing would cost the same: the price is of one device, times their number."""
+    """The rate of a step is the schedule's, at the share that was spent between the step before and this one."""
     line = command("run", "--dollars", "0.02", "--set", "hardware.price_per_hour=60", "--set",
-                   "training.schedule={type: wsd, warmup_steps: 1, decay: 0.5, floor: 0.0}")
+                   "training.validate_every=1", "--set",
+                   "training.schedule={type: wsd, warmup_steps: 0, decay: 1.0, floor: 0.0}")
     code, out, err = call(capfd, *line[3:])
     *steps, last = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert code == 0 and "validation_bits_per_byte" in last
     for step in steps:
         assert step["dollars"] == pytest.approx(step["seconds"] / 60)
-    assert all(step["dollars"] < 0.02 for step in steps[:-1]) and steps[-1]["dollars"] >= 0.02
-    rates = [step["learning_rate"] for step in steps]
-    assert rates[-1] < 0.25 * max(rates)  # of a step's length off the end
-    assert "$0.0" in err and f"${steps[-1]['dollars']:.2f}" in out
+    assert all(step["dollars"] < 0.02 for step in steps[:-1])  # no step is begun with all of it spent
+    spent = [0.0, *(step["dollars"] / 0.02 for step in steps)]
+    for step, before, after in zip(steps, spent, spent[1:], strict=False):
+        falling = [3e-3 * (1 - min(1.0, share) ** 0.5) for share in (before, after)]
+        assert falling[1] - 1e-9 <= step["learning_rate"] <= falling[0] + 1e-9
+    assert "  $0.0" in err and 0.02 <= float(re.search(r" tokens, .*, \$(0\.\d\d)$", out, re.M)[1]) < 0.2
 
 
 def test_dollars_without_a_price_are_refused(command, capfd, tmp_path):
