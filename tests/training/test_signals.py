@@ -69,7 +69,7 @@ def test_a_signal_during_the_last_scoring_keeps_the_weights_and_resuming_scores(
 
     save, once = saving.save_weights, [signal.SIGTERM]
 
-    def save_and_stop(model, path, weights):
+    def save_and_stop(model, path, weights=None):
         save(model, path, weights)
         if path.parent.name == "run" and once:
             os.kill(os.getpid(), once.pop())
