@@ -1,5 +1,6 @@
 """Checkpoints off the machine: to a folder, to memory, to a server that speaks S3; and back."""
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -19,7 +20,6 @@ from tryplicity.training.copying import Copier, Target, begin, fetch
 @pytest.fixture(scope="module")
 def s3():
     """A server of moto's; s3fs finds it by the environment."""
-    import boto3
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(port=0)
@@ -30,7 +30,7 @@ def s3():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="bucket")
+        Target("s3://bucket").system.mkdir("bucket")
         yield "s3://bucket/runs/first"
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     server.stop()
@@ -40,8 +40,8 @@ def s3():
 def url(request, tmp_path):
     if request.param == "s3":
         address = request.getfixturevalue("s3")
-        Target(address).system.rm("bucket", recursive=True)
-        Target(address).system.mkdir("bucket")
+        with contextlib.suppress(FileNotFoundError):
+            Target(address).system.rm("bucket/runs", recursive=True)
         return address
     if request.param == "memory":
         fsspec.filesystem("memory").store.clear()
@@ -93,7 +93,7 @@ def test_what_is_half_there_or_damaged_is_passed_over(url, run, tmp_path, capsys
         target.put_checkpoint(saved(run, step))
     target.system.rm_file(target.path("checkpoints", "step-6", "complete.json"))
     target.system.pipe_file(target.path("checkpoints", "step-4", "state.pt"), b"else")
-    assert target.steps() == [2, 4]
+    assert target.steps() == [2, 4] and target.begun() == [2, 4, 6]
     other = Run(tmp_path / "other")
     assert fetch(url, other) == 2 and steps(other.checkpoints) == [2]
     assert "step-4 is damaged (state.pt is not as it was written); going back" in capsys.readouterr().err
@@ -101,6 +101,9 @@ def test_what_is_half_there_or_damaged_is_passed_over(url, run, tmp_path, capsys
     with pytest.raises(UserError, match="no checkpoint can be gone on from: step-4 is damaged"):
         fetch(url, Run(tmp_path / "third"))
     assert not (tmp_path / "third" / "checkpoints").exists()
+    copier = Copier(url, run, keep=2, every=2)
+    copier.add(saved(run, 8))
+    assert copier.finish() and target.begun() == [4, 8]  # what was cut short is gone, and the oldest
 
 
 def test_a_checkpoint_is_copied_again_only_if_it_is_another(url, run):

@@ -1,5 +1,6 @@
 """A checkpoint of one world and strategy, read by another: the same numbers, each rank taking its share."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,19 @@ def read(world, strategy, folder):
     return found, groups, torch.initial_seed() if world.rank >= 2 else torch.get_rng_state()
 
 
+def starved(world, folder):
+    """One rank's disk is full, and then it is not."""
+    strategy, model, optimizer = placed(world, "ddp", 0)
+    step(model, optimizer)
+    saver, errors = Saver(Path(folder), world, keep=2, every=1), []
+    for number, room in ((1, 1000), (2, resource.RLIM_INFINITY)):
+        if world.rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+        saver.begin(strategy, model, optimizer, Options.of("adamw", optimizer), Progress(step=number))
+        errors.append(saver.finish().error)
+    return errors
+
+
 def expected():
     from tryplicity.world import World
 
@@ -123,3 +137,10 @@ def test_each_rank_gets_its_own_random_numbers_back_and_a_new_one_its_own(tmp_pa
     for rank in range(2):
         assert torch.equal(states[rank], torch.Generator().manual_seed(10 + rank).get_state())
     assert states[2] != states[3]
+
+
+def test_a_disk_that_is_full_for_one_rank_costs_the_checkpoint_of_all(tmp_path):
+    for first, second in together(2, starved, str(tmp_path)):
+        assert first.startswith("rank 1: ") and "File too large" in first and second == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
+    assert checkpoint.damage(tmp_path / "step-2") is None

@@ -94,8 +94,7 @@ def launch(spec: str, hardware: str, settings: tuple[str, ...], form: str, data:
 
 def _sources() -> str:
     """The folder that this tryplicity runs from, or what pip finds under its name."""
-    from tryplicity import __file__ as here
     from tryplicity import __version__
 
-    root = Path(here).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     return str(root) if (root / "setup.cfg").is_file() else f"tryplicity=={__version__}"

@@ -249,7 +249,7 @@ def _train_with_all(run: Any, built: Any, prepared: Any, phase_data: Any, reques
                 outcome = train(built, prepared, run, budget, plugins, phase_data=phase_data, resume=request.resume,
                                 other_data=request.other_data, watcher=watcher, world=world,
                                 copy_to=request.copy_to)
-            if outcome.undone and world.size > 1:  # the others may be waiting for this one in the middle of a step
+            if outcome.cut_short and world.size > 1:  # the others may be waiting for this one in the middle of a step
                 os._exit(launching.NOTHING_LOST if launching.launched() else exit_code(outcome.signal))
         if first:
             pages.training_summary(run, outcome, prepared)

@@ -66,7 +66,7 @@ class Outcome:
     signal: int | None = None
     chat_bits_per_byte: float | None = None  # of the assistant's part of held-out conversations, if there was a chat
     left_out: LeftOut = field(default_factory=lambda: LeftOut("rows"))
-    undone: bool = False  # stopped in the middle of a step, before which all was saved
+    cut_short: bool = False  # stopped in the middle of a step, before which all was saved
     dollars: float = 0.0
 
 
@@ -180,7 +180,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
           Threads(progress.threads, fixed=session.device.type != "cpu", ranks=world.local_size) as threads):
         if session.device.type == "cpu":
             watcher.note(threads.chosen)
-        together, undone = Together(world, signals, progress), False
+        together, undone, cut_short = Together(world, signals, progress), False, False
         while not together.stopping():
             phase = session.plan.at(budget.spent(progress), progress.sleeps)
             if phase is None:
@@ -204,7 +204,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                 with signals.nothing_to_lose(progress.step == max(session.saved_step, 0)):
                     stepped = session.step(phase, budget.spent(progress))
             except Stopped:
-                undone = True
+                cut_short = True
                 break
             together.stopping()
             session.pace.step(progress.tokens, budget.spent(progress))
@@ -238,11 +238,14 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                 session.save()
 
         # still inside: a second SIGTERM, or a Ctrl-C just now, must not cut this short
-        done = together.signal is None and not undone
-        session.await_saved()
+        done = together.signal is None and not cut_short
+        if cut_short and world.size > 1:
+            session.saver.join(ENOUGH)  # the others may be in the middle of a step
+        else:
+            session.await_saved()
         # a sleep is slept again by a run that resumes before it; at the end of the budget it is part of the result
         unsaved = progress.step > session.saved_step or (done and progress.slept_at == progress.step)
-        if unsaved and not undone and (bad_steps == 0 or session.healthy()):
+        if unsaved and not undone and not cut_short and (bad_steps == 0 or session.healthy()):
             session.save(last=True)
         if done:
             try:
@@ -253,7 +256,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                 raise Refused(f"{run.weights}: could not be written: {error}; the checkpoint is complete: free some "
                               "room and run the same command with --resume") from None
             scores = _score_all(session, to_score, rows, watcher, together.stopping)
-    interrupted = together.signal is not None or undone
+    interrupted = together.signal is not None or cut_short
     if not interrupted:
         metrics_file.write({"step": progress.step, "tokens": progress.tokens, **scores})
     metrics_file.close()
@@ -263,7 +266,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     reason = "interrupted" if interrupted else "budget"
     plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason=reason, scores=scores)
     return Outcome(reason, progress, scores.get(_score_name("pretrain")), together.signal or signals.received,
-                   scores.get(_score_name("chat")), session.left_out, undone, budget.cost(progress))
+                   scores.get(_score_name("chat")), session.left_out, cut_short, budget.cost(progress))
 
 
 ENOUGH = 5.0  # seconds that a checkpoint which is nearly written gets when all ends at once

@@ -120,9 +120,9 @@ class Saver:
         return job
 
     def join(self, seconds: float) -> None:
-        """Give this rank's part a while to end: before a process ends in disorder."""
+        """Give this rank's part a while to end: before a process ends in disorder, and others perhaps have."""
         if self.job is not None:
-            self.job.thread.join(seconds)
+            self.job.thread.join(seconds if self.world.size == 1 else min(seconds, 3.0))
 
     def _room(self, target: Path) -> Path:
         """A folder that all ranks see. Raises OSError on all of them where there is none."""
