@@ -91,7 +91,6 @@ def test_a_checkpoint_is_a_model_too(run, registry, tmp_path):
     same = {"temperature": 0.0}
     loaded = Engine.load(checkpoint, registry)
     assert text(loaded, **same) == text(Engine.load(run.folder, registry), **same)
-    assert loaded.card.path == checkpoint and len(loaded.card.weights_hash) == 64
     (checkpoint / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match=r"model\.safetensors is not as it was written; take another checkpoint"):
         Engine.load(checkpoint, registry)

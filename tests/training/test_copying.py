@@ -93,7 +93,7 @@ def test_what_is_half_there_or_damaged_is_passed_over(url, run, tmp_path, capsys
         target.put_checkpoint(saved(run, step))
     target.system.rm_file(target.path("checkpoints", "step-6", "complete.json"))
     target.system.pipe_file(target.path("checkpoints", "step-4", "state.pt"), b"else")
-    assert target.steps() == [2, 4]
+    assert target.steps() == [2, 4] and target.begun() == [2, 4, 6]
     other = Run(tmp_path / "other")
     assert fetch(url, other) == 2 and steps(other.checkpoints) == [2]
     assert "step-4 is damaged (state.pt is not as it was written); going back" in capsys.readouterr().err
@@ -101,6 +101,9 @@ def test_what_is_half_there_or_damaged_is_passed_over(url, run, tmp_path, capsys
     with pytest.raises(UserError, match="no checkpoint can be gone on from: step-4 is damaged"):
         fetch(url, Run(tmp_path / "third"))
     assert not (tmp_path / "third" / "checkpoints").exists()
+    copier = Copier(url, run, keep=2, every=2)
+    copier.add(saved(run, 8))
+    assert copier.finish() and target.begun() == [4, 8]  # what was cut short is gone, and the oldest
 
 
 def test_a_checkpoint_is_copied_again_only_if_it_is_another(url, run):

@@ -45,16 +45,19 @@ class Target:
     def path(self, *parts: str) -> str:
         return "/".join((self.root.rstrip("/"), *parts))
 
-    def steps(self) -> list[int]:
-        """Of the complete checkpoints there, oldest first. Raises whatever its system raises."""
+    def begun(self) -> list[int]:
+        """The steps whose checkpoints are there, or a part of them, oldest first. Raises whatever its system raises."""
         self.system.invalidate_cache()  # another machine may have written
         try:
             names = self.system.ls(self.path("checkpoints"), detail=False)
         except FileNotFoundError:
             return []
         found = [name.rstrip("/").rpartition("/")[2].removeprefix("step-") for name in names]
-        return sorted(int(step) for step in found
-                      if step.isdigit() and self.system.exists(self.path("checkpoints", f"step-{step}", MARK)))
+        return sorted(int(step) for step in found if step.isdigit())
+
+    def steps(self) -> list[int]:
+        """Those of which all is there."""
+        return [step for step in self.begun() if self.system.exists(self.path("checkpoints", f"step-{step}", MARK))]
 
     def put(self, file: Path, *parts: str) -> None:
         path = self.path(*parts)
@@ -176,8 +179,10 @@ class Copier:
             self.target.put_checkpoint(folder)
         for file in _files_of(self.run):
             self.target.put(file, file.name)
-        found = [step for step in self.target.steps() if step <= int(folder.name.removeprefix("step-"))]
-        for old in sorted(set(found) - to_keep(found, self.keep, self.every)):
+        own = int(folder.name.removeprefix("step-"))
+        found = [step for step in self.target.steps() if step <= own]
+        cut_short = {step for step in self.target.begun() if step < own} - set(found)
+        for old in sorted(cut_short | (set(found) - to_keep(found, self.keep, self.every))):
             self.target.remove(f"step-{old}")
 
     def _tried(self, work: Callable[[], Any]) -> bool:
@@ -245,8 +250,8 @@ def _fetch_newest(target: Target, run: Run, there: list[int]) -> tuple[int, list
     for step in reversed(there):
         with contextlib.suppress(_Damaged), whole_folder(run.checkpoints / f"step-{step}") as temporary:
             for path in target.system.ls(target.path("checkpoints", f"step-{step}"), detail=False):
-                name = path.rpartition("/")[2]
-                target.system.get_file(path, str(temporary / name))
+                if name := path.rpartition("/")[2]:  # some stores list the folder too
+                    target.system.get_file(path, str(temporary / name))
             if fault := damage(temporary):
                 faults.append(f"step-{step} is damaged ({fault})")
                 raise _Damaged
