@@ -121,7 +121,6 @@ class Session:
         progress.phase_step += 1
         progress.tokens += tokens
         seconds = time.perf_counter() - started
-        progress.seconds += seconds
         return Stepped(result, batch, stage, good, tokens, seconds, left_out)
 
     def _rows_to_learn(self, mixture: Mixture, positions: Mapping[str, int], rows: int, context: int,
@@ -201,7 +200,7 @@ class Session:
         The checkpoint written before is what an interrupted sleep is resumed from: nothing of it is saved.
         """
         self.model.set_factors(self.stages.at(self.progress.phase, spent).factors)
-        progress, started = self.progress, time.perf_counter()
+        progress = self.progress
         self.await_saved()
         saved = progress.step == self.saved_step or (self.save() and self.await_saved())
         interrupted = stopping if saved else lambda: False
@@ -217,7 +216,6 @@ class Session:
             return None
         progress.slept_at = progress.step
         progress.sleeps += self.spec.phases[phase].kind == "sleep"
-        progress.seconds += time.perf_counter() - started
         return said
 
     def _replay(self, documents: np.ndarray, steps: int, factor: float, stopping: Callable[[], bool]) -> float:
