@@ -104,7 +104,8 @@ def _compared(device: torch.device, dtype: torch.dtype, head_dim: int, state_siz
         outputs = function(*inputs[:5], start_BHPN=inputs[5], runs_BT=runs)
         loss = sum((out.double() * weight).sum() for out, weight in zip(outputs, weights, strict=True))
         found = zip(names, torch.autograd.grad(loss, inputs), strict=True)
-        return {"y": outputs[0], "the last state": outputs[1]} | {f"the gradient of {name}": g for name, g in found}
+        values = {"y": outputs[0].detach(), "the last state": outputs[1].detach()}
+        return values | {f"the gradient of {name}": gradient for name, gradient in found}
 
     right = values_and_gradients(ssd.scan, lambda t: t.double())
     for name, value in values_and_gradients(triton_ssd.scan, lambda t: t.clone()).items():
