@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import threading
 import warnings
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from tryplicity import UserError
+from tryplicity import UserError, kernels
 from tryplicity_plugins.layers import ssd
 
 CHOICES = ("auto", "torch", "triton")
@@ -61,28 +60,11 @@ def why_not(device_type: str, index: int | None, dtype: torch.dtype, head_dim: i
         return f"it runs on a card, not on {device_type}"
     if not triton_ssd.fits(dtype, head_dim, state_size):
         return f"it cannot do heads of {head_dim} with states of {state_size} in {str(dtype).removeprefix('torch.')}"
-    problem = _tried(torch.device(device_type, index), dtype, head_dim, state_size)
+    device = torch.device(device_type, index)
+    problem = kernels.tried(lambda device: _compared(device, dtype, head_dim, state_size), device)
     if problem:
         warnings.warn(f"the Triton scan is left out, PyTorch's runs instead: {problem}", stacklevel=2)
     return problem
-
-
-def _tried(device: torch.device, dtype: torch.dtype, head_dim: int, state_size: int) -> str | None:
-    """What is wrong with the Triton scan. In a thread of its own: whatever the caller is in the middle of (autocast,
-    no gradients, a checkpoint that counts what is saved, a tracer) is left behind."""
-    found: list[str | None] = []
-
-    def run() -> None:
-        try:
-            with torch.cuda.device(device) if device.type == "cuda" else torch.enable_grad():
-                found.append(_compared(device, dtype, head_dim, state_size))
-        except Exception as error:  # whatever a compiler or a driver raises
-            found.append(f"{type(error).__name__}: {error}".splitlines()[0])
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    return found[0]
 
 
 def _compared(device: torch.device, dtype: torch.dtype, head_dim: int, state_size: int) -> str | None:

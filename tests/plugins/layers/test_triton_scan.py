@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.plugins.layers.interpreted import DEVICE
+from tests.interpreted import DEVICE
 from tryplicity import UserError
 from tryplicity_plugins.layers import scans, ssd, triton_ssd
 from tryplicity_plugins.layers.scans import TOKENS, why_not
