@@ -67,7 +67,7 @@ class _Plan:
         # what else would not fit a card's shared memory: less of a state at a time, fewer fetched in advance
         large, wide = self.P_TILE * self.N_TILE > USUAL_STATE, x.dtype == torch.float32
         self.N_PART = min(self.N_TILE, 64 if large or wide else 128)
-        self.ahead = 1 if large else 2 if wide else 3
+        self.ahead = {"num_stages": 1 if large else 2} if large or wide else {}
         self.blocks = triton.cdiv(self.P * self.N, STATE_BLOCK)
         self.told = {"Q": self.Q, "HAS_RUNS": runs is not None}
         # the interpreter multiplies bf16 as if it were whole numbers
@@ -164,7 +164,7 @@ def ssd_scan_backward(dy: Tensor, dlast: Tensor | None, x: Tensor, B: Tensor, C:
 
     dB, dC = (torch.empty(t.shape, device=t.device, dtype=t.dtype) for t in (B, C))
     read, written = plan.chunk_grids(x, H, T), plan.chunk_grids(x, H, T)
-    wide = {"N_TILE": plan.N_TILE, "num_warps": 8, "num_stages": plan.ahead, **told}
+    wide = {"N_TILE": plan.N_TILE, "num_warps": 8, **plan.ahead, **told}
     backward.dB_dC_kernel[plan.grid(plan.tiles, G)](
         dy, C, B, dscores, states, read, dC, sums, steps, runs, T, H, P, G, N, *dy.stride()[:2], *C_strides, *B_strides,
         TO_END=False, **wide)
