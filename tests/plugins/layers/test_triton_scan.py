@@ -268,6 +268,19 @@ def test_the_self_test_is_the_same_inside_of_anything(monkeypatch, asked):
 # --- in the layer ---
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_compiler_takes_it_whole(monkeypatch, asked, packed):
+    """The choice, its self-test included, is made while tracing, and the gradients arrive."""
+    asked("triton")
+    inputs, weights = draw(1, 9, 2, 8, 1, 16)
+    runs = runs_from(1, 9, 3) if packed else None
+    compiled = torch.compile(scans.scan, backend="aot_eager", fullgraph=True)
+    got = values_and_gradients(compiled, inputs, weights, runs)
+    right = values_and_gradients(triton_ssd.scan, inputs, weights, runs)
+    assert_near(got, right, 1e-6)
+    assert why_not.cache_info().currsize == 1
+
+
 def test_in_the_layer_whole_and_in_pieces(monkeypatch, asked):
     from tests.plugins.layers.test_mamba2 import documents, make
 
