@@ -24,7 +24,8 @@ from tryplicity import Count, Mixer, Positive, Rows, Size, State
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.norms import ZERO
 from tryplicity_plugins.layers.prepared import Products, Told, packed, prepared, products
-from tryplicity_plugins.layers.ssd import conv_masks, conv_silu, gated_norm, scan
+from tryplicity_plugins.layers.scans import scan
+from tryplicity_plugins.layers.ssd import conv_masks, conv_silu, gated_norm
 
 
 class Mamba2InC(ctypes.Structure):
