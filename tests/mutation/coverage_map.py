@@ -61,8 +61,9 @@ class Map:
         return chosen
 
 
-def make(arguments: list[str]) -> None:
-    """Run the suite (or what `arguments` name) under coverage and keep the map."""
+def make(arguments: list[str], add: bool = False) -> None:
+    """Run the suite (or what `arguments` name) under coverage and keep the map; add: beside what it says of other
+    tests, which is of use as long as the lines that these reach have not moved."""
     FOLDER.mkdir(exist_ok=True)
     for old in FOLDER.glob("coverage*"):
         old.unlink()
@@ -71,10 +72,10 @@ def make(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "coverage", "run", f"--rcfile={FOLDER / 'coveragerc'}", "-m", "pytest",
                     "-p", "tests.mutation.durations", "-p", "no:cacheprovider", *arguments],
                    cwd=ROOT, env=environment, check=False)
-    _keep()
+    _keep(load() if add else Map({}, {}))
 
 
-def _keep() -> None:
+def _keep(before: Map) -> None:
     import coverage
 
     seconds = json.loads((FOLDER / "seconds.json").read_text())
@@ -83,7 +84,8 @@ def _keep() -> None:
         by_file[test.partition("::")[0]].add(test)
     data = coverage.Coverage(data_file=str(FOLDER / "coverage"), config_file=str(FOLDER / "coveragerc"))
     data.combine(keep=False)
-    lines: dict[str, dict[int, list[str]]] = {}
+    lines = {file: {line: others for line, tests in found.items() if (others := [t for t in tests if t not in seconds])}
+             for file, found in before.lines.items()}
     for file in data.get_data().measured_files():
         path = Path(file).resolve()
         if not path.is_relative_to(ROOT):
@@ -96,7 +98,10 @@ def _keep() -> None:
                     found[line] |= by_file.get(test.partition("::")[0], set())
                 elif test in seconds:
                     found[line].add(test)
-        lines[path.relative_to(ROOT).as_posix()] = {line: sorted(tests) for line, tests in found.items()}
+        kept = lines.setdefault(path.relative_to(ROOT).as_posix(), {})
+        for line, tests in found.items():
+            kept[line] = sorted(tests | set(kept.get(line, ())))
+    seconds = before.seconds | seconds
     whole = FOLDER / "map.json.part"
     whole.write_text(json.dumps({"lines": lines, "seconds": seconds}))
     whole.replace(FOLDER / "map.json")

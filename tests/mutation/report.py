@@ -34,9 +34,9 @@ def page(results: Path, out: TextIO) -> None:
         print(f"| {package} | {len(tried)} | {caught} | {caught / len(tried):.1%} | {low:.0%} to {high:.0%} |",
               file=out)
     survivors = sorted((r for those in by_package.values() for r in those
-                        if r["outcome"] in ("survived", "unreached")), key=lambda r: (r["file"], r["line"]))
+                        if r["outcome"] not in ("killed", "time")), key=lambda r: (r["file"], r["line"]))
     print(f"\n{len(survivors)} survive; {len(EQUIVALENT)} are noted as equivalent "
           "(tests/mutation/equivalent.json).\n", file=out)
+    why = {"unreached": ", no test reaches it", "unsure": ", its tests fail without it too"}
     for r in survivors:
-        print(f"- `{r['key']}` (line {r['line']}{', no test reaches it' if r['outcome'] == 'unreached' else ''})",
-              file=out)
+        print(f"- `{r['key']}` (line {r['line']}{why.get(r['outcome'], '')})", file=out)
