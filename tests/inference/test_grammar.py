@@ -164,3 +164,15 @@ def test_a_grammar_allows_just_what_fits(tokenizer):
     broken = Grammars(tokenizer).json({"type": "null"})
     with pytest.raises(UserError, match=r"schema: .*satisfy the grammar"):
         broken.take(tokenizer.token_to_id("x"))
+
+
+@pytest.mark.parametrize("schema", [
+    lambda levels: functools.reduce(lambda inner, _: {"items": inner}, range(levels), {}),
+    lambda levels: {"const": functools.reduce(lambda inner, _: [inner], range(levels), 1)},
+    lambda levels: {"enum": [functools.reduce(lambda inner, _: {"a": inner}, range(levels - 1), 1)]}])
+def test_a_schema_may_be_64_levels_deep(tokenizer, schema):
+    grammars = Grammars(tokenizer)
+    for levels in (1, 63, 64):
+        grammars.json(schema(levels))
+    with pytest.raises(UserError, match="is deeper than 64 levels"):
+        grammars.json(schema(65))
