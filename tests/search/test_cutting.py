@@ -137,7 +137,8 @@ def test_a_fence_ends_where_it_is_closed_or_nowhere():
     text = "Text.\n```\n# no heading\n\n```\n# Heading\n\nEnd."
     assert [(p.title, p.text) for p in of(text)] == [
         ("notes.md", "Text.\n\n```\n# no heading\n\n```"), ("notes.md: Heading", "End.")]
-    assert [p.text for p in of("~~~~\n```\n# no\n~~~\n# no\n~~~~\nEnd.")] == ["~~~~\n```\n# no\n~~~\n# no\n~~~~\n\nEnd."]
+    fenced = "~~~~\n```\n# no\n~~~\n# no\n~~~~"
+    assert [p.text for p in of(f"{fenced}\nEnd.")] == [f"{fenced}\n\nEnd."]
     assert [p.text for p in of("```\n# never closed\n\nEnd.")] == ["```\n# never closed\n\nEnd."]
     assert [p.text for p in of("It is a\tb.\n\n\tcode\r\n")] == ["It is a b.\n\n    code"]
 
