@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutation import bench
+from tests.mutation.coverage_map import Map
 from tests.mutation.mutants import PACKAGES, files_of, mutants_of
 from tests.mutation.planted import PLANTED
 from tests.mutation.report import wilson
@@ -44,3 +46,51 @@ def test_every_mutant_is_python(package):
 def test_the_interval_of_a_score():
     low, high = wilson(85, 100)  # by hand: the centre (0.85 + 1.9208 / 100) / 1.038416 and half its width
     assert (low, high) == pytest.approx((0.7671, 0.9069), abs=2e-4)
+
+
+def test_new_tests_join_a_map():
+    before = Map({"f.py": {1: ["a::x", "a::y"], 2: ["a::x"]}, "g.py": {5: ["b::z"]}}, {"a::x": 1, "a::y": 2, "b::z": 3})
+    now = Map({"f.py": {1: ["a::x"], 3: ["c::n"]}}, {"a::x": 4, "c::n": 5})
+    both = before.with_new(now)
+    assert both.lines == {"f.py": {1: ["a::x", "a::y"], 3: ["c::n"]}, "g.py": {5: ["b::z"]}}
+    assert both.seconds == {"a::x": 4, "a::y": 2, "b::z": 3, "c::n": 5}
+    assert both.tests("f.py", 1, 1, 5) == ["a::y"] and both.tests("f.py", 1, 3, 50) == ["a::y", "a::x", "c::n"]
+
+
+class Table(bench.Bench):
+    """A bench that looks up which tests fail, and how long all take, with the change and without."""
+
+    def __init__(self, fails, takes=(1, 1)):
+        self.fails, self.takes, self.changed, self._pass = fails, takes, False, set()
+        self.now, self.asked = 0.0, []
+
+    def change(self, files):
+        self.changed = True
+
+    def restore(self):
+        self.changed = False
+
+    def run(self, tests, limit):
+        self.asked.append((self.changed, tests))
+        failed = next((test for test in tests if test in self.fails[not self.changed]), "")
+        took = 1 if failed else self.takes[not self.changed]
+        self.now += min(took, limit)
+        return {"outcome": "time" if took > limit else "killed" if failed else "survived", "test": failed}
+
+
+@pytest.mark.parametrize("fails, takes, said", [
+    (({"a::x"}, set()), (1, 1), ("killed", "a::x")), ((set(), set()), (1, 1), ("survived", "")),
+    (({"a::x", "a::y"}, {"a::x"}), (1, 1), ("killed", "a::y")), (({"a::x"}, {"a::x"}), (1, 1), ("survived", "")),
+    (({"a::x", "a::y"}, {"a::x", "a::y"}), (1, 1), ("unsure", "")),
+    ((set(), set()), (1000, 1), ("time", "")),      # a loop that never ends
+    ((set(), set()), (100, 80), ("survived", "")),  # a busy machine
+    ((set(), set()), (1000, 1000), ("unsure", ""))])
+def test_what_fails_without_the_change_too_tells_nothing(monkeypatch, fails, takes, said):
+    """Tests that do not pass are left out, and a busy machine gets more time."""
+    table = Table(fails, takes)
+    monkeypatch.setattr(bench.time, "monotonic", lambda: table.now)
+    assert tuple(table.judge({}, ["a::x", "a::y"], 30).values()) == said
+    if said[0] == "killed":
+        table.asked.clear()
+        table.judge({}, [said[1]], 30)
+        assert table.asked == [(True, [said[1]])]   # it was seen to pass

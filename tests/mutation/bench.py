@@ -84,11 +84,10 @@ class Bench:
                     if "::" in failed:
                         self._pass.add(failed)
                     return said
-            if plain["outcome"] == "killed":
-                bad = plain["test"].partition("[")[0]
-                tests = [test for test in tests if test != bad]
-                if not tests:
-                    break
+            bad = plain["test"].partition("[")[0]
+            tests = [test for test in tests if test != bad]
+            if not tests or plain["outcome"] == "time":
+                break
         return {"outcome": "unsure", "test": ""}
 
     def _ask(self, what: dict | None) -> dict[str, str]:

@@ -60,6 +60,16 @@ class Map:
             chosen.append(test)
         return chosen
 
+    def with_new(self, new: Map) -> Map:
+        """With what was measured again, in place of what was known of the same tests, and with what is new."""
+        lines: dict[str, dict[int, list[str]]] = {}
+        for file in self.lines.keys() | new.lines.keys():
+            before, now = self.lines.get(file, {}), new.lines.get(file, {})
+            both = {line: sorted({*(t for t in before.get(line, ()) if t not in new.seconds), *now.get(line, ())})
+                    for line in before.keys() | now.keys()}
+            lines[file] = {line: tests for line, tests in both.items() if tests}
+        return Map(lines, self.seconds | new.seconds)
+
 
 def make(arguments: list[str], add: bool = False) -> None:
     """Run the suite (or what `arguments` name) under coverage and keep the map; add: beside what it says of other
@@ -84,8 +94,7 @@ def _keep(before: Map) -> None:
         by_file[test.partition("::")[0]].add(test)
     data = coverage.Coverage(data_file=str(FOLDER / "coverage"), config_file=str(FOLDER / "coveragerc"))
     data.combine(keep=False)
-    lines = {file: {line: others for line, tests in found.items() if (others := [t for t in tests if t not in seconds])}
-             for file, found in before.lines.items()}
+    lines: dict[str, dict[int, list[str]]] = {}
     for file in data.get_data().measured_files():
         path = Path(file).resolve()
         if not path.is_relative_to(ROOT):
@@ -98,14 +107,12 @@ def _keep(before: Map) -> None:
                     found[line] |= by_file.get(test.partition("::")[0], set())
                 elif test in seconds:
                     found[line].add(test)
-        kept = lines.setdefault(path.relative_to(ROOT).as_posix(), {})
-        for line, tests in found.items():
-            kept[line] = sorted(tests | set(kept.get(line, ())))
-    seconds = before.seconds | seconds
+        lines[path.relative_to(ROOT).as_posix()] = {line: sorted(tests) for line, tests in found.items()}
+    kept = before.with_new(Map(lines, seconds))
     whole = FOLDER / "map.json.part"
-    whole.write_text(json.dumps({"lines": lines, "seconds": seconds}))
+    whole.write_text(json.dumps({"lines": kept.lines, "seconds": kept.seconds}))
     whole.replace(FOLDER / "map.json")
-    print(f"{len(seconds):,} tests, {sum(map(len, lines.values())):,} lines reached by one")
+    print(f"{len(kept.seconds):,} tests, {sum(map(len, kept.lines.values())):,} lines reached by one")
 
 
 def _test_and_phase(context: str) -> tuple[str, str]:
