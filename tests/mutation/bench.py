@@ -63,8 +63,12 @@ class Bench:
         out the limit becomes what the unchanged copy takes on a machine as busy as now: neither tells of the change.
         """
         for _ in range(6):
+            near = [test for test in tests if test.partition("::")[0] == tests[0].partition("::")[0]]
             self.change(files)
-            said = self.run(tests, limit)
+            for some in (near, [test for test in tests if test not in near]):  # most are found by few: collect no more
+                said = self.run(some, limit) if some else said
+                if said["outcome"] != "survived":
+                    break
             self.restore()
             if said["outcome"] == "survived":
                 return said
