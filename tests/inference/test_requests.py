@@ -191,3 +191,60 @@ def test_small_is_under_128_million_bytes_of_weights(make_packed):
     for size, small in ((128_000_000, False), (127_999_999, True)):
         model.embedding.weight = torch.nn.Parameter(torch.empty(size - others, dtype=torch.uint8), requires_grad=False)
         assert fits_caches(model) == small
+
+
+class Fixed:
+    """In place of a model's logits: the same for ever."""
+
+    def __init__(self, model, values):
+        self.logits_V = torch.full((300,), -9.0)
+        for token, value in values.items():
+            self.logits_V[token] = value
+        model.logits = lambda h_BTD: self.logits_V.expand(*h_BTD.shape[:-1], 300)
+
+
+def test_words_of_the_prompt_are_penalised_and_marks_of_messages_are_not(make_packed):
+    """The first token that is a word has the number 6; <|im_end|> must stay as likely as it was."""
+    model = make_packed()
+    Fixed(model, {5: 2.0, 6: 1.9, 7: 1.5})
+    engine, penalty = Engine(model, None), Sampling(temperature=0, repetition_penalty=1.5)
+    assert list(engine.tokens((5, 6), penalty, 3)) == [5, 7, 5]     # once written, it is a word like any other: 1.33
+    Fixed(model, {6: 2.0, 7: 1.5})
+    assert list(engine.tokens((6,), penalty, 1)) == [7] and list(engine.tokens((8,), penalty, 1)) == [6]
+    engine.close()
+
+
+@pytest.mark.parametrize("tokens, penalty, text, finish", [
+    (3, 0.0, "\ufffd\ufffd", "length"),  # what would have come may have made the last one whole
+    (9, 1.0, "\ufffd", "stop")])         # the model has ended in the middle of a character
+def test_half_a_character_is_a_fault_only_where_the_model_has_ended(make_packed, tokenizer, tokens, penalty, text,
+                                                                  finish):
+    model = make_packed()
+    engine = Engine(model, tokenizer)
+    half = engine._token_bytes.index(b"\xf0")
+    Fixed(model, {half: 5.0, 9: 4.5})
+    request = Request((6,), Sampling(temperature=0, frequency_penalty=penalty), tokens, end_tokens=frozenset({9}))
+    pieces = list(engine.generate(request))
+    assert "".join(piece.text for piece in pieces) == text and pieces[-1].finish == finish
+    engine.close()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_prompt_that_begins_another_is_read_with_it(packed_model, plain, order):
+    engine, begin = Engine(packed_model, None, chunk=16), ask(7, length=90).prompt
+    requests = [Request(begin[:size], GREEDY, 3, end_tokens=NO_END) for size in (70, 90)][::order]
+    assert all_at_once(engine, requests) == [plain(packed_model, request) for request in requests]
+    if order == 1:
+        assert engine.statistics()["prompt_tokens_total"] == 1 + 90
+    engine.close()
+
+
+def test_who_shares_less_is_not_forgotten_for_who_shares_more(packed_model, plain):
+    """A state is kept where the second leaves the first, and again where the third does."""
+    engine, begin = Engine(packed_model, None, slots=4, chunk=16), ask(7, length=100).prompt
+    tails = [ask(20 + i, length=7).prompt for i in range(3)]
+    requests = [Request(begin[:size] + tail, GREEDY, 3, end_tokens=NO_END)
+                for size, tail in zip((100, 80, 100), tails, strict=True)]
+    assert all_at_once(engine, requests) == [plain(packed_model, request) for request in requests]
+    assert engine.statistics()["prompt_tokens_total"] == 1 + 100 + 3 * 7
+    engine.close()
