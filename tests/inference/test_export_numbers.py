@@ -3,14 +3,17 @@
 import dataclasses
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tests.inference.conftest import run_of
 from tryplicity.components import Linear
+from tryplicity.errors import UserError
 from tryplicity.inference.packed import Sizes, export, info_dict, load_model, open_model
 from tryplicity.model import assemble
 from tryplicity.spec import load_spec
@@ -97,3 +100,36 @@ def test_what_is_told_of_a_model_before_and_after_its_weights_are_read(run, regi
     held = sum(p.numel() * p.element_size() for p in model.parameters())
     assert info.packed_bytes == held + sum(m.packed_nbytes() for m in model.modules() if isinstance(m, Linear))
     assert load_model(run.folder, registry, ternary=False)[3].packed_bytes == 4 * info.parameters
+
+
+def foreign(text, which):
+    """A tokenizer that looks much like ours, as JSON."""
+    told = json.loads(text)
+    if which == "special":
+        for token in told["added_tokens"]:
+            token["content"] = token["content"].replace("im_end", "im_over")
+        told["model"]["vocab"] = {name.replace("im_end", "im_over"): n for name, n in told["model"]["vocab"].items()}
+    else:
+        name = next(name for name, n in told["model"]["vocab"].items() if n == 299)
+        told["model"]["merges"] = [pair for pair in told["model"]["merges"] if "".join(pair).replace(" ", "") != name]
+        del told["model"]["vocab"][name]
+        told["model"]["vocab"]["\u8a9e"] = 299
+    return json.dumps(told)
+
+
+@pytest.mark.parametrize("which, said", [("special", "must be <|im_end|> and is <|im_over|>; use a tokenizer that"),
+                                         ("bytes", "it is no byte-level BPE with a token for each number")])
+def test_a_tokenizer_of_another_kind_is_refused_in_a_run_and_in_a_file(run, registry, tmp_path, which, said):
+    shutil.copytree(run.folder, tmp_path / "run")
+    path = tmp_path / "run" / "tokenizer.json"
+    path.write_text(foreign(path.read_text(), which))
+    export(run.folder, registry, tmp_path / "m")
+    tensors = load_file(tmp_path / "m")
+    with safe_open(tmp_path / "m", framework="pt") as file:
+        metadata = file.metadata()
+    metadata["tokenizer"] = foreign(metadata["tokenizer"], which)
+    save_file(tensors, tmp_path / "m", metadata)
+    for what, named in ((tmp_path / "run", str(path)), (tmp_path / "m", f"{tmp_path / 'm'} (tokenizer)")):
+        with pytest.raises(UserError) as told:
+            open_model(what, registry)
+        assert said in str(told.value) and str(told.value).startswith(named) and "\n" not in str(told.value)
