@@ -10,7 +10,7 @@ from tests.mutation import bench
 from tests.mutation.coverage_map import Map
 from tests.mutation.mutants import PACKAGES, files_of, mutants_of
 from tests.mutation.planted import PLANTED
-from tests.mutation.report import wilson
+from tests.mutation.report import EQUIVALENT, wilson
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,6 +41,11 @@ def test_every_mutant_is_python(package):
         source = (ROOT / file).read_bytes()
         for mutant in mutants_of(ROOT, file)[::7]:
             ast.parse(mutant.apply(source))
+
+
+def test_what_is_noted_as_equivalent_is_still_there_with_its_reason():
+    keys = {mutant.key for package in PACKAGES for file in files_of(ROOT, package) for mutant in mutants_of(ROOT, file)}
+    assert EQUIVALENT.keys() <= keys and all(len(why.split()) > 4 for why in EQUIVALENT.values())
 
 
 def test_the_interval_of_a_score():
