@@ -65,10 +65,9 @@ class Bench:
         for _ in range(6):
             near = [test for test in tests if test.partition("::")[0] == tests[0].partition("::")[0]]
             self.change(files)
-            for some in (near, [test for test in tests if test not in near]):  # most are found by few: collect no more
-                said = self.run(some, limit) if some else said
-                if said["outcome"] != "survived":
-                    break
+            said = self.run(near, limit)  # which find most: no other file is collected
+            if said["outcome"] == "survived" and (rest := [test for test in tests if test not in near]):
+                said = self.run(rest, limit)
             self.restore()
             if said["outcome"] == "survived":
                 return said
@@ -79,14 +78,13 @@ class Bench:
                 if plain["outcome"] == "survived" and longest == limit:
                     return said
             else:
-                failed = said["test"]
-                if failed in self._pass:
+                file, _, name = said["test"].partition("::")
+                if name and said["test"].partition("[")[0] in self._pass:
                     return said
-                of_file = [test for test in tests if test.startswith(f"{failed}::")]  # where it could not be imported
-                plain = self.run([failed] if "::" in failed else of_file[:1] or tests, 4 * limit)
+                like_it = [test for test in tests if test.partition("::")[0] == file] or tests  # and so seen once
+                plain = self.run(like_it, 4 * limit)
                 if plain["outcome"] == "survived":
-                    if "::" in failed:
-                        self._pass.add(failed)
+                    self._pass.update(like_it)
                     return said
             bad = plain["test"].partition("[")[0]
             tests = [test for test in tests if test != bad]
