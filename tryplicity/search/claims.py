@@ -189,7 +189,8 @@ _NUMBER = re.compile(r"-?\d+(?:[.,:]\d+)*")
 _TOKEN = re.compile(r"([,;:()\u2013\u2014]|\s-\s)|(?<![\w.])(-?\d+(?:[.,:]\d+)*)(?!\w)|"
                     r"[^\W_]+(?:'[^\W_]+)?(?:\+\+|#(?!\w))?")
 _PASSIVE = re.compile(r"\b(?:is|are|was|were|be|been|being)\s+(?:\w+\s+)?\w+(?:ed|en|wn|un|t)\s+by\b", re.IGNORECASE)
-_NAME = re.compile(r"`([^`]+)`|(\w+(?:\.\w+)+|\w+_\w+|\w+(?=\(\))|\w*[a-z0-9][A-Z]\w*|[A-Z][A-Z0-9]+\b)")
+_NAME = re.compile(r"`([^`]+)`|(?!e\.g\.|i\.e\.)"
+                   r"(\w+(?:\.\w+)+|\w+_\w+|\w+(?=\(\))|\w*[a-z0-9][A-Z]\w*|[A-Z][A-Z0-9]+\b)")
 _COMPOUND = re.compile(r"\w+(?:\.\w+)+|\w*_\w+")
 _PROPER = re.compile(r"(?<=[\w,;] )[A-Z][a-z]\w*")
 
