@@ -1,6 +1,8 @@
 """The mutation tool: what it changes, and that the known faults still fit the code they are planted in."""
 
 import ast
+import io
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from tests.mutation import bench
 from tests.mutation.coverage_map import Map
 from tests.mutation.mutants import PACKAGES, files_of, mutants_of
 from tests.mutation.planted import PLANTED
-from tests.mutation.report import EQUIVALENT, wilson
+from tests.mutation.report import EQUIVALENT, page, wilson
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,6 +53,19 @@ def test_what_is_noted_as_equivalent_is_still_there_with_its_reason():
 def test_the_interval_of_a_score():
     low, high = wilson(85, 100)  # by hand: the centre (0.85 + 1.9208 / 100) / 1.038416 and half its width
     assert (low, high) == pytest.approx((0.7671, 0.9069), abs=2e-4)
+
+
+def test_the_page_is_of_the_mutants_of_today(tmp_path):
+    first, second, third = mutants_of(ROOT, "tryplicity/search/words.py")[:3]
+    with open(tmp_path / "results", "w", encoding="utf-8") as file:
+        for lot, mutant, outcome in ((first.lot, first, "survived"), (first.lot, first, "killed"), (second.lot, second,
+                                     "unreached"), (third.lot, third, "time"), ("of yesterday", third, "survived")):
+            file.write(json.dumps({"package": "search", "lot": lot, "key": mutant.key, "file": mutant.file,
+                                   "line": mutant.line, "outcome": outcome, "test": ""}) + "\n")
+    told = io.StringIO()
+    page(tmp_path / "results", told)
+    assert "| search | 3 | 2 | 66.7% |" in told.getvalue() and "\n1 survive;" in told.getvalue()
+    assert told.getvalue().endswith(f"- `{second.key}` (line {second.line}, no test reaches it)\n")
 
 
 def test_new_tests_join_a_map():

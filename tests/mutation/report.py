@@ -8,6 +8,9 @@ from math import sqrt
 from pathlib import Path
 from typing import TextIO
 
+from tests.mutation.coverage_map import ROOT
+from tests.mutation.mutants import mutants_of
+
 #: mutants that change nothing a user could see, by their key, each with its reason
 EQUIVALENT: dict[str, str] = json.loads((Path(__file__).parent / "equivalent.json").read_text())
 
@@ -21,11 +24,13 @@ def wilson(caught: int, tried: int) -> tuple[float, float]:
 
 
 def page(results: Path, out: TextIO) -> None:
-    """Markdown: a table of scores, and the survivors by file."""
+    """Markdown: a table of scores, and the survivors by file; of the mutants that the code has today."""
     latest = {r["lot"]: r for r in map(json.loads, results.read_text().splitlines())}
+    files = {r["file"] for r in latest.values() if (ROOT / r["file"]).exists()}
+    today = {mutant.lot for file in files for mutant in mutants_of(ROOT, file)}
     by_package = defaultdict(list)
     for result in latest.values():
-        if result["key"] not in EQUIVALENT:
+        if result["lot"] in today and result["key"] not in EQUIVALENT:
             by_package[result["package"]].append(result)
     print("| package | tried | caught | score | 95 % interval |\n|---|---:|---:|---:|---|", file=out)
     for package, tried in sorted(by_package.items()):
