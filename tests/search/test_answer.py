@@ -183,3 +183,37 @@ def test_how_many_passages_are_read_is_told():
     assert fitted("zebra", passages, count=words, budget=1) == ([{"role": "user", "content": "zebra"}], 0)
     assert fitted("zebra", []).passages == 0 and messages("zebra", of("x", titles=("A\n b",)))[-1]["content"] == (
         "Sources:\n\n[1] A b\nx\n\nQuestion: zebra")
+
+
+def test_less_and_less_is_read():
+    """Of three passages of a hundred words: the last go first, as long as two are whole; then each is cut down."""
+    passages = of(*(" ".join([name] * 100) for name in ("zebra", "lion", "tiger")))
+    seen = []
+    for budget in range(words(messages("zebra?", passages)), -1, -1):
+        text = messages("zebra?", passages, count=words, budget=budget)[-1]["content"]
+        read = [text.replace("zebra?", "").split().count(name) for name in ("zebra", "lion", "tiger")]
+        if not seen or seen[-1] != read:
+            seen.append(read)
+    assert seen == [[100, 100, 100], [100, 100, 0], [60, 60, 60], [60, 60, 0], [60, 0, 0], [30, 0, 0], [15, 0, 0],
+                    [0, 0, 0]]
+    assert fitted("zebra?", passages, count=words, budget=0) == ([{"role": "user", "content": "zebra?"}], 0)
+
+
+def test_sentences_fill_the_room_to_the_last_word():
+    def sentence(name, size):
+        return " ".join([name.title(), *[name] * (size - 2), "zebra."])
+
+    for sizes, kept in (((30, 30, 9), 60), ((30, 31, 9), 39), ((60, 9, 9), 60), ((61, 9, 9), 18)):
+        passages = of(" ".join(sentence(name, size) for name, size in zip(("lion", "tiger", "bear"), sizes,
+                                                                         strict=True)) + " And more." * 30)
+        alone = words(messages("zebra?", of("x"))) - 1
+        read = messages("zebra?", passages, count=words, budget=alone + 60)[-1]["content"].split("[1] t\n")[1]
+        filled = read.removesuffix("\n\nQuestion: zebra?").replace("And more.", "")
+        assert len(filled.split()) == kept
+
+
+def test_a_title_that_is_asked_for_outweighs_a_frequent_word_by_half_its_rarity():
+    """log 5 / 2 = 0.80 of zebra's, which is in one of four; log (7 / 3) / sqrt 2 = 0.60 of grass in the second."""
+    passages = of("Lions sleep all day long.", *(f"Green grass grows w{n} fast." for n in range(3)),
+                  titles=("Zebra", "t", "t", "t"))
+    assert quotation("zebra grass", passages, 1) == "> Lions sleep all day long. [1]"

@@ -200,3 +200,14 @@ def test_an_abbreviation_ends_no_sentence():
     said = "Striped zebra, e.g. young, quickly eats green grass [1]. Bye."
     assert check(said, [ZEBRA]).text == said
     assert check("He sleeps. Striped zebra quickly eats grass [1].", [ZEBRA]).text.endswith("grass [1].")
+
+
+@pytest.mark.parametrize("answer, text", [
+    ("Nothing of it [1, 2], [1, 3].", "Nothing of it, [1, 3]."),       # a list that names no passage is a list
+    ("Striped zebra `quickly. eats` green grass.", "Striped zebra `quickly. eats` green grass [1]."),   # one sentence
+    ("Striped zebra quickly eats `grass`[1].", "Striped zebra quickly eats `grass`[1]."),
+    ("[1] Striped zebra eats grass [1].", "[1] Striped zebra eats grass."),
+    ("Striped clouds [1] zebra quickly eats green grass.", "Striped clouds [1] zebra quickly eats green grass."),
+    ("Striped clouds [1]. Zebra.", "Striped clouds. Zebra.")])
+def test_what_a_mark_stands_for(answer, text):
+    assert check(answer, [ZEBRA, JOIN]).text == text

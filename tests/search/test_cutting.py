@@ -145,3 +145,12 @@ def test_a_fence_ends_where_it_is_closed_or_nowhere():
 
 def test_a_file_of_code_keeps_its_empty_lines_only_between_parts():
     assert [p.text for p in of("# no heading\n\n\n\nx = 1\r\n\r\n\r\ny\n", "code")] == ["# no heading\n\nx = 1\n\ny"]
+
+
+def test_a_paragraph_of_the_most_words_is_left_as_it_is():
+    lines = "\n".join([" ".join(["ab"] * 100)] * 2)
+    assert [passage.text for passage in of(lines)] == [lines]
+    sentences = [" ".join(["Ab"] + ["ab"] * (size - 2) + ["ab."]) for size in (100, 100, 5)]
+    assert [len(passage.text.split()) for passage in of(" ".join(sentences))] == [200, 5]
+    assert [p.title for p in of("```\n```\n# Heading\n\nText.")] == ["notes.md", "notes.md: Heading"]
+    assert [p.title for p in of("Ten4letter\n-----\n\nText.")] == ["Ten4letter"]
