@@ -58,6 +58,14 @@ def test_better_passages_of_a_page_lower_those_below_and_of_other_pages_do_not(m
     assert [after[n] / (2 * before[n]) for n in (1, 2, 3, 4)] == pytest.approx([1, 0.8, 1, 0.64])
 
 
+def test_of_equal_scores_the_first_in_the_index_comes_first(made, monkeypatch):
+    """Where a better passage of the page leaves nothing to the others, all of these are equal."""
+    opened = made(*(doc(f"z{n}", f"Page: {n}\n\nzebra{' x' * (9 - n)}\n") for n in range(5)), *FILL)
+    assert [number for number, _ in opened.rank("zebra", 9)] == [5, 4, 3, 2, 1]
+    monkeypatch.setattr(index_module, "_AGAIN", 0.0)
+    assert [number for number, _ in opened.rank("zebra", 9)] == [5, 1, 2, 3, 4]
+
+
 def test_those_that_are_not_reconsidered_keep_their_order_and_their_ratio_below_the_rest(made):
     opened = made(*(doc(f"z{n}", f"Page{n} {n}\n\nzebra{' x' * n}\n") for n in range(60)), *FILL)
     before, ranked = by_bm25(opened, "zebra"), opened.rank("zebra", 60)
