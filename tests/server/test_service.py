@@ -137,6 +137,19 @@ def test_waiting_for_the_last_request():
     asyncio.run(wait())
 
 
+def test_the_end_waits_until_those_that_were_cut_off_have_told_their_clients():
+    async def end():
+        service, closed = Service(Options(grace_seconds=0.01), Store(None)), []
+        service.engine = SimpleNamespace(close=lambda **_: closed.append(True))
+        service.entered()
+        asyncio.get_running_loop().call_later(0.3, service.left)
+        await service.drain()
+        assert closed == [True] and service.under_way == 0
+        service.close()
+
+    asyncio.run(end())
+
+
 def test_what_outlasts_the_grace_is_told_before_the_connection_ends(started, chat_run):
     with started(chat_run, grace_seconds=0.05, slots=1) as server, \
             server.http.stream("POST", "/v1/completions", json={**LONG, "n": 8}) as answer:
