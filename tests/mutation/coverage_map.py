@@ -6,6 +6,8 @@ are left out. The map is kept in `.mutation/`, which git ignores.
 
 from __future__ import annotations
 
+import ast
+import functools
 import json
 import os
 import subprocess
@@ -30,6 +32,14 @@ data_file = {folder}/coverage
 """
 
 
+@functools.cache
+def _called(file: str) -> frozenset[int]:
+    """The lines of a file that run when a function is called."""
+    return frozenset(line for node in ast.walk(ast.parse((ROOT / file).read_bytes()))
+                     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                     for line in range(node.body[0].lineno, node.end_lineno + 1))
+
+
 @dataclass(frozen=True)
 class Map:
     """The tests that reach each line, and what each takes."""
@@ -40,11 +50,12 @@ class Map:
     def tests(self, file: str, first: int, last: int, most_seconds: float) -> list[str]:
         """Tests of these lines, quick ones first, near ones before others, for at most so many seconds.
 
-        A line that runs when its module is imported is no test's: then those that reach anything in the file.
+        A line that runs when its module is imported is no test's, though the first to import it is noted beside it:
+        then those that reach anything in the file.
         """
         reached = self.lines.get(file, {})
         tests = {t for line in range(first, last + 1) for t in reached.get(line, ())}
-        if not tests:
+        if not tests or first not in _called(file):
             tests = {t for those in reached.values() for t in those}
         stem, folder = Path(file).stem, Path(file).parent.name
         name = folder if stem == "__init__" else stem
