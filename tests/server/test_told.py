@@ -1,7 +1,9 @@
 """What a client is told of each kind of exception, and when it may come again."""
 
 import asyncio
+import logging
 import sqlite3
+from types import SimpleNamespace
 
 import pytest
 from sanic.exceptions import MethodNotAllowed, NotFound, PayloadTooLarge, RequestTimeout, ServiceUnavailable
@@ -11,6 +13,7 @@ from tryplicity.server import errors
 from tryplicity.server.conversations import Changed, Unknown
 from tryplicity.server.errors import ApiError, as_api_error
 from tryplicity.server.limits import Gate
+from tryplicity.server.streams import EventStream
 
 
 def sqlite_error(code):
@@ -80,3 +83,12 @@ def test_a_gate_says_when_to_come_again(mean, seconds):
     with pytest.raises(ApiError) as told, gate.enter():
         pass
     assert told.value.headers == {"Retry-After": str(seconds)} and f"in {seconds} s" in told.value.message
+
+
+@pytest.mark.parametrize("exception, status, logged", [
+    (ValueError("secret"), 500, True), (errors.busy(3), 429, False), (UserError("yours"), 400, False)])
+def test_within_a_stream_the_log_hears_of_what_nobody_foresaw_and_of_that_alone(caplog, exception, status, logged):
+    stream = EventStream(SimpleNamespace(path="/v1/x"), None)
+    with caplog.at_level(logging.ERROR, "tryplicity.server"):
+        assert stream.told(exception).status == status
+    assert ("secret" in caplog.text) == logged == ("/v1/x" in caplog.text)
