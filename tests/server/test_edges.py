@@ -297,3 +297,11 @@ def test_read_json_takes_an_object_alone():
         with pytest.raises(ApiError, match=word) as told:
             read_json(body)
         assert told.value.status == 400 and told.value.code == "invalid_json"
+
+
+@pytest.mark.parametrize("number, kind", [(2**64 - 1, int), (2**64, float), (-2**63, int), (-2**63 - 1, float),
+                                          (True, bool), (0.5, float)])
+def test_a_setting_that_is_no_whole_number_of_64_bits_is_a_fraction(number, kind):
+    """What other programs that read an export can hold."""
+    kept = Message(role="assistant", content="", settings={"a": number}).settings["a"]
+    assert type(kept) is kind and kept == kind(number)

@@ -218,3 +218,28 @@ def test_chunks_of_a_chat(words):
     ("stop: too long", "stop"), ("something else", None), ("seed: x", "seed"), ("", None)])
 def test_the_parameter_that_a_message_is_about(message, param):
     assert _param_of(message) == param
+
+
+@pytest.mark.parametrize("asked, scored", [
+    ({"echo": True, "logprobs": 1}, True), ({"echo": True, "logprobs": 0}, True), ({"echo": True}, False),
+    ({"logprobs": 1}, False), ({}, False), ({"max_tokens": 0}, True), ({"echo": True, "max_tokens": 0}, True)])
+def test_a_prompt_is_scored_where_that_is_asked_for_and_nowhere_else(words, asked, scored):
+    """Scoring reads all of it, whatever is kept of an earlier one."""
+    own = SimpleNamespace(**vars(engine()), encode=lambda text: [1, 2])
+    body = parse(TextBody, {"model": "m", "prompt": ["ab", "cd"], "n": 2, "seed": 5, "stop": "x", **asked})
+    requests = TextShape(own, body, service()).requests()
+    assert [request.score_prompt for request in requests] == [scored] * 4
+    assert [request.sampling.seed for request in requests] == [5, 6, 5, 6]
+    assert {request.prompt for request in requests} == {(1, 2)} and {request.stop for request in requests} == {("x",)}
+    assert {request.logprobs for request in requests} == {asked.get("logprobs")}
+    assert {request.max_tokens for request in requests} == {asked.get("max_tokens", 8)}     # of 16, the rest of 10
+
+
+@pytest.mark.parametrize("tokens, told", [([0, 9], None), ([0, 10], "0 to 9"), ([-1], "0 to 9")])
+def test_tokens_that_a_model_has(words, tokens, told):
+    shape = TextShape(engine(), parse(TextBody, {"model": "m", "prompt": tokens}), service())
+    if told is None:
+        assert [request.prompt for request in shape.requests()] == [tuple(tokens)]
+    else:
+        with pytest.raises(ApiError, match=told):
+            shape.requests()
