@@ -195,3 +195,25 @@ def test_calls_of_a_store_that_is_asked_from_many_threads_come_one_after_another
         thread.join()
     assert sorted(order) == list(range(20))
     store.close()
+
+
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.mark.parametrize("path, body, param", [
+    ("chat/completions", {**CHAT, "response_format": {**SCHEMA, "type": "text"}}, "response_format"),
+    ("chat/completions", {**CHAT, "top_logprobs": 1}, "top_logprobs"),
+    ("chat/completions", {**CHAT, "tool_choice": "required"}, "tool_choice"),
+    ("chat/completions", {**CHAT, "function_call": {"name": "f"}}, "function_call"),
+    ("completions", {"model": "m", "prompt": "x", "response_format": {"type": "json_schema"}}, "response_format"),
+    ("responses", {"model": "m", "input": "x", "text": {"format": {"type": "text", "schema": {}}}}, "text.format"),
+    ("responses", {"model": "m", "input": "x", "tool_choice": "required"}, "tool_choice"),
+    ("chat/completions", CHAT, None), ("completions", {"model": "m", "prompt": "x"}, None),
+    ("responses", {"model": "m", "input": "x"}, None)])
+def test_what_does_not_fit_together_is_told_before_a_model_is_needed(server, path, body, param):
+    answer = server.http.post(f"/v1/{path}", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"] == "no_model") == (
+        (503, None, True) if param is None else (400, param, False))
+    assert param is not None or answer.headers["x-should-retry"] == "false"
