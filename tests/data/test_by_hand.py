@@ -7,10 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from tryplicity import Document
+from tryplicity import Conversation, Document, Source
 from tryplicity.data import prepare
+from tryplicity.data.conversations import prepare_conversations
 from tryplicity.data.documents import HELD_OUT_SHARE, collect, in_parts, split_hash, unit_hash
 from tryplicity.data.packing import PackedStream
+from tryplicity.data.tokenizer import save_tokenizer, train_tokenizer
+from tryplicity.data.yardsticks import xz_bits_per_byte
 
 
 def parts(text, longest, id="work"):
@@ -94,3 +97,36 @@ def test_rows_of_changing_lengths_deliver_every_token_once(make_source, tmp_path
                 break
             state = json.loads(json.dumps(after))       # as it is kept in a checkpoint
         assert sorted(seen) == list(range(stream.tokens_per_epoch)), lengths
+
+
+def test_xz_that_was_primed_looks_back_over_all_of_it():
+    """What stands at the beginning of a long text before is found again at the end of what comes after."""
+    rng = np.random.default_rng(0)
+    first, between = (rng.integers(0, 256, size, dtype=np.uint8).tobytes() for size in (40_000, 60_000))
+    assert xz_bits_per_byte(first, first + between) < 0.2
+    assert 7.9 < xz_bits_per_byte(first, between) < 8.2 and 7.9 < xz_bits_per_byte(first) < 8.2
+
+
+def test_conversations_keep_the_tokenizer_that_they_were_made_with(prepared_chats):
+    prepared, tokenizer = prepared_chats
+    assert prepared.tokenizer_path.read_bytes() == tokenizer.read_bytes()
+    assert prepared.folder.parent.name == "tokens" and prepared.tokenizer_path.parent == prepared.folder
+
+
+class Talks(Source):
+    name = "talks"
+
+    def fingerprint(self):
+        return "1"
+
+    def conversations(self):
+        for n in range(60):
+            yield Conversation(f"talk/{n}", ({"role": "user", "content": f"What is {n}?"},
+                                             {"role": "assistant", "content": f"It is {n}."}), "")
+
+
+@pytest.fixture
+def prepared_chats(tmp_path):
+    tokenizer = tmp_path / "tokenizer.json"
+    save_tokenizer(train_tokenizer(["what is the answer"], 270), tokenizer)
+    return prepare_conversations(Talks(), tokenizer, 270, tmp_path / "cache"), tokenizer
