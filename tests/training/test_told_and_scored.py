@@ -116,10 +116,10 @@ def test_the_time_that_scoring_took_is_what_its_rest_is_reckoned_from(go, prepar
     from tryplicity.training import evaluate
 
     on_device = evaluate.on_device
-    monkeypatch.setattr(evaluate, "on_device", lambda *given: time.sleep(0.2) or on_device(*given))
+    monkeypatch.setattr(evaluate, "on_device", lambda *given: time.sleep(0.12) or on_device(*given))
     ear, rows = Ear(), prepared.held_out().rows(48)
-    go("run", [*SMALL, "training.validate_every=2", "training.validation_rows=2"], steps=12, watcher=ear)
-    assert ear.steps[-1][2] >= 0.99 * rows * 0.2 / 2       # two rows a batch, nothing of the budget is left
+    go("run", [*SMALL, "training.validate_every=4", "training.validation_rows=2"], steps=8, watcher=ear)
+    assert ear.steps[-1][2] >= 0.99 * rows * 0.12 / 2       # two rows a batch, nothing of the budget is left
 
 
 def test_a_document_without_a_word_to_learn_has_no_loss():
