@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.training.conftest import SPEC
 from tests.training.plain import steps_of
 from tryplicity import IGNORE, load_plugins
+from tryplicity.builder import build
 from tryplicity.data.packing import Batch
 from tryplicity.errors import Refused
+from tryplicity.run import Run
 from tryplicity.training import checkpoint
 from tryplicity.training import threads as threads_module
 from tryplicity.training.checkpoint import Progress
 from tryplicity.training.evaluate import bits_per_byte
-from tryplicity.training.loop import Budget, Watcher
+from tryplicity.training.loop import Budget, Watcher, train
 from tryplicity.training.metrics import MetricsFile, curve, read_lines
 from tryplicity.training.pace import Pace
 from tryplicity.training.session import document_losses
@@ -183,13 +186,44 @@ def test_a_sleep_takes_time_and_tokens_of_the_budget_and_tells_mean_losses(go, t
     assert f"score {slept['score']:.4g}" in said and "none 0" in said
 
 
-def test_a_sleep_phase_after_a_sleep_that_a_module_wanted_is_that_sleep(go, tmp_path):
+def test_a_sleep_phase_right_after_a_sleep_that_a_module_wanted_is_that_sleep(make_build, prepared, tmp_path):
+    """What is replayed are tokens of the budget: they end the phase, and the one that follows has been slept."""
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     plugins = load_plugins((str(tmp_path / "sleeper.py"),))
-    run = go("run", [*SMALL, "brain=[{type: sleeper, replayed: 0}]", "phases=[{kind: pretrain}, {kind: sleep}, "
-                     "{kind: pretrain}]"], steps=4, plugins=plugins)
+    built = build(str(SPEC), "cpu", plugins.registry, [
+        *SMALL, "hardware.batch=2", "brain=[{type: sleeper, replayed: 3}]", "training.validation_rows=4",
+        "phases=[{kind: pretrain}, {kind: sleep}, {kind: pretrain}]"])
+    run = Run(tmp_path / "run")
+    run.create(spec=built.spec.as_yaml(), hardware="", build={}, data={}, tokenizer=prepared.tokenizer_path.read_text())
+    outcome = train(built, prepared, run, Budget(tokens=10 * 96), plugins)
     assert [line["step"] for line in read_lines(run.metrics) if "sleep" in line] == [2]
-    assert [line["step"] for line in steps_of(run)] == [1, 2, 3, 4]
+    assert [line["tokens"] // 96 for line in steps_of(run)] == [1, 2, 6, 7, 8, 9, 10] and outcome.progress.sleeps == 1
+
+
+def test_a_run_begins_with_the_threads_that_are_free_and_says_so(go, monkeypatch):
+    for name in ("TRYPLICITY_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads_module, "cores", lambda: {0, 1, 2})
+    monkeypatch.setattr(threads_module, "quota", lambda: None)
+    monkeypatch.setattr(threads_module, "load", lambda allowed: None)
+    before, ear = torch.get_num_threads(), Ear()
+    torch.set_num_threads(2)
+    try:
+        go("run", SMALL, steps=1, watcher=ear)
+    finally:
+        torch.set_num_threads(before)
+    assert ear.notes == ["2 threads on 3 cores; fewer while others keep them busy"]
+
+
+def test_so_many_steps_in_a_row_without_a_number_end_it_and_no_fewer(go, capsys):
+    hot = [*SMALL, "training.optimizer.learning_rate=1e6", "training.schedule={type: wsd, warmup_steps: 0}",
+           "training.bad_steps=2", "training.gradient_clip=1e6"]
+    with pytest.raises(Refused, match=r"not a number 2 steps in a row, .*nothing was saved yet"):
+        go("run", hot, steps=30)
+    said = [line for line in capsys.readouterr().err.splitlines() if "changed nothing" in line]
+    assert len(said) == 2
+    first, second = (int(line.split("tokens ")[1].split(" to ")[0]) for line in said)
+    assert second == first + 96 and f"to {second - 1})" in said[0]
 
 
 # --- windows of time ---
