@@ -33,11 +33,11 @@ data_file = {folder}/coverage
 
 
 @functools.cache
-def _called(file: str) -> frozenset[int]:
-    """The lines of a file that run when a function is called."""
-    return frozenset(line for node in ast.walk(ast.parse((ROOT / file).read_bytes()))
-                     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-                     for line in range(node.body[0].lineno, node.end_lineno + 1))
+def _functions(file: str) -> list[tuple[int, range]]:
+    """Of each function of a file: the line where it is defined, and the lines that run when it is called."""
+    return [(node.lineno, range(node.body[0].lineno, node.end_lineno + 1))
+            for node in ast.walk(ast.parse((ROOT / file).read_bytes()))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,13 @@ class Map:
         """Tests of these lines, quick ones first, near ones before others, for at most so many seconds.
 
         A line that runs when its module is imported is no test's, though the first to import it is noted beside it:
-        then those that reach anything in the file.
+        then those that call the function whose defaults it holds, or reach anything in the file.
         """
-        reached = self.lines.get(file, {})
-        tests = {t for line in range(first, last + 1) for t in reached.get(line, ())}
-        if not tests or first not in _called(file):
+        reached, functions, lines = self.lines.get(file, {}), _functions(file), range(first, last + 1)
+        if not any(first in body for _, body in functions):
+            lines = next((body for begin, body in functions if begin <= first < body.start), range(0))
+        tests = {t for line in lines for t in reached.get(line, ())}
+        if not tests:
             tests = {t for those in reached.values() for t in those}
         stem, folder = Path(file).stem, Path(file).parent.name
         name = folder if stem == "__init__" else stem
