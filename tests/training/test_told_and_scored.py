@@ -1,6 +1,5 @@
 """What a training tells and measures, by hand: bits per byte, when it is scored, what is announced, the time."""
 
-import errno
 import math
 import time
 
@@ -16,7 +15,6 @@ from tryplicity.builder import build
 from tryplicity.data.packing import Batch
 from tryplicity.errors import Refused
 from tryplicity.run import Run
-from tryplicity.training import checkpoint
 from tryplicity.training import threads as threads_module
 from tryplicity.training.checkpoint import Progress
 from tryplicity.training.evaluate import bits_per_byte
@@ -344,49 +342,3 @@ def test_a_sleep_that_is_to_be_slept_again_is_dropped_from_the_metrics(tmp_path)
         copy.write_text(path.read_text())
         MetricsFile(copy, step, slept_at).close()
         assert len(read_lines(copy)) == left, (step, slept_at)
-
-
-# --- a disk that fails for a while ---
-
-def test_a_checkpoint_that_cannot_be_written_is_told_and_the_next_one_is(go, monkeypatch, capsys):
-    saving, failing = torch.save, {4, 6}
-
-    def save(state, path, *given):
-        if int(path.parent.name.split(".")[1].removeprefix("step-")) in failing:
-            raise OSError(errno.ENOSPC, "no space left on device")
-        saving(state, path, *given)
-
-    monkeypatch.setattr(torch, "save", save)
-    settings = [*SMALL, "training.checkpoint_every=2", "training.keep_checkpoints=9"]
-    run = go("run", settings, steps=8)
-    assert checkpoint.steps(run.checkpoints) == [2, 8] and run.weights.exists()
-    said = [line for line in capsys.readouterr().err.splitlines() if "could not be written" in line]
-    assert [line.partition(":")[0] for line in said] == ["warning"] * 2
-    assert ["step 4" in said[0], "step 6" in said[1]] == [True] * 2
-    assert all("the newest complete one is step 2; training goes on" in line for line in said)
-    failing |= {2, 8}
-    with pytest.raises(Refused, match=r"step 8: .*could not be written .*there is no older one; free some"):
-        go("other", settings, steps=8)
-    assert capsys.readouterr().err.count("there is no older one; training goes on") == 4
-
-
-def test_a_last_checkpoint_is_written_once_and_only_where_there_is_something_new(go, tmp_path):
-    (tmp_path / "noting.py").write_text(f"""
-from tryplicity import hookimpl
-
-@hookimpl
-def tryplicity_checkpoint_saved(step, checkpoint):
-    with open({str(tmp_path / "saved")!r}, "a") as file:
-        file.write(f"{{step}} {{checkpoint.name}}\\n")
-
-@hookimpl
-def tryplicity_run_finished(step, reason, scores):
-    with open({str(tmp_path / "saved")!r}, "a") as file:
-        file.write(f"{{step}} {{reason}} {{sorted(scores)}}\\n")
-""")
-    plugins = load_plugins((str(tmp_path / "noting.py"),))
-    for name, steps, told in (("a", 4, ["2 step-2", "4 step-4"]), ("b", 5, ["2 step-2", "4 step-4", "5 step-5"])):
-        go(name, [*SMALL, "training.checkpoint_every=2"], steps=steps, plugins=plugins)
-        assert (tmp_path / "saved").read_text().splitlines() == [
-            *told, f"{steps} budget ['validation_bits_per_byte']"]
-        (tmp_path / "saved").unlink()
