@@ -137,7 +137,7 @@ def test_the_object_says_what_was_chosen_and_what_was_not(registry):
     model = make_model(registry, DENSE)
     planned = plan(model, GPUS, registry)
     said = planned.as_dict()
-    assert said["strategy"]["chosen"] == "ddp" and said["strategy"]["cannot_train"] == planned.chosen.cannot_train
+    assert said["strategy"]["chosen"] == "ddp"
     assert said["memory"]["headroom_gb"] == pytest.approx((100e9 - planned.nearest.memory.total) / 1e9)
     by_name = {option.name: option for option in planned.rejected}
     for told in said["strategy"]["rejected"]:
@@ -148,5 +148,5 @@ def test_the_object_says_what_was_chosen_and_what_was_not(registry):
     assert said["throughput"]["flops_per_token"] == pytest.approx(flops)
     none = replace(planned, chosen=None, rejected=[Option("mine", None, "it failed")])
     strategy = none.as_dict()["strategy"]
-    assert strategy == {"chosen": None, "cannot_train": None,
-                        "rejected": [{"name": "mine", "total_gb": None, "reason": "it failed"}]}
+    assert strategy["chosen"] is None
+    assert strategy["rejected"] == [{"name": "mine", "total_gb": None, "reason": "it failed"}]

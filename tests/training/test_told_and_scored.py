@@ -1,9 +1,9 @@
 """What a training tells and measures, by hand: bits per byte, when it is scored, what is announced, the time."""
 
+import json
 import math
 import time
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,7 +12,6 @@ from tests.training.conftest import SPEC
 from tests.training.plain import steps_of
 from tryplicity import IGNORE, load_plugins
 from tryplicity.builder import build
-from tryplicity.data.packing import Batch
 from tryplicity.errors import Refused
 from tryplicity.run import Run
 from tryplicity.training import threads as threads_module
@@ -21,7 +20,6 @@ from tryplicity.training.evaluate import bits_per_byte
 from tryplicity.training.loop import Budget, Watcher, train
 from tryplicity.training.metrics import MetricsFile, curve, read_lines
 from tryplicity.training.pace import Pace
-from tryplicity.training.session import document_losses
 from tryplicity.training.threads import Threads
 
 SMALL = ["layers=[attention]", "heads=[]"]
@@ -123,12 +121,42 @@ def test_the_time_that_scoring_took_is_what_its_rest_is_reckoned_from(go, prepar
     assert ear.steps[-1][2] >= 0.99 * rows * 0.12 / 2       # two rows a batch, nothing of the budget is left
 
 
-def test_a_document_without_a_word_to_learn_has_no_loss():
-    doc_ids = torch.tensor([[0, 0, 1, 1]], dtype=torch.int32)
-    targets = torch.tensor([[5, 5, IGNORE, IGNORE]])
-    batch = Batch(targets, targets, doc_ids, 0, (np.array([3, 8]),))
-    documents, losses = document_losses(batch, torch.tensor([[1.0, 2.0, 9.0, 9.0]]))
-    assert documents.tolist() == [3] and losses.tolist() == [1.5]
+SEER = """
+import json
+from tryplicity import Brain, hookimpl
+
+class Seer(Brain):
+    '''Writes down which documents were seen, and how hard they were.'''
+    name = "seer"
+
+    def __init__(self, config):
+        pass
+
+    def observe(self, documents, losses, seed):
+        with open({file!r}, "a") as file:
+            file.write(json.dumps([documents.tolist(), losses.tolist()]) + "\\n")
+
+@hookimpl
+def tryplicity_brain_modules():
+    return [Seer]
+"""
+
+
+def test_the_documents_that_were_learnt_from_are_observed_and_no_others(go, prepared, tmp_path):
+    """Of a document that a row only has the end of, nothing is learnt, and there is no loss to tell."""
+    (tmp_path / "seer.py").write_text(SEER.format(file=str(tmp_path / "seen")))
+    settings = [*SMALL, "context_length=4", "hardware.batch=32", "brain=[seer]"]
+    go("run", settings, steps=12, plugins=load_plugins((str(tmp_path / "seer.py"),)))
+    stream, unlearnt = prepared.stream(seed=0), 0
+    for step, line in enumerate((tmp_path / "seen").read_text().splitlines()):
+        documents, losses = json.loads(line)
+        batch = stream.batch(step * 32 * 4, 32, 4)
+        learnt = {int(batch.documents[row][batch.doc_ids_BT[row, at]])
+                  for row, at in (batch.targets_BT != IGNORE).nonzero().tolist()}
+        unlearnt += len({int(d) for row in batch.documents for d in row} - learnt)
+        assert documents == sorted(learnt) and len(losses) == len(documents)
+        assert all(2 < loss < 9 for loss in losses)
+    assert step == 11 and unlearnt > 0      # or this shows nothing
 
 
 SLEEPER = """
@@ -137,7 +165,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from tryplicity import Brain, hookimpl
 
 class Sleeper(Brain):
