@@ -146,7 +146,7 @@ def test_the_documents_that_were_learnt_from_are_observed_and_no_others(go, prep
     """Of a document that a row only has the end of, nothing is learnt, and there is no loss to tell."""
     (tmp_path / "seer.py").write_text(SEER.format(file=str(tmp_path / "seen")))
     settings = [*SMALL, "context_length=4", "hardware.batch=32", "brain=[seer]"]
-    go("run", settings, steps=12, plugins=load_plugins((str(tmp_path / "seer.py"),)))
+    go("run", settings, steps=30, plugins=load_plugins((str(tmp_path / "seer.py"),)))
     stream, unlearnt = prepared.stream(seed=0), 0
     for step, line in enumerate((tmp_path / "seen").read_text().splitlines()):
         documents, losses = json.loads(line)
@@ -156,7 +156,7 @@ def test_the_documents_that_were_learnt_from_are_observed_and_no_others(go, prep
         unlearnt += len({int(d) for row in batch.documents for d in row} - learnt)
         assert documents == sorted(learnt) and len(losses) == len(documents)
         assert all(2 < loss < 9 for loss in losses)
-    assert step == 11 and unlearnt > 0      # or this shows nothing
+    assert step == 29 and unlearnt > 0      # or this shows nothing
 
 
 SLEEPER = """
@@ -165,6 +165,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tryplicity import Brain, hookimpl
 
 class Sleeper(Brain):
