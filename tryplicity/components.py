@@ -841,8 +841,8 @@ class Parallelism(Component):
                              for group in state["optimizer"]["groups"]]})
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """Weights and buffers, whole, in CPU memory, by name: on rank 0; what other ranks give, nobody looks at. They may
-        be the model's own memory."""
+        """Weights and buffers, whole, in CPU memory, by name: on rank 0; what other ranks give, nobody looks at. They
+        may be the model's own memory."""
         return {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
 
 
