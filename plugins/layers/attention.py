@@ -170,6 +170,11 @@ class GroupedQueryAttention(Mixer):
     def _rotate(self, x_BTHK: Tensor, start: int) -> Tensor:
         B, T, H, K = x_BTHK.shape
         end, dtype = start + T, x_BTHK.dtype
+        if torch.compiler.is_compiling():  # which fuses no complex numbers
+            cos_T1P, sin_T1P = self._table(end)[start:end, None].unbind(-1)
+            even_BTHP, odd_BTHP = x_BTHK.float().unflatten(-1, (K // 2, 2)).unbind(-1)
+            turned = (even_BTHP * cos_T1P - odd_BTHP * sin_T1P, even_BTHP * sin_T1P + odd_BTHP * cos_T1P)
+            return torch.stack(turned, -1).view(B, T, H, K).to(dtype)
         turn_T1P = torch.view_as_complex(self._table(end)[start:end, None])
         if dtype.itemsize < 4:
             x_BTHK = x_BTHK.float()  # complex numbers have no bf16

@@ -27,6 +27,13 @@ def _rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return (x * rstd).mul_(weight_D).to(x.dtype), rstd
 
 
+def plain_rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """The same as a compiler likes it, in operations of their own and without a function to differentiate."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    rstd = (x.to(wide).square().mean(-1, keepdim=True) + eps).rsqrt()
+    return (x.to(wide) * rstd * weight_D.to(wide)).to(x.dtype)
+
+
 class _RMSNorm(torch.autograd.Function):
     """RMS norm with a hand-written backward: torch's on CPU is a chain of a dozen passes over x."""
 
@@ -82,6 +89,8 @@ class RMSNorm(Norm):
             # multiplies by it on the way, where a product with a number first makes a tensor of that
             mean_square = float(torch.linalg.vector_norm(x)) ** 2 / self.size
             return torch.addcmul(ZERO, x, self.weight, value=(mean_square + self.eps) ** -0.5)
+        if torch.compiler.is_compiling():
+            return plain_rms_norm(x, self.weight, self.eps)
         if x.device.type == "cpu":  # elsewhere torch has a fused kernel
             return _RMSNorm.apply(x, self.weight, self.eps) if torch.is_grad_enabled() else _rms_norm(
                 x, self.weight, self.eps)[0]
