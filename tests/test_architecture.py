@@ -24,7 +24,7 @@ FLOORS = [
     {"model", "planner", "contract", "promises"},
     {"builder"},
     {"training", "inference", "search", "data"},
-    {"cli", "server", "ablation", "pages", "brain_page", "__main__"},
+    {"cli", "server", "ablation", "pages", "brain_page", "doctor", "__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

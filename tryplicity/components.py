@@ -213,6 +213,11 @@ class _Module(nn.Module, Component):
         uninitialised raises.
         """
 
+    def path(self, device: torch.device, compiled: bool) -> str | None:
+        """Which of several ways of computing the same this takes in training on a device, and why, in a line for
+        `doctor`; None where there is one way."""
+        return None
+
     def before_step(self, step: int) -> None:
         """Called before each optimizer step with the number of steps done; decide here, on the host, what the
         step's forward passes will do beside the usual."""

@@ -114,6 +114,11 @@ class BitLinear(Linear):
         self._kept: tuple[Tensor, int, Tensor] | None = None  # parameter, its version, its ternary weights
         self.matrix: kernels.TernaryMatrix | None = None
 
+    def path(self, device: torch.device, compiled: bool) -> str:
+        if compiled:
+            return "products of integers, scaled afterwards: in bf16 exact, as ternary inference has them"
+        return "weights and inputs rounded, in their own dtype again when they are multiplied"
+
     def effective_weight(self, weight: Tensor) -> Tensor:
         return _TernaryWeight.apply(weight)
 

@@ -132,6 +132,11 @@ class HyperConnections(Residual):
             self.dynamic.zero_()
             self.scale.fill_(FIRST_SCALE)
 
+    def path(self, device: torch.device, compiled: bool) -> str:
+        if compiled:
+            return "sums of broadcast products, which the compiler makes one pass of"
+        return "products of small matrices and a backward pass written by hand, in one tensor"
+
     def expand(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unsqueeze(-2).repeat(1, 1, self.streams, 1)
 

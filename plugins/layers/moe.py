@@ -24,6 +24,7 @@ from tryplicity import (
     Some,
     check_experts,
     check_routing,
+    grouped_product_works,
     kernels,
     output_and_report,
     uses,
@@ -250,6 +251,12 @@ class MixtureOfExperts(FeedForward):
         if self.config.shared_experts:
             y_BTD = y_BTD + self._shared(x_BTD, report)
         return y_BTD, report
+
+    def path(self, device: torch.device, compiled: bool) -> str:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        return ("slots sorted by expert; " + ("gathered and combined in one pass each, " if compiled else "") +
+                ("torch's grouped product" if grouped_product_works(device.type, dtype)
+                 else "one product for each expert, since torch's grouped one fails here"))
 
     def before_step(self, step: int) -> None:
         """Once per optimizer step, and not in the forward passes, which are many, and computed again."""

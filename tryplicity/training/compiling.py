@@ -26,7 +26,8 @@ NEGLIGIBLE = 1e-6  # of the largest norm of a parameter's gradient: a gradient b
 LOST = 0.1  # a gradient of less than this share of what it should be, or as many times of it, is not rounding
 
 
-def compile_blocks(model: Model, mode: str, device: torch.device, say: Callable[[str], None] = say) -> str | None:
+def compile_blocks(model: Model, mode: str, device: torch.device, say: Callable[[str], None] = say,
+                   backend: str = "inductor") -> str | None:
     """Have the blocks of a placed model compiled as `training.compile` says; a line about it, None if they are not.
 
     Between activation checkpointing, which may go around it, and sharding, whose hooks stay outside of it. Without
@@ -34,13 +35,20 @@ def compile_blocks(model: Model, mode: str, device: torch.device, say: Callable[
     """
     if not wanted(mode, device):
         return None
-    kinds: dict[str, Kind] = {}
-    for number, block in enumerate(model.layers):
-        kind = kinds.setdefault(json.dumps(config_as_dict(model.spec.layers[number]), sort_keys=True), Kind(say))
-        kind.layers.append(number)
-        block.forward = Compiled(block, kind)
+    kinds = [Kind(layers, say, backend) for layers in kinds_of(model)]
+    for kind in kinds:
+        for number in kind.layers:
+            model.layers[number].forward = Compiled(model.layers[number], kind)
     return (f"{len(kinds)} {'kinds' if len(kinds) > 1 else 'kind'} of block will be compiled, each when first met, and "
             f"again for another length; the code is kept in {cache_folder()}")
+
+
+def kinds_of(model: Model) -> list[list[int]]:
+    """The numbers of the layers that are alike, kind by kind."""
+    kinds: dict[str, list[int]] = {}
+    for number, block in enumerate(model.spec.layers):
+        kinds.setdefault(json.dumps(config_as_dict(block), sort_keys=True), []).append(number)
+    return list(kinds.values())
 
 
 def wanted(mode: str, device: torch.device) -> bool:
@@ -58,11 +66,10 @@ def cache_folder() -> str:
 class Kind:
     """Blocks that are alike, and their common code by what they are called with."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.layers: list[int] = []
+    def __init__(self, layers: list[int], say: Callable[[str], None], backend: str) -> None:
+        self.layers, self.say, self.backend = layers, say, backend
         self.code: dict[tuple, Callable] = {}
         self.refused: str | None = None  # why eager PyTorch does it
-        self.say = say
 
     def refuse(self, why: str) -> None:
         self.refused, self.code = why, {}
@@ -85,7 +92,7 @@ class Compiled:
         try:
             run = kind.code.get(key)
             if run is None:
-                run = _compiled(self.eager)
+                run = compiled(self.eager, kind.backend)
                 if learning and (why := differs(block, self.eager, run, streams, doc_ids_BT)):
                     kind.refuse(f"compiled it differs from eager PyTorch: {why}")
                     return self.eager(block, streams, state, doc_ids_BT)
@@ -98,17 +105,17 @@ class Compiled:
         return self.eager(block, streams, state, doc_ids_BT)  # which raises what is not the compiler's fault
 
 
-def _compiled(forward: Callable) -> Callable:
-    """Compiled as a function of its own: one function has one list of variants, which is looked through at each call
-    and is not to grow."""
+def compiled(forward: Callable, backend: str = "inductor") -> Callable:
+    """The forward of a class of blocks, to be called with the block first: compiled as a function of its own, since
+    one function has one list of variants, which is looked through at each call and is not to grow."""
     code = forward.__code__.replace()
     own = FunctionType(code, forward.__globals__, forward.__name__, forward.__defaults__, forward.__closure__)
-    return torch.compile(own, fullgraph=True, dynamic=False)
+    return torch.compile(own, fullgraph=True, dynamic=False, backend=backend)
 
 
-def differs(block: Block, eager: Callable, compiled: Callable, streams: Tensor, doc_ids_BT: Tensor | None,
+def differs(block: Block, eager: Callable, fast: Callable, streams: Tensor, doc_ids_BT: Tensor | None,
             ) -> str | None:
-    """What is wrong with the output or a gradient of `compiled`, in words; None if they are as eager PyTorch's, to
+    """What is wrong with the output or a gradient of `fast`, in words; None if they are as eager PyTorch's, to
     the rounding of the dtype, which may flip the choice of an expert here and there."""
     device = streams.device.type
     named = [("its input", None), *((name, p) for name, p in block.named_parameters() if p.requires_grad)]
@@ -117,7 +124,7 @@ def differs(block: Block, eager: Callable, compiled: Callable, streams: Tensor, 
     low = streams.dtype.itemsize < 4 or torch.is_autocast_enabled(device)
     found = []
     with saved_tensors_hooks(lambda x: x, lambda x: x):  # else activation checkpointing around it would take these
-        for run in (eager, compiled):
+        for run in (eager, fast):
             x = streams.detach().requires_grad_()
             out, report = run(block, x, None, doc_ids_BT)
             with torch.autocast(device, enabled=False):
@@ -128,9 +135,9 @@ def differs(block: Block, eager: Callable, compiled: Callable, streams: Tensor, 
     (out, *expected), (got, *actual) = found
     if not _near(got, out, 0.1 if low else 0.02):
         return "its output"
-    norms = [0.0 if g is None else float(torch.linalg.vector_norm(g, dtype=torch.float32)) for g in expected]
+    norms = [0.0 if g is None else _norm(g) for g in expected]
     for (name, _), norm, wanted_gradient, gradient in zip(named, norms, expected, actual, strict=True):
-        own = 0.0 if gradient is None else float(torch.linalg.vector_norm(gradient, dtype=torch.float32))
+        own = 0.0 if gradient is None else _norm(gradient)
         if max(norm, own) <= NEGLIGIBLE * max(norms):
             continue
         if not LOST * norm <= own <= norm / LOST:
@@ -142,8 +149,11 @@ def differs(block: Block, eager: Callable, compiled: Callable, streams: Tensor, 
 
 def _near(x: Tensor, wanted: Tensor, tolerance: float) -> bool:
     """Whether the whole of it is: single numbers may differ."""
-    error = torch.linalg.vector_norm(x - wanted, dtype=torch.float32)
-    return bool(error <= tolerance * torch.linalg.vector_norm(wanted, dtype=torch.float32))
+    return _norm(x - wanted) <= tolerance * _norm(wanted)
+
+
+def _norm(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32)))
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,130 @@
+"""Compiled blocks: the same training as eager PyTorch's, without compiling anything twice; and where they cannot be,
+eager PyTorch and a line.
+
+Most of it goes through the compiler's tracing and differentiating alone (`aot_eager`), which takes seconds; the code it
+then writes is tested in `test_compiled_code.py`.
+"""
+
+import pytest
+import torch
+
+from tryplicity.training.compiling import Compiled, compile_blocks, differs, wanted
+from tryplicity.training.step import decay_groups, training_step
+
+BRAIN = "brain=[{type: hebbian_loss, tokens: 8}, predictive_coding]"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def batches(prepared):
+    """Of two lengths, several documents in a row."""
+    return {context: prepared.stream(seed=0).batch(0, 4, context) for context in (24, 48)}
+
+
+@pytest.fixture
+def no_second_time():
+    """Compiling again what is compiled is an error."""
+    import torch._dynamo
+
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+    torch._dynamo.reset()
+
+
+def train(model, batch_of_step, registry, checkpointing=False):
+    """The losses and gradient norms of steps."""
+    model.activation_checkpointing = checkpointing
+    optimizer = torch.optim.AdamW([{"params": p, "initial_lr": 1e-3} for p in decay_groups(model)], lr=1e-3)
+    strategy, said = registry.part("parallelism", "single").build(), []
+    for step, (batch, factor) in enumerate(batch_of_step):
+        model.set_factors({"hebbian_loss": factor})
+        result = training_step(model, optimizer, strategy, batch, step=step, micro_batch=2, precision="fp32",
+                               max_norm=1.0, learning_rate_factor=1.0)
+        said.append([float(result.loss.value), float(result.gradient_norm),
+                     *(float(value) for value in result.auxiliary.values())])
+    return torch.tensor(said, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_ten_steps_and_a_change_of_stage_as_in_eager_pytorch(make_model, batches, registry, no_second_time,
+                                                             checkpointing):
+    """In fp64, where no rounding flips a digit or a choice: every loss, and the gradient's norm, of every step."""
+    stages = [(batches[24], 1.0)] * 5 + [(batches[48], 0.5)] * 5
+    settings = ("linear=bitlinear", BRAIN, "blocks.memory.feed_forward.router.refresh_steps=3")
+    plain = train(make_model(*settings, dtype=torch.float64), stages, registry, checkpointing)
+    model, said = make_model(*settings, dtype=torch.float64), []
+    assert "2 kinds of block" in compile_blocks(model, "on", CPU, said.append, backend="aot_eager")
+    compiled = train(model, stages, registry, checkpointing)
+    assert not said
+    torch.testing.assert_close(compiled, plain, rtol=1e-6, atol=1e-9)
+    kinds = {id(block.forward.kind): block.forward.kind for block in model.layers}
+    assert [len(kind.code) for kind in kinds.values()] == [2, 2]  # one for each length, for all blocks that are alike
+
+
+def test_what_auto_means():
+    assert not wanted("auto", CPU) and wanted("on", CPU)
+    assert wanted("auto", torch.device("cuda")) and not wanted("off", torch.device("cuda"))
+
+
+def test_a_block_that_cannot_be_compiled_goes_on_as_it_is_and_says_so(make_model, batches, registry):
+    def break_in(model):
+        layer = model.layers[1].mixer.layer
+        layer.q_norm = lambda q: q * float(q.detach().abs().max() > -1)  # waits for a number
+        layer.k_norm = lambda k: k
+        return model
+
+    stages = [(batches[24], 1.0)] * 2
+    plain = train(break_in(make_model()), stages, registry)
+    model, said = break_in(make_model()), []
+    compile_blocks(model, "on", CPU, said.append, backend="eager")
+    got = train(model, stages, registry)
+    torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-6)
+    assert len(said) == 1 and said[0].startswith("warning: layers 1 go on uncompiled: ") and "\n" not in said[0]
+    assert model.layers[1].forward.kind.refused and not model.layers[0].forward.kind.refused
+
+
+def test_without_gradients_and_with_a_state_nothing_is_compiled_on_a_cpu(make_model, batches):
+    model = make_model()
+    ids = batches[24].ids_BT
+    before = model.eval()(ids)
+    compile_blocks(model, "on", CPU, backend="eager")
+    with torch.no_grad():
+        assert torch.equal(model(ids), make_model().eval()(ids)) and before.shape == (*ids.shape, 300)
+    state = model.new_state(4)
+    model(ids, state=state)
+    assert all(isinstance(block.forward, Compiled) and not block.forward.kind.code for block in model.layers)
+
+
+def test_a_lost_gradient_is_noticed_whatever_its_size(make_model, batches):
+    """One parameter at a time gets none, and the check names it."""
+    model = make_model(BRAIN)
+    block, docs = model.layers[0].train(), batches[24].doc_ids_BT
+    for module in block.modules():
+        if hasattr(module, "before_step"):
+            module.before_step(0)
+    streams = model.layers[0].mixer.residual.expand(torch.randn(4, 24, 32))
+    eager = type(block).forward
+    assert differs(block, eager, eager, streams, docs) is None
+
+    def losing(name):
+        def run(block, *given):
+            owner, _, own = name.rpartition(".")
+            held = block.get_submodule(owner)._parameters
+            kept = held[own]
+            held[own] = kept.detach()
+            try:
+                return eager(block, *given)
+            finally:
+                held[own] = kept
+        return run
+
+    names = [name for name, _ in block.named_parameters()]
+    noticed = [name for name in names if differs(block, eager, losing(name), streams, docs) is not None]
+    assert noticed == names
+
+
+    def larger(*given):
+        out, report = eager(*given)
+        return out * 1.1, report
+
+    assert differs(block, eager, larger, streams, docs) == "its output"
