@@ -172,7 +172,8 @@ class GroupedQueryAttention(Mixer):
         end, dtype = start + T, x_BTHK.dtype
         if torch.compiler.is_compiling():  # which fuses no complex numbers
             cos_T1P, sin_T1P = self._table(end)[start:end, None].unbind(-1)
-            even_BTHP, odd_BTHP = x_BTHK.to(torch.promote_types(dtype, torch.float32)).unflatten(-1, (K // 2, 2)).unbind(-1)
+            wide_BTHK = x_BTHK.to(torch.promote_types(dtype, torch.float32))
+            even_BTHP, odd_BTHP = wide_BTHK.unflatten(-1, (K // 2, 2)).unbind(-1)
             turned = (even_BTHP * cos_T1P - odd_BTHP * sin_T1P, even_BTHP * sin_T1P + odd_BTHP * cos_T1P)
             return torch.stack(turned, -1).view(B, T, H, K).to(dtype)
         turn_T1P = torch.view_as_complex(self._table(end)[start:end, None])

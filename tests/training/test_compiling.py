@@ -34,7 +34,7 @@ def no_second_time():
 def train(model, batch_of_step, registry, checkpointing=False):
     """The losses and gradient norms of steps."""
     model.activation_checkpointing = checkpointing
-    optimizer = torch.optim.AdamW([{"params": p, "initial_lr": 1e-3} for p in decay_groups(model)], lr=1e-3)
+    optimizer = torch.optim.SGD([{"params": p, "initial_lr": 0.1} for p in decay_groups(model)], lr=0.1)
     strategy, said = registry.part("parallelism", "single").build(), []
     for step, (batch, factor) in enumerate(batch_of_step):
         model.set_factors({"hebbian_loss": factor})
@@ -45,20 +45,28 @@ def train(model, batch_of_step, registry, checkpointing=False):
     return torch.tensor(said, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_ten_steps_and_a_change_of_stage_as_in_eager_pytorch(make_model, batches, registry, no_second_time,
-                                                             checkpointing):
-    """In fp64, where no rounding flips a digit or a choice: every loss, and the gradient's norm, of every step."""
-    stages = [(batches[24], 1.0)] * 5 + [(batches[48], 0.5)] * 5
-    settings = ("linear=bitlinear", BRAIN, "blocks.memory.feed_forward.router.refresh_steps=3")
-    plain = train(make_model(*settings, dtype=torch.float64), stages, registry, checkpointing)
+@pytest.mark.parametrize(("layers", "lengths", "checkpointing"), [
+    ("[memory, memory]", [24, 24], False),
+    pytest.param("[attention]", [24, 48], True, marks=pytest.mark.slow),
+    pytest.param("[memory, attention, memory]", [24, 48], True, marks=pytest.mark.slow)])
+def test_ten_steps_and_a_change_of_stage_as_in_eager_pytorch(make_model, batches, registry, no_second_time, layers,
+                                                             lengths, checkpointing):
+    """In fp64, where rounding hardly ever flips a digit or a choice: every loss and the gradient's norm of every step,
+    and each parameter at the end."""
+    stages = [(batches[lengths[0]], 1.0)] * 5 + [(batches[lengths[1]], 0.5)] * 5
+    settings = ("linear=bitlinear", BRAIN, "blocks.memory.feed_forward.router.refresh_steps=3", f"layers={layers}")
+    eager = make_model(*settings, dtype=torch.float64)
+    plain = train(eager, stages, registry, checkpointing)
     model, said = make_model(*settings, dtype=torch.float64), []
-    assert "2 kinds of block" in compile_blocks(model, "on", CPU, said.append, backend="aot_eager")
+    assert "will be compiled" in compile_blocks(model, "on", CPU, said.append, backend="aot_eager")
     compiled = train(model, stages, registry, checkpointing)
     assert not said
-    torch.testing.assert_close(compiled, plain, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-6)
+    for (name, own), wanted_own in zip(model.named_parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(own, wanted_own, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
     kinds = {id(block.forward.kind): block.forward.kind for block in model.layers}
-    assert [len(kind.code) for kind in kinds.values()] == [2, 2]  # one for each length, for all blocks that are alike
+    # one for each length, for all blocks that are alike
+    assert all(len(kind.code) == len(set(lengths)) for kind in kinds.values())
 
 
 def test_what_auto_means():
@@ -69,7 +77,7 @@ def test_what_auto_means():
 def test_a_block_that_cannot_be_compiled_goes_on_as_it_is_and_says_so(make_model, batches, registry):
     def break_in(model):
         layer = model.layers[1].mixer.layer
-        layer.q_norm = lambda q: q * float(q.detach().abs().max() > -1)  # waits for a number
+        layer.q_norm = lambda q: q * 1 if q.detach().max() < 1e6 else q * 2  # the host looks
         layer.k_norm = lambda k: k
         return model
 

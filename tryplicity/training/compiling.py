@@ -22,7 +22,7 @@ from tryplicity.model import Block, Model
 from tryplicity.parts import config_as_dict
 from tryplicity.training.process import say
 
-NEGLIGIBLE = 1e-6  # of the largest norm of a parameter's gradient: a gradient below is rounding, and compared with none
+NEGLIGIBLE = 1e-7  # of the largest norm of a parameter's gradient: a gradient below is rounding, and compared with none
 LOST = 0.1  # a gradient of less than this share of what it should be, or as many times of it, is not rounding
 
 
@@ -128,7 +128,7 @@ def differs(block: Block, eager: Callable, fast: Callable, streams: Tensor, doc_
             x = streams.detach().requires_grad_()
             out, report = run(block, x, None, doc_ids_BT)
             with torch.autocast(device, enabled=False):
-                loss = (out * weights).sum() + sum(report.losses.values())
+                loss = (out * weights).sum() / out.numel() ** 0.5 + sum(report.losses.values())
                 gradients = torch.autograd.grad(loss, [x, *(p for _, p in named[1:])], allow_unused=True)
             found.append([out.detach(), *gradients])
             del out, report, loss, gradients
