@@ -55,11 +55,8 @@ def _between(through_bkH: Tensor, whole_bk: Tensor | None) -> Tensor:
 def scan(x: Tensor, dt: Tensor, a: Tensor, Bs: Tensor, Cs: Tensor, start: Tensor | None, mask: Tensor,
          to_end: Tensor | None, from_start: Tensor | None) -> tuple[Tensor, Tensor]:
     """As `_Scan` of ssd.py: x [B, k, Q, H, P]; dt and a [B, k, Q, H]; B and C [B, k, Q, G, N]; start [B, H, P, N]."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device):
-        with torch.autocast(device, enabled=False):
-            return _scan(x, dt, a, Bs, Cs, start, mask, to_end, from_start)
-    return _scan(x, dt, a, Bs, Cs, start, mask, to_end, from_start)
+    with torch.autocast(x.device.type, enabled=False):
+        return _scan(x, dt, a, Bs, Cs, start, mask, to_end, from_start)
 
 
 def _scan(x, dt, a, Bs, Cs, start, mask, to_end, from_start):
