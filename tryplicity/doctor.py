@@ -169,7 +169,7 @@ def _trials(model: Model, block: Block, device: torch.device, precision: str,
         block.train()
         eager = type(block).forward
         with autocast(device.type, precision):
-            why = differs(block, eager, compiled(eager), streams, docs_BT)
+            why = differs(block, eager, compiled(eager), streams, None, docs_BT)
         return why is None, why or "the output and each gradient are as eager PyTorch's"
 
     def documents() -> tuple[bool, str]:

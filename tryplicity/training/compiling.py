@@ -14,9 +14,10 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from tryplicity.components import Head, output_and_report
 from tryplicity.guard import cause, lacks_memory
 from tryplicity.model import Block, Model
 from tryplicity.parts import config_as_dict
@@ -28,17 +29,21 @@ LOST = 0.1  # a gradient of less than this share of what it should be, or as man
 
 def compile_blocks(model: Model, mode: str, device: torch.device, say: Callable[[str], None] = say,
                    backend: str = "inductor") -> str | None:
-    """Have the blocks of a placed model compiled as `training.compile` says; a line about it, None if they are not.
+    """Have the blocks of a placed model, and what its heads draft with, compiled as `training.compile` says; a line
+    about it, None if they are not.
 
-    Between activation checkpointing, which may go around it, and sharding, whose hooks stay outside of it. Without
-    gradients a CPU goes on in eager PyTorch, where the layers have C of their own; so does decoding everywhere.
+    Between activation checkpointing, which may go around it, and sharding, whose hooks stay outside of it.
     """
     if not wanted(mode, device):
         return None
-    kinds = [Kind(layers, say, backend) for layers in kinds_of(model)]
-    for kind in kinds:
-        for number in kind.layers:
-            model.layers[number].forward = Compiled(model.layers[number], kind)
+    kinds = kinds_of(model)
+    for layers in kinds:
+        kind = Kind(f"layers {', '.join(map(str, layers))}", say, backend)
+        for block in (model.layers[number] for number in layers):
+            block.forward = Compiled(block, Block.forward, kind)
+    for name, head in model.heads.items():
+        if type(head).draft is not Head.draft:
+            head.draft = Compiled(head, type(head).draft, Kind(f"head {name}", say, backend))
     return (f"{len(kinds)} {'kinds' if len(kinds) > 1 else 'kind'} of block will be compiled, each when first met, and "
             f"again for another length; the code is kept in {cache_folder()}")
 
@@ -52,7 +57,7 @@ def kinds_of(model: Model) -> list[list[int]]:
 
 
 def wanted(mode: str, device: torch.device) -> bool:
-    """auto: on a CPU the layers' own eager forms are as fast, without the minute that compiling takes."""
+    """auto: on a CPU the layers' own eager forms are as fast, without the minutes that compiling takes."""
     return mode == "on" or (mode == "auto" and device.type == "cuda")
 
 
@@ -64,72 +69,95 @@ def cache_folder() -> str:
 
 
 class Kind:
-    """Blocks that are alike, and their common code by what they are called with."""
+    """Modules that are alike, and their common code by what they are called with."""
 
-    def __init__(self, layers: list[int], say: Callable[[str], None], backend: str) -> None:
-        self.layers, self.say, self.backend = layers, say, backend
+    def __init__(self, name: str, say: Callable[[str], None], backend: str) -> None:
+        self.name, self.say, self.backend = name, say, backend
         self.code: dict[tuple, Callable] = {}
+        self.shapes: set[torch.Size] = set()  # learnt with
         self.refused: str | None = None  # why eager PyTorch does it
 
     def refuse(self, why: str) -> None:
         self.refused, self.code = why, {}
-        layers = ", ".join(map(str, self.layers))
-        self.say(f"warning: layers {layers} go on uncompiled: {why}")
+        self.say(f"warning: {self.name}: goes on uncompiled: {why}")
 
 
 class Compiled:
-    """The forward of one block."""
+    """A method of one module: of a tensor, and for a block its state and documents."""
 
-    def __init__(self, block: Block, kind: Kind) -> None:
-        self.block, self.kind, self.eager = block, kind, type(block).forward
+    def __init__(self, module: nn.Module, eager: Callable, kind: Kind) -> None:
+        self.module, self.kind, self.eager = module, kind, eager
 
-    def __call__(self, streams: Tensor, state: list | None = None, doc_ids_BT: Tensor | None = None) -> Any:
-        block, kind, learning = self.block, self.kind, torch.is_grad_enabled()
-        if kind.refused or state is not None or (streams.is_cpu and not learning):
-            return self.eager(block, streams, state, doc_ids_BT)
-        key = (streams.shape, streams.dtype, streams.requires_grad, doc_ids_BT is None, block.training, learning,
-               torch.is_autocast_enabled(streams.device.type))
+    def __call__(self, x: Tensor, *given: Any) -> Any:
+        module, kind, learning = self.module, self.kind, torch.is_grad_enabled()
+        if kind.refused or (given and given[0] is not None) or not (learning or self._worth_scoring(x)):
+            return self.eager(module, x, *given)
+        key = (x.shape, x.dtype, x.requires_grad, tuple(one is None for one in given), module.training, learning,
+               torch.is_autocast_enabled(x.device.type))
+        if (run := kind.code.get(key)) is None and (run := self._made(key, learning, x, *given)) is None:
+            return self.eager(module, x, *given)  # which raises what is not the compiler's fault
         try:
-            run = kind.code.get(key)
-            if run is None:
-                run = compiled(self.eager, kind.backend)
-                if learning and (why := differs(block, self.eager, run, streams, doc_ids_BT)):
-                    kind.refuse(f"compiled it differs from eager PyTorch: {why}")
-                    return self.eager(block, streams, state, doc_ids_BT)
-                kind.code[key] = run
-            return run(block, streams, None, doc_ids_BT)
+            return run(module, x, *given)
+        except _compiler_errors() as error:  # of something that changes with each step; nothing else is its business
+            kind.refuse(_first_line(error))
+        return self.eager(module, x, *given)
+
+    def _made(self, key: tuple, learning: bool, x: Tensor, *given: Any) -> Callable | None:
+        """The code for such a call, tried; None where it is refused."""
+        kind, run = self.kind, compiled(self.eager, self.kind.backend)
+        try:
+            why = differs(self.module, self.eager, run, x, *given) if learning else None
+            if why is not None:
+                kind.refuse(f"compiled it differs from eager PyTorch: {why}")
+                return None
+            if not learning:
+                run(self.module, x, *given)
         except Exception as error:
             if lacks_memory(error):
                 raise
             kind.refuse(_first_line(error))
-        return self.eager(block, streams, state, doc_ids_BT)  # which raises what is not the compiler's fault
+            return None
+        if learning:
+            kind.shapes.add(x.shape)
+        kind.code[key] = run
+        return run
+
+    def _worth_scoring(self, x: Tensor) -> bool:
+        """Without gradients, rows as they are learnt with alone: decoding has a length of its own for each text. On a
+        CPU the layers have C of their own for it."""
+        return not x.is_cpu and x.shape in self.kind.shapes
+
+
+def _compiler_errors() -> tuple[type[Exception], ...]:
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+    return TorchDynamoException, FailOnRecompileLimitHit
 
 
 def compiled(forward: Callable, backend: str = "inductor") -> Callable:
-    """The forward of a class of blocks, to be called with the block first: compiled as a function of its own, since
-    one function has one list of variants, which is looked through at each call and is not to grow."""
+    """A method of a class, to be called with the instance first: compiled as a function of its own, since one function
+    has one list of variants, which is looked through at each call and is not to grow."""
     code = forward.__code__.replace()
     own = FunctionType(code, forward.__globals__, forward.__name__, forward.__defaults__, forward.__closure__)
     return torch.compile(own, fullgraph=True, dynamic=False, backend=backend)
 
 
-def differs(block: Block, eager: Callable, fast: Callable, streams: Tensor, doc_ids_BT: Tensor | None,
-            ) -> str | None:
-    """What is wrong with the output or a gradient of `fast`, in words; None if they are as eager PyTorch's, to
-    the rounding of the dtype, which may flip the choice of an expert here and there."""
-    device = streams.device.type
-    named = [("its input", None), *((name, p) for name, p in block.named_parameters() if p.requires_grad)]
-    generator = torch.Generator(streams.device).manual_seed(0)
-    weights = torch.randn(streams.shape, generator=generator, device=streams.device)
-    low = streams.dtype.itemsize < 4 or torch.is_autocast_enabled(device)
+def differs(module: nn.Module, eager: Callable, fast: Callable, x: Tensor, *given: Any) -> str | None:
+    """What is wrong with the output or a gradient of `fast`, in words; None if they are as eager PyTorch's, to the
+    rounding of the dtype, which may flip the choice of an expert here and there."""
+    device = x.device.type
+    named = [("its input", None), *((name, p) for name, p in module.named_parameters() if p.requires_grad)]
+    generator = torch.Generator(x.device)
+    low = x.dtype.itemsize < 4 or torch.is_autocast_enabled(device)
     found = []
     with saved_tensors_hooks(lambda x: x, lambda x: x):  # else activation checkpointing around it would take these
         for run in (eager, fast):
-            x = streams.detach().requires_grad_()
-            out, report = run(block, x, None, doc_ids_BT)
+            own = x.detach().requires_grad_()
+            out, report = output_and_report(run(module, own, *given))
+            weights = torch.randn(out.shape, generator=generator.manual_seed(0), device=x.device)
             with torch.autocast(device, enabled=False):
                 loss = (out * weights).sum() / out.numel() ** 0.5 + sum(report.losses.values())
-                gradients = torch.autograd.grad(loss, [x, *(p for _, p in named[1:])], allow_unused=True)
+                gradients = torch.autograd.grad(loss, [own, *(p for _, p in named[1:])], allow_unused=True)
             found.append([out.detach(), *gradients])
             del out, report, loss, gradients
     (out, *expected), (got, *actual) = found
@@ -137,11 +165,11 @@ def differs(block: Block, eager: Callable, fast: Callable, streams: Tensor, doc_
         return "its output"
     norms = [0.0 if g is None else _norm(g) for g in expected]
     for (name, _), norm, wanted_gradient, gradient in zip(named, norms, expected, actual, strict=True):
-        own = 0.0 if gradient is None else _norm(gradient)
-        if max(norm, own) <= NEGLIGIBLE * max(norms):
+        got_norm = 0.0 if gradient is None else _norm(gradient)
+        if max(norm, got_norm) <= NEGLIGIBLE * max(norms):
             continue
-        if not LOST * norm <= own <= norm / LOST:
-            return f"the gradient of {name} has the norm {own:.3g}, not {norm:.3g}"
+        if not LOST * norm <= got_norm <= norm / LOST:
+            return f"the gradient of {name} has the norm {got_norm:.3g}, not {norm:.3g}"
         if gradient.ndim > 1 and not _near(gradient, wanted_gradient, 0.5 if low else 0.1):
             return f"the gradient of {name}"
     return None
