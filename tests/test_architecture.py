@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 #: from what everything stands on to what stands on everything; a module imports from its own floor or below
 FLOORS = [
     {"bounds", "errors", "hookspecs", "leftout", "names"},
-    {"parts", "functional", "kernels", "guard"},
+    {"parts", "functional", "kernels", "guard", "world"},
     {"components", "registry"},
     {"plugins", "spec", "hardware", "files", "run"},
     {"model", "planner", "contract", "promises"},

@@ -29,6 +29,7 @@ _EXPORTS = {
     "tryplicity.files": ["whole_file"],
     "tryplicity.search": ["PassageIndex", "ensure_index"],
     "tryplicity.plugins": ["load_plugins"],
+    "tryplicity.world": ["World"],
     "tryplicity.planner.memory": ["Facts", "MemoryPlan", "finish_plan", "moments"],
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -325,8 +325,6 @@ def _train_in(run: Any, spec: str, hardware: str, settings: tuple[str, ...], dat
     if not built.plan.fits:
         pages.build_page(built)
         raise Refused(f"{built.spec.name} does not fit on {built.hardware.name}")
-    if built.strategy.cannot_train:
-        raise Refused(built.strategy.cannot_train)
     tune_malloc()
     vocab_size, phases = built.spec.vocab_size, built.spec.phases
     named, data = data is not None, _named(data, plugins, "pretrain")

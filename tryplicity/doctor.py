@@ -20,7 +20,7 @@ from tryplicity.errors import UserError
 from tryplicity.functional import grouped_product_works
 from tryplicity.guard import cause
 from tryplicity.hardware import Hardware
-from tryplicity.model import Block, Model, assemble, initialise
+from tryplicity.model import Block, Model, assemble
 from tryplicity.spec import Spec
 from tryplicity.training.compiling import cache_folder, compiled, differs, kinds_of, wanted
 from tryplicity.training.step import autocast
@@ -121,9 +121,13 @@ def examine(spec: Spec, hardware: Hardware | None, seed: int = 0) -> Findings:
 
 def _made(model: Model, layer: int, device: torch.device, seed: int) -> Block:
     """The block with memory and values away from the initial ones, so that nothing is hidden by a zero."""
-    block = initialise(model.layers[layer], device, seed)
+    block = model.layers[layer].to_empty(device=device)
     generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
     with torch.no_grad():
+        for module in block.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
         for parameter in block.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=generator).to(parameter)
     for module in block.modules():

@@ -108,8 +108,6 @@ def build_page(built: Any) -> None:
                                     f"of {memory['budget_gb']:g} GB"))
     for other in strategy["rejected"]:
         console.print(f"  not {other['name']}: {other['reason']}", style="dim")
-    if strategy.get("cannot_train"):
-        console.print(f"  {strategy['cannot_train']}", style="yellow")
     speed, cost = plan["throughput"], plan["cost"]
     console.print(f"speed: about {speed['tokens_per_second']:,.0f} tokens/s, "
                   f"{_count(speed['flops_per_token'])}FLOP a token")

@@ -1,8 +1,10 @@
-"""Every device holds everything; gradients are averaged."""
+"""Every device holds everything; gradients are summed over all."""
 
 from __future__ import annotations
 
-from tryplicity import Facts, MemoryPlan, Parallelism, finish_plan, moments
+from contextlib import nullcontext
+
+from tryplicity import Facts, MemoryPlan, Parallelism, UserError, finish_plan, initialise, moments
 
 
 class DistributedData(Parallelism):
@@ -10,10 +12,26 @@ class DistributedData(Parallelism):
 
     name = "ddp"
     order = 20
-    cannot_train = "ddp plans memory only so far: training with it is not built yet"
 
     def __init__(self, config) -> None:
         self.config = config
+
+    def place(self, model, world, seed, precision="fp32"):
+        from torch.nn.parallel import DistributedDataParallel
+
+        if world.size == 1:
+            raise UserError("ddp: this process is alone; it needs several ranks: a launcher starts them, or use single")
+        # buffers are changed by what all ranks summed, alike: there is nothing to send
+        self.wrapped = DistributedDataParallel(initialise(model, world.device, seed), broadcast_buffers=False,
+                                               gradient_as_bucket_view=True)
+        self.wrapped.register_comm_hook(None, _summed)
+        return model
+
+    def forward(self, model, *args, **kwargs):
+        return self.wrapped(*args, **kwargs)
+
+    def micro_batch(self, model, last):
+        return nullcontext() if last else self.wrapped.no_sync()
 
     def refuses(self, hardware) -> str | None:
         return "it needs more than one device" if hardware.count == 1 else None
@@ -34,3 +52,11 @@ class DistributedData(Parallelism):
                                      (facts.optimizer_state_bytes + facts.optimizer_step_bytes) * size}
 
         return finish_plan(hardware, candidates(), sent_per_step=2 * 4 * size * (n - 1) // n)
+
+
+def _summed(_, bucket):
+    """Where DistributedDataParallel would take the mean of gradients."""
+    from torch import distributed
+
+    sent = distributed.all_reduce(bucket.buffer(), async_op=True).get_future()
+    return sent.then(lambda done: done.value()[0])

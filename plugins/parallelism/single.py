@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
-from tryplicity import Facts, MemoryPlan, Parallelism, finish_plan, initialise, moments
+from tryplicity import Facts, MemoryPlan, Parallelism, UserError, finish_plan, initialise, moments
 
 
 class SingleDevice(Parallelism):
@@ -16,11 +14,10 @@ class SingleDevice(Parallelism):
     def __init__(self, config) -> None:
         self.config = config
 
-    def place(self, model, device, seed):
-        return initialise(model, device, seed)
-
-    def clip_gradients(self, model, max_norm):
-        return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    def place(self, model, world, seed, precision="fp32"):
+        if world.size > 1:
+            raise UserError(f"single: uses one device, and there are {world.size} ranks; ddp or fsdp uses them all")
+        return initialise(model, world.device, seed)
 
     def refuses(self, hardware) -> str | None:
         if hardware.count > 1:

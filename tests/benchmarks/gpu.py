@@ -46,12 +46,13 @@ class Trainer:
         from tryplicity.spec import load_spec
         from tryplicity.training.compiling import compile_blocks
         from tryplicity.training.step import decay_groups
+        from tryplicity.world import World
 
         self.registry, self.place, self.said = load_plugins().registry, place, []
         self.spec = load_spec(place.spec, self.registry)
         self.strategy = self.registry.part("parallelism", "single").build()
         device = torch.device(place.device)
-        self.model = self.strategy.place(assemble(self.spec), device, 0).train()
+        self.model = self.strategy.place(assemble(self.spec), World(device=device), 0).train()
         compile_blocks(self.model, compile_, device, self.said.append)
         self.model.activation_checkpointing = checkpointing
         self.optimizer = self.spec.training.optimizer.build().build(*decay_groups(self.model))

@@ -352,3 +352,9 @@ def joined(batches: Sequence[Batch]) -> Batch:
         return batches[0]
     ids, targets, docs, sizes, documents = zip(*batches, strict=True)
     return Batch(torch.cat(ids), torch.cat(targets), torch.cat(docs), sum(sizes), sum(documents, ()))
+
+
+def rows_of(batch: Batch, part: slice) -> Batch:
+    """Some rows of a batch. `bytes` stays that of all: of a part nobody asks it."""
+    return batch._replace(ids_BT=batch.ids_BT[part], targets_BT=batch.targets_BT[part],
+                          doc_ids_BT=batch.doc_ids_BT[part], documents=batch.documents[part])

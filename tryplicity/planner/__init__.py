@@ -29,7 +29,6 @@ class Option:
     """None where the strategy failed at planning."""
     reason: str | None
     """Why it was not chosen; None for the chosen one."""
-    cannot_train: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,6 @@ class Plan:
             },
             "strategy": {
                 "chosen": self.chosen.name if self.chosen else None,
-                "cannot_train": self.chosen.cannot_train if self.chosen else None,
                 "rejected": [{"name": o.name, "total_gb": o.memory and o.memory.total / GB, "reason": o.reason}
                              for o in self.rejected],
             },
@@ -106,7 +104,7 @@ def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
             refused.add(name)
         elif not memory.fits(hardware.memory_bytes):
             reason = f"{memory.total / GB:.1f} GB > {hardware.memory_gb:g} GB"
-        options.append(Option(name, memory, reason, strategy.cannot_train))
+        options.append(Option(name, memory, reason))
 
     asked = [o for o in options if o.memory is not None and hardware.strategy in ("auto", o.name)]
     if not asked:

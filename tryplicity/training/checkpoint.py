@@ -46,9 +46,9 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_weights(model: Model, path: Path) -> None:
-    """The weights and buffers as safetensors, whole or not at all."""
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+def save_weights(model: Model, path: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """The weights and buffers as safetensors, whole or not at all. weights: those of the model, by default."""
+    tensors = weights or {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     with whole_file(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", "identity": model.spec.identity()})
         _in_order(temporary)
@@ -93,7 +93,7 @@ class Options:
 
 
 def save(folder: Path, model: Model, optimizer: torch.optim.Optimizer, options: Options, progress: Progress, keep: int,
-         every: int = 1) -> Path:
+         every: int = 1, tensors: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None) -> Path:
     """Write `folder/step-N`, then drop old ones. Raises one of WRITE_ERRORS; the old ones stay.
 
     The newest `keep` of those at multiples of `every` stay, and one in between while it is the newest: so the
@@ -104,8 +104,9 @@ def save(folder: Path, model: Model, optimizer: torch.optim.Optimizer, options: 
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state_all()
     with whole_folder(target) as temporary:
-        save_weights(model, temporary / "model.safetensors")
-        torch.save({"optimizer": optimizer.state_dict(), "options": asdict(options), "random": random},
+        weights, held = tensors or (None, optimizer.state_dict())
+        save_weights(model, temporary / "model.safetensors", weights)
+        torch.save({"optimizer": held, "options": asdict(options), "random": random},
                    temporary / "optimizer.pt")
         (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=1, sort_keys=True))
         digests = {file.name: _digest(file) for file in sorted(temporary.iterdir())}

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from tryplicity.builder import Build
 from tryplicity.data import Prepared
 from tryplicity.errors import Refused
@@ -24,6 +26,7 @@ from tryplicity.training.process import StopSignals, say
 from tryplicity.training.session import Session, Stepped
 from tryplicity.training.stages import data_of_phases
 from tryplicity.training.threads import Threads
+from tryplicity.world import World
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,19 @@ class Watcher:
         """At the end, so much of the held-out part is scored."""
 
 
+class Unheard:
+    """Stands on the other ranks for what rank 0 alone writes to or calls."""
+
+    def write(self, line: dict[str, Any]) -> None:
+        pass
+
+    def call(self, hook: str, **arguments: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class _Heard(Watcher):
     """Passes on to another until that cannot write any more: a terminal that is gone costs no training."""
 
@@ -93,21 +109,25 @@ class _Heard(Watcher):
 @guarded()
 def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: Plugins, *,
           phase_data: Mapping[int, Prepared] | None = None, resume: bool = False,
-          other_data: bool = False, watcher: Watcher | None = None) -> Outcome:
+          other_data: bool = False, watcher: Watcher | None = None, world: World | None = None) -> Outcome:
     """Train a built spec on prepared data into a run folder, which the caller has for itself: see `folder.alone`.
 
     phase_data: the data of phases, by their number, that have data of their own; a chat phase needs conversations.
+    world: the ranks that train together; this process alone, if not given. Called on each of them alike.
     other_data: a run that is resumed may go on with other data than it was begun with.
     Raises UserError when the folder's checkpoints belong to another spec or other data, or none of them is whole, and
     Refused when the loss is not a number for several steps, or the last checkpoint cannot be written.
     """
-    watcher, training = _Heard(watcher or Watcher()), build.spec.training
+    training = build.spec.training
+    world = world or World(device=torch.device(build.hardware.torch_device))
+    watcher = _Heard(watcher if watcher and world.first_rank else Watcher())
+    plugins = plugins if world.first_rank else Unheard()
     data = data_of_phases(build.spec, prepared, phase_data or {})
-    session = Session(build, data, run, plugins, resume=resume, other_data=other_data)
+    session = Session(build, data, run, plugins, world, resume=resume, other_data=other_data)
     progress = session.progress
-    metrics_file = MetricsFile(run.metrics, progress.step, progress.slept_at)
+    metrics_file = MetricsFile(run.metrics, progress.step, progress.slept_at) if world.first_rank else Unheard()
     if resume and (changed := resuming.changes(run, build)):
-        resuming.write_in_force(run, build)
+        world.decided(lambda: resuming.write_in_force(run, build))
         metrics_file.write({"step": progress.step, "tokens": progress.tokens, "resumed": changed})
         watcher.note(f"from step {progress.step} on with {resuming.in_words(changed)}")
     plugins.call("tryplicity_run_started", run=run.folder, spec=build.spec, model=session.model)
@@ -157,7 +177,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                          session.pace.seconds_left(sum(rows.values()), build.spec.context_length))
 
             bad_steps = 0 if stepped.good else bad_steps + 1
-            if not stepped.good:
+            if not stepped.good and world.first_rank:
                 say(f"warning: step {progress.step}: the loss is not a number; it changed nothing "
                     f"(tokens {progress.tokens - stepped.tokens} to {progress.tokens - 1})")
             if bad_steps >= training.bad_steps:
@@ -175,7 +195,9 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
             session.save(last=True)
         if done:
             try:
-                checkpoint.save_weights(session.model, run.weights)
+                weights = session.strategy.weights(session.model)
+                if world.first_rank:
+                    checkpoint.save_weights(session.model, run.weights, weights)
             except checkpoint.WRITE_ERRORS as error:
                 raise Refused(f"{run.weights}: could not be written: {error}; the checkpoint is complete: free some "
                               "room and run the same command with --resume") from None
@@ -262,8 +284,12 @@ def _metrics(session: Session, stepped: Stepped, phase: str) -> dict[str, Any]:
 def _bad_loss(bad: int, session: Session, stepped: Stepped, phase: int) -> str:
     steps = checkpoint.steps(session.run.checkpoints)
     kept = f"the last good checkpoint is step {session.saved_step}" if steps else "nothing was saved yet"
-    end = session.progress.tokens
+    end, world = session.progress.tokens, session.world
+    finite = all(bool(nll.isfinite().all()) for nll in stepped.result.nll)
+    found = world.gathered((finite, session.data[phase].train.describe(stepped.batch.documents)))
+    bad_ranks = [rank for rank, (good, _) in enumerate(found) if not good] or range(world.size)
+    where = "; ".join(f"rank {rank}: {found[rank][1]}" if world.size > 1 else found[rank][1] for rank in bad_ranks)
     return (f"the loss was not a number {bad} steps in a row, lastly on tokens {end - stepped.tokens} to {end - 1} "
-            f"({session.data[phase].train.describe(stepped.batch.documents)}); training stopped; {kept}. "
+            f"({where}); training stopped; {kept}. "
             "Lower the rate (the same command with --resume --set training.optimizer.learning_rate=...), or look at "
             "that text")

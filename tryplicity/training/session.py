@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map
 
 from tryplicity.builder import Build
 from tryplicity.components import IGNORE, Brain, Night, Stage
 from tryplicity.data import Mixture, PackedStream, Prepared
-from tryplicity.data.packing import Batch, joined
+from tryplicity.data.packing import Batch, joined, rows_of
 from tryplicity.errors import Refused, UserError
 from tryplicity.leftout import LeftOut
 from tryplicity.model import Model, assemble
@@ -36,6 +37,7 @@ from tryplicity.training.pace import Pace
 from tryplicity.training.process import say
 from tryplicity.training.stages import NOTHING_TO_LEARN, Stages, brains_of
 from tryplicity.training.step import StepResult, decay_groups, is_finite, on_device, training_step
+from tryplicity.world import World
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Stepped:
     """One optimizer step."""
 
     result: StepResult
-    batch: Batch
+    batch: Batch  # this rank's rows
     stage: Stage
     good: bool  # loss and gradient were finite
     tokens: int
@@ -54,14 +56,15 @@ class Stepped:
 class Session:
     """The model, its optimizer, the data of each phase and how far all of it is."""
 
-    def __init__(self, build: Build, data: Mapping[int, Prepared], run: Run, plugins: Plugins, *, resume: bool,
-                 other_data: bool = False) -> None:
-        check_free(run, resume)
+    def __init__(self, build: Build, data: Mapping[int, Prepared], run: Run, plugins: Plugins, world: World, *,
+                 resume: bool, other_data: bool = False) -> None:
+        world.decided(lambda: check_free(run, resume))
         self.build, self.data, self.run, self.plugins = build, data, run, plugins
         self.spec, self.hardware, self.training = build.spec, build.hardware, build.spec.training
-        self.device = torch.device(self.hardware.torch_device)
+        self.world, self.device = world, world.device
         self.strategy = build.strategy
-        self.model: Model = self.strategy.place(assemble(self.spec), self.device, self.training.seed)
+        self.model: Model = self.strategy.place(assemble(self.spec), world, self.training.seed,
+                                                self.hardware.precision)
         if said := compile_blocks(self.model, self.training.compile, self.device):
             say(said)
         self.model.activation_checkpointing = self.hardware.activation_checkpointing
@@ -103,14 +106,15 @@ class Session:
         stage = self.stages.at(phase, spent)
         rows, micro_batch = self._rows(stage)
         key = self.data[phase].identity[:16]  # a phase of the same data goes on where the one before it stopped
-        batch, positions, left_out = self._rows_to_learn(self.stages.mixture(phase, stage),
+        whole, positions, left_out = self._rows_to_learn(self.stages.mixture(phase, stage),
                                                          progress.positions.get(key, {}), rows, stage.context_length)
+        batch, tokens = rows_of(whole, self.world.part(len(whole.ids_BT))), whole.ids_BT.numel()
         schedule = self.schedules[phase]
         factor = (check_factor(schedule, schedule.factor(self.plan.within(phase, spent), progress.phase_step))
                   * self.spec.phases[phase].learning_rate_factor * stage.learning_rate_factor)
         self.model.set_factors(stage.factors)
         result = self._optimize(batch, micro_batch, factor)
-        good, tokens = is_finite(result), batch.ids_BT.numel()
+        good = is_finite(result)
         if good and self.data[phase].identity == self.data[self.pretraining].identity:
             self._observe(batch, result)
         progress.positions[key] = positions
@@ -157,13 +161,14 @@ class Session:
     def _optimize(self, batch: Batch, micro_batch: int, factor: float) -> StepResult:
         return training_step(self.model, self.optimizer, self.strategy, on_device(batch, self.device),
                              step=self.progress.step, micro_batch=micro_batch, precision=self.hardware.precision,
-                             max_norm=self.training.gradient_clip, learning_rate_factor=factor)
+                             max_norm=self.training.gradient_clip, learning_rate_factor=factor, world=self.world)
 
     def _observe(self, batch: Batch, result: StepResult) -> None:
         """Tell brain modules which documents were seen, and how hard each was."""
         watching = [brain for brain in self.brains.values() if type(brain).observe is not Brain.observe]
         if watching:
-            documents, losses = document_losses(batch, torch.cat(result.nll).cpu())
+            own = document_losses(batch, result.nll)
+            documents, losses = mean_losses(self.world.gathered(own))
             for brain in watching:
                 brain.observe(documents, losses, self.training.seed)
 
@@ -190,9 +195,9 @@ class Session:
         progress, started = self.progress, time.perf_counter()
         saved = progress.step == self.saved_step or self.save()
         interrupted = stopping if saved else lambda: False
-        night = Night(model=self.model, optimizer=self.optimizer, step=progress.step, seed=self.training.seed,
-                      checkpoints=self.regular_checkpoints(), interrupted=interrupted,
-                      score=self._score_asleep,
+        night = Night(model=self.model, optimizer=self.optimizer, strategy=self.strategy, step=progress.step,
+                      seed=self.training.seed, checkpoints=self.world.first(self.regular_checkpoints()),
+                      interrupted=interrupted, score=self._score_asleep,
                       replay=lambda documents, steps, factor: self._replay(documents, steps, factor, interrupted))
         said: dict[str, Any] = {}
         for brain in self.brains.values():
@@ -214,7 +219,8 @@ class Session:
         for number in range(steps):
             if stopping():
                 break
-            result = self._optimize(stream.batch(number * rows * context, rows, context), self.hardware.batch, factor)
+            whole = stream.batch(number * rows * context, rows, context)
+            result = self._optimize(rows_of(whole, self.world.part(rows)), self.hardware.batch, factor)
             losses.append(float(result.loss.value))
             self.progress.tokens += rows * context
         return sum(losses) / max(len(losses), 1)
@@ -240,8 +246,8 @@ class Session:
             done = min(batches * rows, total)
             scoring(done)
 
-        value = bits_per_byte(self.model, heldout.batches(rows, context, max_rows), stopping=stopping,
-                              precision=self.hardware.precision, progress=progress)
+        value = bits_per_byte(self.model, heldout.batches(rows, context, max_rows), world=self.world,
+                              stopping=stopping, precision=self.hardware.precision, progress=progress)
         if done:
             self.pace.scored(done, self.pace.clock() - started)
         if value is None and done == total:
@@ -256,7 +262,8 @@ class Session:
     def _say_once(self, text: str) -> None:
         if text not in self.told:
             self.told.add(text)
-            say(text)
+            if self.world.first_rank:
+                say(text)
 
     def regular_checkpoints(self) -> list[Path]:
         """Those at the steps where one is due whatever happens, oldest first: the same after any interruption."""
@@ -264,15 +271,20 @@ class Session:
                 if step % self.training.checkpoint_every == 0 and step <= self.progress.step]
 
     def healthy(self) -> bool:
-        return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+        """Whether every weight is finite."""
+        with self.strategy.whole(self.model):
+            return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
 
     def save(self, last: bool = False) -> bool:
         """Save a checkpoint. A disk that is full costs this checkpoint, not the run, unless it is the last one."""
         progress = self.progress
         progress.brain = {name: check_state(brain, brain.state()) for name, brain in self.brains.items()}
+        whole = tree_map(lambda t: t.full_tensor() if hasattr(t, "full_tensor") else t, self.optimizer.state_dict())
+        tensors = self.strategy.weights(self.model), whole
         try:
-            saved = checkpoint.save(self.run.checkpoints, self.model, self.optimizer, self.options, progress,
-                                    self.training.keep_checkpoints, self.training.checkpoint_every)
+            saved = self.world.decided(lambda: checkpoint.save(
+                self.run.checkpoints, self.model, self.optimizer, self.options, progress,
+                self.training.keep_checkpoints, self.training.checkpoint_every, tensors))
         except checkpoint.WRITE_ERRORS as error:
             what = f"step {progress.step}: the checkpoint could not be written ({' '.join(str(error).split())})"
             older = checkpoint.steps(self.run.checkpoints)
@@ -286,15 +298,28 @@ class Session:
         return True
 
 
-def document_losses(batch: Batch, nll_BT: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the documents in a batch and the mean nats a token of each, in order of number."""
+def document_losses(batch: Batch, nll: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The numbers of the documents in a batch, in order, and of each the nats of its tokens and how many they are.
+
+    nll: the nats of each next token, [rows, T], part by part.
+    """
+    if not nll:
+        return np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64)
     row_starts = np.cumsum([0, *(len(row) for row in batch.documents[:-1])])
     place_BT = batch.doc_ids_BT.numpy() + row_starts[:, None]
     valid_BT = (batch.targets_BT != IGNORE).numpy()
     numbers, place = np.unique(np.concatenate(batch.documents), return_inverse=True)
     index_N = place[place_BT[valid_BT]]
-    total = np.bincount(index_N, nll_BT.numpy()[valid_BT].astype(np.float64), minlength=len(numbers))
-    count = np.bincount(index_N, minlength=len(numbers))
+    nll_BT = torch.cat(nll).cpu().numpy().astype(np.float64)
+    return (numbers, np.bincount(index_N, nll_BT[valid_BT], minlength=len(numbers)),
+            np.bincount(index_N, minlength=len(numbers)))
+
+
+def mean_losses(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """What `document_losses` found of the parts of a batch, as the documents' numbers and mean nats a token."""
+    every, totals, counts = (np.concatenate(found) for found in zip(*parts, strict=True))
+    numbers, place = np.unique(every, return_inverse=True)
+    total, count = (np.bincount(place, found, minlength=len(numbers)) for found in (totals, counts))
     return numbers[count > 0], total[count > 0] / count[count > 0]
 
 
