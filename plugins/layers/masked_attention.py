@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 DENSE = 384  # queries up to which one mask of all is as fast
+GPU_DENSE = 4096  # the same there, of compiled code, which makes the mask on the way
 BLOCK, LONGEST = 128, 512  # queries of a block: more of them in longer texts, of which there would be very many blocks
 
 
@@ -30,7 +31,8 @@ def masked_attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, docs_BS: Te
     if kind != "meta" and torch.is_autocast_enabled(kind) and q_BHTK.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         q_BHTK, k_BGSK, v_BGSK = q_BHTK.to(dtype), k_BGSK.to(dtype), v_BGSK.to(dtype)
-    if q_BHTK.shape[2] <= DENSE:
+    on_gpu = torch.compiler.is_compiling() and kind != "cpu"
+    if q_BHTK.shape[2] <= (GPU_DENSE if on_gpu else DENSE):
         mask = _mask(docs_BS, q_BHTK, k_BGSK, 0, q_BHTK.shape[2])
         return _attention(q_BHTK, k_BGSK, v_BGSK, mask)
     if torch.compiler.is_compiling():

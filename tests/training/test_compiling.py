@@ -8,7 +8,7 @@ then writes is tested in `test_compiled_code.py`.
 import pytest
 import torch
 
-from tryplicity.training.compiling import Compiled, compile_blocks, differs, wanted
+from tryplicity.training.compiling import Compiled, compile_blocks, compiled, differs, wanted
 from tryplicity.training.step import decay_groups, training_step
 
 BRAIN = "brain=[{type: hebbian_loss, tokens: 8}, predictive_coding]"
@@ -137,3 +137,16 @@ def test_a_lost_gradient_is_noticed_whatever_its_size(make_model, batches):
         return out * 1.1, report
 
     assert differs(block, eager, larger, streams, None, docs) == "its output"
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_in_bf16_it_passes_the_same_check(make_model, batches, layer):
+    """Under autocast, as on a card: the products of integers, the rotation, the scan."""
+    model = make_model("linear=bitlinear", BRAIN).train()
+    block, docs = model.layers[layer], batches[48].doc_ids_BT
+    for module in block.modules():
+        if hasattr(module, "before_step"):
+            module.before_step(0)
+    streams = model.layers[0].mixer.residual.expand(torch.randn(4, 48, 32)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert differs(block, type(block).forward, compiled(type(block).forward, "eager"), streams, None, docs) is None
