@@ -25,7 +25,7 @@ FLOORS = [
     {"builder"},
     {"training", "inference", "search", "data", "launch"},
     {"corpus"},
-    {"cli", "commands", "server", "ablation", "pages", "brain_page", "__main__"},
+    {"cli", "commands", "server", "ablation", "pages", "brain_page", "doctor", "__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -216,6 +216,11 @@ class _Module(nn.Module, Component):
         uninitialised raises.
         """
 
+    def path(self, device: torch.device, compiled: bool) -> str | None:
+        """Which of several ways of computing the same this takes in training on a device, and why, in a line for
+        `doctor`; None where there is one way."""
+        return None
+
     def before_step(self, step: int) -> None:
         """Called before each optimizer step with the number of steps done; decide here, on the host, what the
         step's forward passes will do beside the usual."""
@@ -405,17 +410,21 @@ class Inhibition(_Module):
     """
 
     family = "inhibition"
-    #: as a router's own
-    wants_sketch: bool = False
 
-    def choose(self, scores_NE: Tensor, standing_NE: Tensor, most: int, k_N: Tensor | None = None,
-               sketch_EM: Tensor | None = None) -> tuple[Tensor, Report]:
+    def wants_sketch(self, step: int) -> bool:
+        """As a router's own."""
+        return False
+
+    def take_sketch(self, sketch_EM: Tensor) -> None:
+        """As a router's own."""
+
+    def choose(self, scores_NE: Tensor, standing_NE: Tensor, most: int,
+               k_N: Tensor | None = None) -> tuple[Tensor, Report]:
         """The experts of each token, [N, most], in the order in which they were chosen, and a report that the router
         includes as `inhibition`.
 
         scores_NE: detached, fp32; the weights of the chosen come from them. standing_NE: what is chosen by, scores
         and whatever else (balance) the router adds. k_N: how many of a token's experts will be used; None: all.
-        sketch_EM: as a router's own.
         """
         raise NotImplementedError
 
@@ -432,15 +441,20 @@ class Router(_Module):
     family = "router"
     max_k: int
     mean_k: float
-    #: True in the steps in which the router wants `sketch_EM` (see forward); host-side, set in before_step
-    wants_sketch: bool = False
     #: what its choices do to one another; a router without it, or with None, has nothing of the kind
     inhibition: Inhibition | None
 
-    def forward(self, x_BTD: Tensor, sketch_EM: Tensor | None = None) -> Routing:
-        """x_BTD: the tokens, N = B*T. sketch_EM: a random projection of each expert's weights whose inner
-        products estimate those of the weights, given in the steps that `wants_sketch` asks for."""
+    def forward(self, x_BTD: Tensor) -> Routing:
+        """x_BTD: the tokens, N = B*T."""
         raise NotImplementedError
+
+    def wants_sketch(self, step: int) -> bool:
+        """Whether `take_sketch` is to be called before this step."""
+        return False
+
+    def take_sketch(self, sketch_EM: Tensor) -> None:
+        """sketch_EM: a random projection of each expert's weights, whose inner products estimate those of the
+        weights, as they stand before a step. What is to be kept of it goes into a buffer."""
 
     def choose(self, x_D: Tensor) -> list[tuple[int, float]]:
         """What `forward` chooses for one token, as experts and their weights on the host; for decoding."""
