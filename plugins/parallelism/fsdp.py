@@ -31,9 +31,12 @@ class FullyShardedData(Parallelism):
         """Let go of a block's weights after its forward pass and gather them again for the backward pass."""
         accumulate_locally: bool = False
         """Keep whole gradients until the last micro-batch of a step and scatter them once; by default after each."""
+        exact: bool = False
+        """One row at a time and gradients summed in fp64: the same rows make the same step to the last bits, however
+        ranks and micro-batches divide them. To compare trainings, not for speed; 8 bytes for each of all parameters."""
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        self.config, self.row_by_row = config, config.exact
 
     def place(self, model, world, seed, precision="fp32"):
         from torch.distributed.device_mesh import init_device_mesh
@@ -53,8 +56,9 @@ class FullyShardedData(Parallelism):
         else:
             mesh = init_device_mesh(world.device.type, (world.size // shards, shards),
                                     mesh_dim_names=("copies", "shards"))
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32,
-                                      cast_forward_inputs=False) if precision == "bf16" else MixedPrecisionPolicy()
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if precision == "bf16" else None,
+                                      reduce_dtype=torch.float64 if self.config.exact else torch.float32,
+                                      cast_forward_inputs=False)
 
         self.kept_whole = False
         self.units: list[tuple[nn.Module, bool]] = []  # what is gathered at once, and whether it is let go of
@@ -72,7 +76,7 @@ class FullyShardedData(Parallelism):
         return model
 
     def micro_batch(self, model, last):
-        model.set_requires_gradient_sync(last or not self.config.accumulate_locally)
+        model.set_requires_gradient_sync(last or not (self.config.accumulate_locally or self.config.exact))
         model.set_requires_all_reduce(last)
         return nullcontext()
 
@@ -151,21 +155,27 @@ class FullyShardedData(Parallelism):
         return found
 
     def refuses(self, hardware) -> str | None:
-        return "it needs more than one device" if hardware.count == 1 else None
+        if hardware.count == 1:
+            return "it needs more than one device"
+        if hardware.count % (self.config.shards or 1):
+            return f"shards {self.config.shards} does not divide {hardware.count} devices"
+        return None
 
     def memory(self, facts: Facts, hardware) -> MemoryPlan:
         """With c bytes a gathered weight, p a block's parameters and r those outside the blocks, which stay gathered
         (r c): a block at work has its weights and the buffer that they arrived in, going back that of the block before
         it (2 p c). Its gradients, whole, are then written into the fp32 buffer that they are reduced from (4 p), which
-        is there until the next block has come so far.
+        is there until the next block has come so far. Gradients that wait for the last micro-batch are whole, in the
+        dtype that they are summed in.
         """
-        size, n, accumulates = facts.parameters, hardware.count, hardware.accumulation > 1
-        shard = -(-size // (self.config.shards or n))
-        c = 2 if hardware.precision == "bf16" else 4
+        size, accumulates = facts.parameters, hardware.accumulation > 1
+        n = self.config.shards or hardware.count
+        copies, shard = hardware.count // n, -(-size // n)
+        c, summed = 2 if hardware.precision == "bf16" else 4, 8 if self.config.exact else 4
         sizes = [stage.parameters for stage in facts.stages]
         costs, root, last = facts.measured("bf16" if c == 2 else "fp32", False), facts.root_parameters, len(sizes) - 1
         static = {"weights": 4 * shard, "optimizer": facts.optimizer_state_bytes * shard, "buffers": facts.buffer_bytes}
-        whole = self.config.accumulate_locally and accumulates
+        waits = accumulates and (self.config.accumulate_locally or self.config.exact)
 
         def block(i: int) -> int:
             return sizes[i] if 0 < i < last else 0
@@ -181,18 +191,22 @@ class FullyShardedData(Parallelism):
         def candidates():
             for moment in moments(facts.stages, costs):
                 reduced = sum(sizes[moment.stage + 1:last])  # what is outside the blocks comes last
-                gradients, buckets = 4 * (size if whole else shard) if accumulates else 0, 0
+                gradients, buckets = 4 * shard + (summed * size if waits else 0) if accumulates else 0, 0
                 if moment.backward:
-                    gradients = gradients or 4 * -(-reduced * shard // size)
+                    gradients = gradients or 4 * -(-reduced // n)
                     outside = costs[-1].made if moment.stage < last else 0
-                    buckets = moment.made + outside + (0 if whole else 4 * block(moment.stage + 1))
+                    buckets = moment.made + outside + summed * block(moment.stage + 1)
                 yield moment.name, {**static, "gradients": gradients, "activations": moment.activations,
                                     "workspace": moment.workspace, "gathered": gathered(moment), "buckets": buckets}
             yield "optimizer step", {**static, "gradients": 4 * shard, "optimizer":
                                      (facts.optimizer_state_bytes + facts.optimizer_step_bytes) * shard}
 
-        # each micro-batch: weights gathered for the forward and again for the backward pass, fp32 gradients reduced
-        sent = hardware.accumulation * (2 * c + 4) * size * (n - 1) // n
+        # each micro-batch: weights gathered for the forward and again for the backward pass, fp32 gradients reduced;
+        # once a step, those of a shard over its copies
+        gathers = hardware.accumulation * (2 if self.config.reshard_after_forward else 1)
+        scatters = 1 if waits else hardware.accumulation
+        sent = (gathers * c + scatters * summed) * size * (n - 1) // n
+        sent += 2 * summed * shard * (copies - 1) // copies
         return finish_plan(hardware, candidates(), sent_per_step=sent)
 
 

@@ -36,12 +36,13 @@ class Neighbour:
         return self.memory.fits(self.hardware.memory_bytes)
 
     def settings(self) -> dict[str, Any]:
-        """The profile's values that make it."""
+        """The profile's values that make it; its strategy where that is another, so that options are kept."""
+        own = {} if self.strategy == self.hardware.strategy_name else {"strategy": self.strategy}
         return {"batch": self.hardware.batch, "accumulation": self.hardware.accumulation,
-                "activation_checkpointing": self.hardware.activation_checkpointing, "strategy": self.strategy}
+                "activation_checkpointing": self.hardware.activation_checkpointing, **own}
 
     def as_dict(self) -> dict[str, Any]:
-        return {**self.settings(), "total_gb": self.memory.total / GB, "fits": self.fits,
+        return {**self.settings(), "strategy": self.strategy, "total_gb": self.memory.total / GB, "fits": self.fits,
                 "tokens_per_second": self.tokens_per_second}
 
 

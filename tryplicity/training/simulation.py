@@ -72,7 +72,7 @@ def simulate(spec: Spec, hardware: Hardware, registry: Registry, strategy_name: 
     started = time.process_time()
     if hardware.device != "cpu":
         autocast_as_on_a_gpu()
-    strategy = registry.part("parallelism", strategy_name).build()
+    strategy = registry.part("parallelism", hardware.options_of(strategy_name)).build()
     model = assemble(spec)
     rows = hardware.batch * min(hardware.accumulation, MICRO_BATCHES)
     left_out = hardware.batch * hardware.accumulation - rows
