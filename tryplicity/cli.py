@@ -210,7 +210,7 @@ def build(spec: str, hardware: str, settings: tuple[str, ...], as_json: bool, si
     if simulating:
         from tryplicity.planner.verdict import judge, question_of
 
-        files = _plugin_files(click.get_current_context())
+        files = given_plugins(click.get_current_context())
         with pages.working("simulating a training step"):
             verdict = judge(built.model, built.plan, built.registry,
                             question_of(spec, hardware, settings, files, built.plan))
