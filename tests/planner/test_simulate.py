@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import real_ranks
@@ -18,6 +20,7 @@ from tryplicity import PluginFault, UserError
 from tryplicity.planner import ledger as ledgers
 from tryplicity.planner import plan
 from tryplicity.planner.ledger import Ledger
+from tryplicity.planner.neighbours import neighbours
 from tryplicity.planner.simulate import Question, Simulation
 from tryplicity.training.simulation import simulate as in_this_process
 
@@ -241,3 +244,72 @@ def test_a_simulation_that_is_killed_says_so(tmp_path):
 def test_a_question_about_nothing_is_the_users(simulated):
     with pytest.raises(UserError, match="no parallelism is called 'doublle'"):
         simulated(DENSE, (), CPU, "doublle")
+
+
+# --- neighbours ---
+
+def test_neighbours_keep_the_step_and_the_fastest_that_fits_comes_first(registry):
+    hardware = like(FOUR_GPUS, batch=2, accumulation=4, memory_gb=3)
+    model = make_model(registry, HYBRID)
+    planned = plan(model, hardware, registry)
+    around = neighbours(model, planned, registry)
+    assert {n.strategy for n in around} == {"ddp", "fsdp"}, "single is of no use on four"
+    assert {n.hardware.batch * n.hardware.accumulation for n in around} == {8}
+    assert {(n.hardware.batch, n.hardware.activation_checkpointing) for n in around} == {
+        (batch, checkpointing) for batch in (1, 2, 4, 8) for checkpointing in (True, False)}
+    fit = [n for n in around if n.fits]
+    assert fit and around[:len(fit)] == fit
+    assert fit[0].tokens_per_second * 1.005 >= max(n.tokens_per_second for n in fit)
+    assert not fit[0].hardware.activation_checkpointing, "nothing is computed twice"
+    for n in around:
+        again = plan(model, like(n.hardware, strategy=n.strategy), registry)
+        assert (again.nearest.memory, again.speed.tokens_per_second) == (n.memory, n.tokens_per_second)
+
+
+def test_of_equally_fast_ones_the_asked_for_comes_first(registry):
+    hardware = like(CPU, accumulation=2, activation_checkpointing=False)
+    planned = plan(make_model(registry, DENSE), hardware, registry)
+    first = neighbours(make_model(registry, DENSE), planned, registry)[0]
+    assert (first.hardware, first.strategy) == (hardware, "single")
+
+
+def test_a_faster_neighbour_is_simulated_and_offered(capfd, tmp_path):
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(DENSE)
+    options = ("build", str(spec), "--hw", "cpu", "--set", "hardware.activation_checkpointing=true", "--simulate")
+    code, out, _ = call(capfd, *options)
+    assert code == 0 and "simulated, fastest" in out
+    assert ("the fastest that fits: --set hardware.batch=4 --set hardware.accumulation=1 "
+            "--set hardware.activation_checkpointing=false") in out
+    code, out, _ = call(capfd, *options, "--json")
+    said = json.loads(out)
+    assert said["fastest"] == {"batch": 4, "accumulation": 1, "activation_checkpointing": False}
+    asked, faster = said["neighbours"][:2]
+    assert asked["simulated_gb"] == pytest.approx(asked["total_gb"], rel=0.01)
+    assert faster["simulated_gb"] == pytest.approx(faster["total_gb"], rel=0.01)
+    assert asked["tokens_per_second"] < faster["tokens_per_second"]
+
+
+# --- a GPU's autocast ---
+
+GPU_DTYPES = """
+import torch
+from torch.nn import functional as F
+from tryplicity.planner.fake import autocast_as_on_a_gpu
+autocast_as_on_a_gpu()
+x, y = torch.ones(4, 8, dtype=torch.bfloat16), torch.ones(8, 8)
+with torch.autocast("cpu", torch.bfloat16):
+    wide = [x.exp(), x.log(), x ** 2, 2 ** x, x.rsqrt(), F.softplus(x), F.layer_norm(x, (8,)), F.rms_norm(x, (8,)),
+            x.softmax(-1), F.log_softmax(x, -1), x.sum(), x.sum(-1), x.cumsum(-1), x.norm(), x.logsumexp(-1),
+            torch.linalg.vector_norm(x, dim=-1)]
+    half = [x @ y, F.linear(x, y), x + x, x.mean(-1), F.silu(x), x.sigmoid(), x.sum(-1, dtype=torch.bfloat16),
+            x.softmax(-1, dtype=torch.bfloat16)]
+assert [t.dtype for t in wide] == [torch.float32] * len(wide), [t.dtype for t in wide]
+assert [t.dtype for t in half] == [torch.bfloat16] * len(half), [t.dtype for t in half]
+assert x.exp().dtype == torch.bfloat16
+"""
+
+
+def test_autocast_is_a_gpus():
+    """Dtypes by torch's documented list of operators that CUDA autocasts to fp32 (docs.pytorch.org, amp)."""
+    subprocess.run([sys.executable, "-c", GPU_DTYPES], check=True)

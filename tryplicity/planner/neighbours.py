@@ -70,11 +70,16 @@ def neighbours(model: Model, planned: Plan, registry: Registry) -> list[Neighbou
                 speed = estimate_speed(flops_of_a_token(costs, facts), facts.tokens, option.memory, hardware)
                 found.append(Neighbour(hardware, option.name, option.memory, speed.tokens_per_second))
     asked = planned.hardware, planned.nearest.name
+
+    def changed(n: Neighbour) -> int:
+        """How many of the profile's values."""
+        return sum(getattr(n.hardware, name) != getattr(asked[0], name)
+                   for name in ("batch", "activation_checkpointing")) + (n.strategy != asked[1])
+
     best = max((n.tokens_per_second for n in found if n.fits), default=0.0)
 
-    def order(n: Neighbour) -> tuple[bool, bool, bool, float, int]:
+    def order(n: Neighbour) -> tuple[bool, float, int, int]:
         about_best = n.tokens_per_second * FASTER >= best
-        return (not n.fits, not about_best, (n.hardware, n.strategy) != asked if about_best else False,
-                0.0 if about_best else -n.tokens_per_second, n.memory.total)
+        return not n.fits, -best if about_best else -n.tokens_per_second, changed(n), n.memory.total
 
     return sorted(found, key=order)

@@ -6,6 +6,7 @@ autocast operators) cannot be taken back, and because a library that gives up mu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -64,12 +65,15 @@ class Simulation:
             stderr=subprocess.PIPE, text=True, encoding="utf-8",
             # what lies in the folder where the user works is no part of this
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"})
-        self._asked = json.dumps({**vars(question), "traceback": os.environ.get(SHOW) == "1"})
+        asked = json.dumps({**vars(question), "traceback": os.environ.get(SHOW) == "1"})
+        with self._process.stdin as stdin, contextlib.suppress(BrokenPipeError):  # why it is gone, `answer` says
+            stdin.write(asked)
+        self._process.stdin = None
 
     def answer(self) -> Simulated:
         """Waits for it. Raises what the process could not do, in one line."""
         try:
-            out, err = self._process.communicate(self._asked)
+            out, err = self._process.communicate()
         except BaseException:
             self.stop()
             raise
@@ -84,10 +88,6 @@ class Simulation:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
-
-
-def simulate(question: Question, hardware: Hardware) -> Simulated:
-    return Simulation(question, hardware).answer()
 
 
 def _failure(question: Question, code: int, err: str) -> Exception:
