@@ -296,7 +296,9 @@ def test_in_the_layer_whole_and_in_pieces(monkeypatch, asked):
         return {"y": y.detach(), "x": own.grad, **{name: p.grad.clone() for name, p in mixer.named_parameters()}}
 
     right = run("torch")
+    assert "hand" in mixer.path(x.device, False)
     whole = run("triton")
+    assert mixer.path(x.device, False).startswith("the scan in Triton, in chunks of 32")
     assert_near(whole, right, 2e-5)
     state = mixer.new_state(2, device=DEVICE)
     with torch.no_grad():
