@@ -215,13 +215,13 @@ def da_passes_kernel(written, dthrough, runs, da, T, H, BLOCKS, Q: tl.constexpr,
     start = chunk * Q
     t = start + tl.arange(0, Q)
     valid = t < T
+    # of a token whose document ends in this chunk it is zero, so none comes from another document
     flow = tl.load(written + (b * H + h) * T + t - 1, mask=valid & (t > start), other=0.0)
     begins = tl.zeros([Q], tl.int32)
     alive = valid
     if HAS_RUNS:
         run = run_at(runs, b * T, t, valid, HAS_RUNS)
         begins = (run != run_at(runs, b * T, t - 1, valid & (t > start), HAS_RUNS)).to(tl.int32)
-        flow = tl.where(begins != 0, 0.0, flow)
         alive = alive & (run == run_before(runs, b * T, start, HAS_RUNS))
     block = tl.arange(0, BLOCKS_TILE)
     whole = tl.load(dthrough + ((b * H + h) * tl.num_programs(0) + chunk) * BLOCKS + block, mask=block < BLOCKS,
