@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import os
 import queue
 import sys
 from pathlib import Path
@@ -79,7 +80,8 @@ def _try(chosen: list[tuple[str, Mutant]], workers: int, seconds: float) -> None
             bench = benches.get()
             try:
                 bench.change({mutant.file: mutant.apply(source)})
-                limit = 15 + 2.5 * sum(reached.seconds[t] for t in tests)
+                # what is late because the machine is busy is not caught
+                limit = (15 + 2.5 * sum(reached.seconds[t] for t in tests)) * max(1.0, os.getloadavg()[0] / os.cpu_count())
                 outcome = bench.run(tests, limit)
             finally:
                 bench.restore()
