@@ -80,9 +80,8 @@ def _try(chosen: list[tuple[str, Mutant]], workers: int, seconds: float) -> None
             bench = benches.get()
             try:
                 bench.change({mutant.file: mutant.apply(source)})
-                # what is late because the machine is busy is not caught
-                limit = (15 + 2.5 * sum(reached.seconds[t] for t in tests)) * max(1.0, os.getloadavg()[0] / os.cpu_count())
-                outcome = bench.run(tests, limit)
+                busy = max(1.0, os.getloadavg()[0] / os.cpu_count())  # what is late because of others is not caught
+                outcome = bench.run(tests, busy * (15 + 2.5 * sum(reached.seconds[t] for t in tests)))
             finally:
                 bench.restore()
                 benches.put(bench)
