@@ -18,13 +18,14 @@ ROOT = Path(__file__).parents[1]
 #: from what everything stands on to what stands on everything; a module imports from its own floor or below
 FLOORS = [
     {"bounds", "errors", "hookspecs", "leftout", "names"},
-    {"parts", "functional", "kernels", "guard"},
+    {"parts", "functional", "kernels", "guard", "world"},
     {"components", "registry"},
     {"plugins", "spec", "hardware", "files", "run"},
     {"model", "planner", "contract", "promises"},
     {"builder"},
-    {"training", "inference", "search", "data"},
-    {"cli", "server", "ablation", "pages", "brain_page", "__main__"},
+    {"training", "inference", "search", "data", "launch"},
+    {"corpus"},
+    {"cli", "commands", "server", "ablation", "pages", "brain_page", "doctor", "__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

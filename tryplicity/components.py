@@ -27,7 +27,8 @@ import copy
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from numbers import Number
@@ -47,6 +48,8 @@ from tryplicity.parts import Component, Part
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from tryplicity.world import World
 
 IGNORE = -100  # the target of a position that has none
 
@@ -212,6 +215,11 @@ class _Module(nn.Module, Component):
         Called once after the model, assembled on the meta device, got its memory. Whatever is left
         uninitialised raises.
         """
+
+    def path(self, device: torch.device, compiled: bool) -> str | None:
+        """Which of several ways of computing the same this takes in training on a device, and why, in a line for
+        `doctor`; None where there is one way."""
+        return None
 
     def before_step(self, step: int) -> None:
         """Called before each optimizer step with the number of steps done; decide here, on the host, what the
@@ -402,17 +410,21 @@ class Inhibition(_Module):
     """
 
     family = "inhibition"
-    #: as a router's own
-    wants_sketch: bool = False
 
-    def choose(self, scores_NE: Tensor, standing_NE: Tensor, most: int, k_N: Tensor | None = None,
-               sketch_EM: Tensor | None = None) -> tuple[Tensor, Report]:
+    def wants_sketch(self, step: int) -> bool:
+        """As a router's own."""
+        return False
+
+    def take_sketch(self, sketch_EM: Tensor) -> None:
+        """As a router's own."""
+
+    def choose(self, scores_NE: Tensor, standing_NE: Tensor, most: int,
+               k_N: Tensor | None = None) -> tuple[Tensor, Report]:
         """The experts of each token, [N, most], in the order in which they were chosen, and a report that the router
         includes as `inhibition`.
 
         scores_NE: detached, fp32; the weights of the chosen come from them. standing_NE: what is chosen by, scores
         and whatever else (balance) the router adds. k_N: how many of a token's experts will be used; None: all.
-        sketch_EM: as a router's own.
         """
         raise NotImplementedError
 
@@ -429,15 +441,20 @@ class Router(_Module):
     family = "router"
     max_k: int
     mean_k: float
-    #: True in the steps in which the router wants `sketch_EM` (see forward); host-side, set in before_step
-    wants_sketch: bool = False
     #: what its choices do to one another; a router without it, or with None, has nothing of the kind
     inhibition: Inhibition | None
 
-    def forward(self, x_BTD: Tensor, sketch_EM: Tensor | None = None) -> Routing:
-        """x_BTD: the tokens, N = B*T. sketch_EM: a random projection of each expert's weights whose inner
-        products estimate those of the weights, given in the steps that `wants_sketch` asks for."""
+    def forward(self, x_BTD: Tensor) -> Routing:
+        """x_BTD: the tokens, N = B*T."""
         raise NotImplementedError
+
+    def wants_sketch(self, step: int) -> bool:
+        """Whether `take_sketch` is to be called before this step."""
+        return False
+
+    def take_sketch(self, sketch_EM: Tensor) -> None:
+        """sketch_EM: a random projection of each expert's weights, whose inner products estimate those of the
+        weights, as they stand before a step. What is to be kept of it goes into a buffer."""
 
     def choose(self, x_D: Tensor) -> list[tuple[int, float]]:
         """What `forward` chooses for one token, as experts and their weights on the host; for decoding."""
@@ -541,9 +558,12 @@ class Night:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    #: how the model lies over the ranks, all of which sleep alike: a parameter is changed inside `strategy.whole(part,
+    #: write=True)`, and what the optimizer holds of it by `strategy.forget`
+    strategy: Parallelism
     step: int
     seed: int
-    checkpoints: list[Path]  # the regular ones on disk, oldest first; each holds model.safetensors
+    checkpoints: list[Path]  # the regular ones on disk, oldest first; `saved_weights` reads them
     score: Callable[[], float]  # held-out bits per byte of the model as it is now
     #: (numbers of training documents, steps, learning-rate factor) -> mean loss; trains on rows packed of them
     replay: Callable[[np.ndarray, int, float], float]
@@ -615,6 +635,7 @@ class Document(NamedTuple):
     text: str
     domain: str  # text, code or math
     url: str
+    quality: float | None = None  # what its source says of it, on the source's own scale
 
 
 class Conversation(NamedTuple):
@@ -624,6 +645,32 @@ class Conversation(NamedTuple):
     id: str
     messages: tuple[Mapping[str, Any], ...]
     url: str
+
+
+class Reading:
+    """An iterator over a source's documents that can say where it stands. This one counts: it goes on by passing over
+    as many documents as it had given, which is right for what lies on the disk; a source that streams has its own."""
+
+    #: whether going on reads from the beginning again, so that what was left out before is counted again too
+    rereads: ClassVar[bool] = True
+
+    def __init__(self, documents: Iterator[Document], position: Any = None) -> None:
+        """position: what `position` gave, of documents that are still the same; None: from the beginning."""
+        self._documents, self._passed = documents, 0
+        for _ in range(position or 0):
+            next(self, None)
+
+    def __iter__(self) -> Reading:
+        return self
+
+    def __next__(self) -> Document:
+        document = next(self._documents)
+        self._passed += 1
+        return document
+
+    def position(self) -> Any:
+        """Where the next document is read from, as JSON."""
+        return self._passed
 
 
 class Source(Component):
@@ -646,16 +693,46 @@ class Source(Component):
         """Raises UserError where the source holds conversations alone."""
         raise NotImplementedError
 
+    def reading(self, position: Any = None) -> Reading:
+        """The documents from a position on, which an earlier `Reading` gave. Raises Unreachable where a connection
+        breaks: the next try goes on from the last position."""
+        return Reading(self.documents(), position)
+
     def conversations(self) -> Iterator[Conversation]:
         """What a chat phase learns from."""
         raise UserError(f"source {self.name}: holds documents, not conversations; a chat phase needs conversations, "
                         "such as a .jsonl file of {\"messages\": [...]}")
 
 
+class Verdict(NamedTuple):
+    """What a judge says of a document."""
+
+    score: float  # higher is better, on the judge's own scale
+    keep: bool | None  # None: no opinion; then others decide
+    reason: str = ""  # why it is not kept: a short phrase, under which such documents are counted
+
+
 class Judge(Component):
-    """Scores a document's quality."""
+    """Says whether documents are worth learning from. `Class(config)`.
+
+    One instance works in one process, on one device; several processes may have one each. The same document gets the
+    same verdict whatever others are judged with it.
+    """
 
     family = "judge"
+    #: seconds that a document takes, in its order of magnitude: the cheap ones are asked first, and the dear ones only
+    #: where the vote is still open
+    cost: ClassVar[float] = 1e-3
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def load(self, device: torch.device) -> None:
+        """Called once before the first `judge`: read a model. Raises UserError with the reason where it cannot."""
+
+    def judge(self, documents: Sequence[Document]) -> list[Verdict]:
+        """A verdict for each."""
+        raise NotImplementedError
 
 
 class Passage(NamedTuple):
@@ -687,20 +764,18 @@ class Retriever(Component):
 
 
 class Parallelism(Component):
-    """A strategy: how a model is laid over devices. `Class(config)`."""
+    """A strategy: how a model is laid over the ranks of a `World`. `Class(config)`; one instance for one training.
+
+    What is here does for one rank; a strategy for several overrides what is different for it. Every method of a
+    training is called on all ranks alike.
+    """
 
     family = "parallelism"
     #: where a profile says `auto` the first that fits is taken, tried by this, the lowest first; the project's own are
     #: at 10 (one device), 20 (copies) and 30 (shards)
     order: ClassVar[float] = 100
-
-    def place(self, model: nn.Module, device: torch.device, seed: int) -> nn.Module:
-        """Lay out a model assembled on the meta device, give it memory and its initial values."""
-        raise NotImplementedError
-
-    def clip_gradients(self, model: nn.Module, max_norm: float) -> Tensor:
-        """Scale the gradients so that their global norm is at most `max_norm`; returns the norm before."""
-        raise NotImplementedError
+    #: True: a forward pass takes one row, whatever the profile's batch; products of several round otherwise
+    row_by_row: bool = False
 
     def memory(self, facts, hardware):
         """The peak memory of one device, part by part: `planner.memory.MemoryPlan`."""
@@ -710,8 +785,79 @@ class Parallelism(Component):
         """Why this strategy cannot be used on this hardware at all, or None."""
         return None
 
-    #: one line saying why `train` cannot use it yet, or None
-    cannot_train: str | None = None
+    def ranks(self, hardware) -> int:
+        """How many processes it wants, of one device each."""
+        return hardware.count
+
+    def place(self, model: nn.Module, world: World, seed: int, precision: str = "fp32") -> nn.Module:
+        """Lay out a model assembled on the meta device: transform, materialise on `world.device`, initialise, tie
+        again. The initial values are the same whatever the world. What the methods below need of it, it keeps.
+
+        precision: "bf16" where the steps compute in bfloat16 (they are under autocast in any case).
+        Raises UserError for a world that it cannot use.
+        """
+        raise NotImplementedError
+
+    def forward(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass of a micro-batch in training: of the model, or of what the strategy wrapped it in."""
+        return model(*args, **kwargs)
+
+    def micro_batch(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Around the forward and backward pass of one micro-batch. After that of a step's last one every gradient is
+        the sum (not the mean) over all ranks, or this rank's share of it."""
+        return nullcontext()
+
+    def clip_gradients(self, model: nn.Module, max_norm: float) -> Tensor:
+        """Scale the gradients so that the norm of all of them together is at most `max_norm`; returns the norm before,
+        a plain tensor, the same on every rank."""
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        # in fp64: whoever adds up the squares in another order comes to the same
+        norms = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients])
+        norm = torch.linalg.vector_norm(norms).float()
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+        return norm
+
+    def whole(self, module: nn.Module, write: bool = False) -> AbstractContextManager[Any]:
+        """Inside, every parameter of the model or of a part of it is whole on every rank: to sample (each rank may call
+        the model alone), to look at, or, with `write`, to change, which all ranks do alike, in full precision and
+        without calling the model. Outside it the model is called by all ranks together."""
+        return nullcontext()
+
+    def forget(self, optimizer: torch.optim.Optimizer, parameter: Tensor, rows: Tensor) -> None:
+        """Zero what the optimizer holds of these rows, a bool mask over dim 0, of a parameter of the model (outside
+        `whole`)."""
+        for value in optimizer.state.get(parameter, {}).values():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                value[rows.to(value.device)] = 0
+
+    def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """What a checkpoint keeps, under the names of the plain model, so that any strategy and any world can go on
+        from it: {"model": {name: tensor}, "optimizer": {"state": {parameter: {...}}, "groups": [{...}]}}, where a
+        group's "params" are names; DTensors where a rank holds a share. It shares the memory of what it is the state
+        of. Of a parameter that the optimizer has made no step with yet there is no state."""
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        groups = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
+        held = {names[id(p)]: dict(state) for p, state in optimizer.state.items()}
+        return {"model": dict(model.state_dict()), "optimizer": {"state": held, "groups": groups}}
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Put back what `state` gave, filled from a checkpoint: tensors that lie as this strategy's own do. Raises
+        ValueError for an optimizer whose groups hold other parameters."""
+        model.load_state_dict(state["model"])
+        named = dict(model.named_parameters())
+        number = {name: i for i, name in enumerate(n for g in state["optimizer"]["groups"] for n in g["params"])}
+        own = [[named[name] for name in group["params"]] for group in state["optimizer"]["groups"]]
+        if [[id(p) for p in group["params"]] for group in optimizer.param_groups] != [[id(p) for p in g] for g in own]:
+            raise ValueError("its groups hold other parameters")
+        optimizer.load_state_dict({
+            "state": {number[name]: held for name, held in state["optimizer"]["state"].items()},
+            "param_groups": [{**group, "params": [number[name] for name in group["params"]]}
+                             for group in state["optimizer"]["groups"]]})
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """Weights and buffers, whole, in CPU memory, by name: on rank 0; what other ranks give, nobody looks at. They
+        may be the model's own memory."""
+        return {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
 
 
 FAMILIES: dict[str, type[Component]] = {
@@ -744,6 +890,7 @@ __all__ = [
     "Parallelism",
     "Part",
     "Passage",
+    "Reading",
     "Repair",
     "Report",
     "Residual",
@@ -756,6 +903,7 @@ __all__ = [
     "Source",
     "Stage",
     "State",
+    "Verdict",
     "output_and_report",
     "tensors",
 ]

@@ -7,7 +7,7 @@ keeps, [B, T, D] or [B, T, S, D].
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -323,23 +323,35 @@ def _component_of(model: nn.Module, name: str) -> nn.Module:
     return next((holder for holder in holders if isinstance(holder, Component)), holders[0])
 
 
-def initialise(model: Model, device: torch.device | str, seed: int) -> Model:
+def initialise(model: Model, device: torch.device | str, seed: int,
+               block_done: Callable[[nn.Module], Any] = lambda block: None) -> Model:
     """Give a model on the meta device memory and its initial values, the same for the same seed.
 
+    block_done: called with each block of the stack when that has its values, before the next one gets memory; a
+    strategy may keep a share of it.
     Raises PluginFault naming a parameter or buffer that its module's reset_parameters left uninitialised.
     """
-    model.to_empty(device=device)
-    with torch.no_grad():
-        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-        for tensor in tensors.values():
-            if tensor.is_floating_point():
-                tensor.fill_(torch.nan)
-        torch.manual_seed(seed)
-        for module in model.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
-        for name, tensor in tensors.items():
-            if tensor.is_floating_point() and tensor.isnan().any():
-                raise broken(_component_of(model, name),
-                             f"{name} is uninitialised: reset_parameters must fill what the module itself holds")
+    torch.manual_seed(seed)
+    for name, child in model.named_children():
+        blocks = child is model.layers
+        for path, part in child.named_children() if blocks else [(name, child)]:
+            _initialise(model, f"{name}.{path}" if blocks else name, part, device)
+            if blocks:
+                block_done(part)
     return model
+
+
+@torch.no_grad()
+def _initialise(model: Model, path: str, part: nn.Module, device: torch.device | str) -> None:
+    part.to_empty(device=device)
+    tensors = dict(part.named_parameters(path)) | dict(part.named_buffers(path))
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            tensor.fill_(torch.nan)
+    for module in part.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.isnan().any():
+            raise broken(_component_of(model, name),
+                         f"{name} is uninitialised: reset_parameters must fill what the module itself holds")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tryplicity import Brain, Night, Some, Steps
+from tryplicity import Brain, Night, Some, Steps, saved_weights
 
 KEENNESS = 2.0  # a document a nat harder than usual is e^2 times as likely to be kept
 SMOOTHING = 0.05  # weight of the latest step in the usual loss
@@ -143,52 +143,75 @@ class SleepConsolidation(Brain):
             self.reservoir.begin_anew()
         return said
 
-    def _repair(self, night: Night) -> tuple[dict[nn.Parameter, Tensor], dict[str, float]]:
-        """Let every module repair itself, and let the optimizer forget what it knew of the rows drawn anew."""
+    def _repair(self, night: Night) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Let every module repair itself, and let the optimizer forget what it knew of the rows drawn anew: by
+        parameter, a mask of them. The repairs' choices follow from what is the same on all ranks."""
         generator = torch.Generator().manual_seed((night.seed * 1_000_003 + night.step) % 2**63)
-        redrawn: dict[nn.Parameter, Tensor] = {}
+        redrawn: dict[str, Tensor] = {}
         said: dict[str, float] = {}
-        for path, module in night.model.named_modules():
+        for path, part in _parts(night.model):
+            if any(hasattr(module, "consolidate") for module in part.modules()):
+                with night.strategy.whole(part, write=True):
+                    self._repair_part(path, part, generator, redrawn, said)
+        for name, parameter in night.model.named_parameters():
+            if name in redrawn:
+                night.strategy.forget(night.optimizer, parameter, redrawn[name])
+        return redrawn, said
+
+    def _repair_part(self, path: str, part: nn.Module, generator: torch.Generator, redrawn: dict[str, Tensor],
+                     said: dict[str, float]) -> None:
+        for where, module in part.named_modules(prefix=path):
             repair = module.consolidate(self.config.min_use, generator) if hasattr(module, "consolidate") else None
             if repair is None:
                 continue
-            place = [step for step in path.split(".") if step != "layer"]  # as in metrics
+            place = [step for step in where.split(".") if step != "layer"]  # as in metrics
             said |= {".".join([*place, name]): value for name, value in repair.stats.items()}
             for name, mask in repair.reset.items():
-                parameter = module.get_parameter(name)
-                redrawn[parameter] = mask = mask.to(parameter.device)
-                for value in night.optimizer.state.get(parameter, {}).values():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        value[mask] = 0
-        return redrawn, said
+                redrawn[f"{where}.{name}"] = mask
 
     @torch.no_grad()
-    def _average(self, night: Night, redrawn: dict[nn.Parameter, Tensor], score: float) -> dict[str, float]:
-        """The mean of the weights and those of the latest checkpoints, one tensor in memory at a time; put back as
-        they were unless the mean scores better. Buffers, and rows drawn anew this night, are not averaged."""
-        from safetensors import safe_open
-
+    def _average(self, night: Night, redrawn: dict[str, Tensor], score: float) -> dict[str, float]:
+        """The mean of the weights and those of the latest checkpoints, one tensor of them in memory at a time; put
+        back as they were unless the mean scores better. Buffers, and rows drawn anew this night, are not averaged."""
         paths = night.checkpoints[-self.config.average:]
-        before: dict[str, Tensor] = {}
-        with ExitStack() as stack:
-            files = [stack.enter_context(safe_open(path / "model.safetensors", framework="pt")) for path in paths]
-            for name, parameter in night.model.named_parameters():
-                if not parameter.is_floating_point():
-                    continue
-                before[name] = parameter.detach().to("cpu", copy=True)
-                mean = parameter.detach().float()
-                for file in files:
-                    mean = mean + file.get_tensor(name).to(parameter.device, torch.float32)
-                mean = mean / (len(files) + 1)
-                if parameter in redrawn:
-                    mask = redrawn[parameter]
-                    mean[mask] = parameter.detach()[mask].float()
-                parameter.copy_(mean)
+        before = {name: _own(parameter).to("cpu", copy=True) for name, parameter in night.model.named_parameters()}
+        saved = [saved_weights(path) for path in paths]
+        for path, part in _parts(night.model):
+            with night.strategy.whole(part, write=True):
+                for name, parameter in part.named_parameters(path):
+                    if parameter.is_floating_point():
+                        _average_in(parameter, [weights[name] for weights in saved], redrawn.get(name))
         averaged = night.score()
         kept = averaged < score
         if not kept:
             for name, parameter in night.model.named_parameters():
-                if name in before:
-                    parameter.copy_(before[name])
+                _own(parameter).copy_(before[name])
         return {"averaged_checkpoints": float(len(paths)), "bits_per_byte_averaged": averaged,
                 "averaging_kept": float(kept), "bits_per_byte_after": averaged if kept else score}
+
+
+def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """What is looked at in one piece: each block, and each of what stands around them."""
+    for name, child in model.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield from ((f"{name}.{i}", block) for i, block in enumerate(child))
+        else:
+            yield name, child
+
+
+def _average_in(parameter: Tensor, others: list[Tensor], redrawn: Tensor | None) -> None:
+    """The mean of a parameter and others, but for rows drawn anew."""
+    mean = parameter.detach().float()
+    for other in others:
+        mean = mean + other.to(parameter.device, torch.float32)
+    mean = mean / (len(others) + 1)
+    if redrawn is not None:
+        mask = redrawn.to(parameter.device)
+        mean[mask] = parameter.detach()[mask].float()
+    parameter.copy_(mean)
+
+
+def _own(parameter: Tensor) -> Tensor:
+    """What this rank holds of a parameter."""
+    parameter = parameter.detach()
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tryplicity import Facts, MemoryPlan, Parallelism, finish_plan, moments
+import warnings
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from tryplicity import Count, Facts, MemoryPlan, Parallelism, Report, UserError, finish_plan, initialise, moments
 
 
 class FullyShardedData(Parallelism):
@@ -14,36 +22,190 @@ class FullyShardedData(Parallelism):
 
     name = "fsdp"
     order = 30
-    cannot_train = "fsdp plans memory only so far: training with it is not built yet"
 
-    def __init__(self, config) -> None:
-        self.config = config
+    @dataclass(frozen=True)
+    class Config:
+        shards: Count | None = None
+        """Ranks that hold one copy of the model among them; the others hold further copies. By default all."""
+        reshard_after_forward: bool = True
+        """Let go of a block's weights after its forward pass and gather them again for the backward pass."""
+        accumulate_locally: bool = False
+        """Keep whole gradients until the last micro-batch of a step and scatter them once; by default after each."""
+        exact: bool = False
+        """One row at a time and gradients summed in fp64: the same rows make the same step to the last bits, however
+        ranks and micro-batches divide them. To compare trainings, not for speed; 8 bytes for each of all parameters."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.row_by_row = config, config.exact
+
+    def place(self, model, world, seed, precision="fp32"):
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        if world.size == 1:
+            raise UserError("fsdp: this process is alone; it needs several ranks: a launcher starts them, or use "
+                            "single")
+        shards = self.config.shards or world.size
+        if world.size % shards:
+            raise UserError(f"fsdp: shards {shards} does not divide the {world.size} ranks")
+        _see_losses_in_reports()
+        # a block gives its streams as a view, and nobody writes into them
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+        if shards == world.size:
+            mesh = init_device_mesh(world.device.type, (shards,), mesh_dim_names=("shards",))
+        else:
+            mesh = init_device_mesh(world.device.type, (world.size // shards, shards),
+                                    mesh_dim_names=("copies", "shards"))
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if precision == "bf16" else None,
+                                      reduce_dtype=torch.float64 if self.config.exact else torch.float32,
+                                      cast_forward_inputs=False)
+
+        self.kept_whole = False
+        self.units: list[tuple[nn.Module, bool]] = []  # what is gathered at once, and whether it is let go of
+
+        def shard(module: nn.Module, reshard: bool) -> None:
+            fully_shard(module, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
+            module.set_gradient_divide_factor(1.0)  # a sum: who makes the loss divides
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no mean
+            self.units.append((module, reshard))
+
+        initialise(model, world.device, seed, lambda block: shard(block, self.config.reshard_after_forward))
+        shard(model, False)  # what is outside the blocks, with the table that both ends share
+        model.register_forward_hook(self._let_go)
+        self.world, self.copies = world, world.size // shards
+        return model
+
+    def micro_batch(self, model, last):
+        model.set_requires_gradient_sync(last or not (self.config.accumulate_locally or self.config.exact))
+        model.set_requires_all_reduce(last)
+        return nullcontext()
+
+    def clip_gradients(self, model, max_norm):
+        own = [p.grad.to_local() for p in model.parameters() if p.grad is not None]
+        squares = torch.stack([torch.linalg.vector_norm(share, dtype=torch.float64) for share in own]).square().sum()
+        norm = (self.world.total([squares])[0] / self.copies).sqrt().float()
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+        return norm
+
+    def whole(self, module, write=False):
+        return self._written(module) if write else self._gathered(module)
+
+    @contextmanager
+    def _gathered(self, module):
+        inside = set(module.modules())
+        units = [(unit, reshard) for unit, reshard in self.units if not inside.isdisjoint(self._own_modules(unit))]
+        for unit, _ in units:
+            unit.unshard()
+            unit.set_reshard_after_forward(False, recurse=False)
+        self.kept_whole = True
+        try:
+            yield
+        finally:
+            self.kept_whole = False
+            for unit, reshard in units:
+                unit.set_reshard_after_forward(reshard, recurse=False)
+                unit.reshard()
+
+    @contextmanager
+    @torch.no_grad()
+    def _written(self, module):
+        """Not what is gathered for a forward pass: that may be in bf16."""
+        from torch.distributed.tensor import distribute_tensor
+
+        shares = {share: nn.Parameter(share.full_tensor(), share.requires_grad) for share in module.parameters()}
+        places = [(part, name, share) for part in module.modules() for name, share in part._parameters.items()
+                  if share is not None]
+        for part, name, share in places:
+            part._parameters[name] = shares[share]
+        try:
+            yield
+        finally:
+            for part, name, share in places:
+                part._parameters[name] = share
+        for share, full in shares.items():
+            own = distribute_tensor(full.detach(), share.device_mesh, share.placements, src_data_rank=None)
+            share.to_local().copy_(own.to_local())
+
+    def _own_modules(self, unit: nn.Module) -> set[nn.Module]:
+        """Those whose parameters are gathered with the unit."""
+        others = {m for other, _ in self.units if other is not unit and other in set(unit.modules())
+                  for m in other.modules()}
+        return set(unit.modules()) - others
+
+    def _let_go(self, model: nn.Module, *_) -> None:
+        """A forward pass without a backward pass leaves what is outside the blocks whole."""
+        if not (torch.is_grad_enabled() or self.kept_whole):
+            model.reshard()
+
+    def forget(self, optimizer, parameter, rows):
+        from torch.distributed.tensor import distribute_tensor
+
+        own = distribute_tensor(rows.to(parameter.device), parameter.device_mesh, parameter.placements,
+                                src_data_rank=None).to_local()
+        for value in optimizer.state.get(parameter, {}).values():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                value.to_local()[own] = 0
+
+    def weights(self, model):
+        found = {}
+        for name, tensor in model.state_dict().items():
+            tensor = _whole(tensor.detach())
+            if self.world.first_rank:
+                found[name] = tensor.contiguous().cpu()
+        return found
 
     def refuses(self, hardware) -> str | None:
-        return "it needs more than one device" if hardware.count == 1 else None
+        if hardware.count == 1:
+            return "it needs more than one device"
+        if hardware.count % (self.config.shards or 1):
+            return f"shards {self.config.shards} does not divide {hardware.count} devices"
+        return None
 
     def memory(self, facts: Facts, hardware) -> MemoryPlan:
         """With c bytes a gathered weight, p the largest block and r what lies outside the blocks: at work are the
         block's weights, those of the next one already gathered, the buffer they arrive in (3 p c), and r, which stays
         gathered (r c). The backward pass adds the block's gradients and the fp32 buffer they are reduced from
         (p c + 4 p), and the gradients of r (r c).
+
+        Blocks that stay gathered are all there when the backward pass begins. Gradients that wait for the last
+        micro-batch are whole, in the dtype that they are summed in.
         """
-        size, n, accumulates = facts.parameters, hardware.count, hardware.accumulation > 1
+        size, copies, accumulates = facts.parameters, hardware.count // (self.config.shards or hardware.count), (
+            hardware.accumulation > 1)
+        n = hardware.count // copies
         shard = -(-size // n)
         c = 2 if hardware.precision == "bf16" else 4
+        summed = 8 if self.config.exact else 4
+        waits = accumulates and (self.config.accumulate_locally or self.config.exact)
         block, root = facts.largest_block, facts.root_parameters
         static = {"weights": 4 * shard, "optimizer": facts.optimizer_state_bytes * shard, "buffers": facts.buffer_bytes}
+        gathered = 3 * c * block + c * root if self.config.reshard_after_forward else c * size + 2 * c * block
 
         def candidates():
             for moment in moments(facts.stages, facts.measured("bf16" if c == 2 else "fp32", False)):
-                gradients = 4 * (shard if accumulates else -(-moment.finished // n))
-                buckets = c * block + 4 * block + c * root if moment.backward else 0
+                gradients = 4 * (shard if accumulates else -(-moment.finished // n)) + (summed * size if waits else 0)
+                buckets = c * block + summed * block + c * root if moment.backward else 0
                 yield moment.name, {**static, "gradients": gradients, "activations": moment.activations,
-                                    "workspace": moment.workspace, "gathered": 3 * c * block + c * root,
-                                    "buckets": buckets}
+                                    "workspace": moment.workspace, "gathered": gathered, "buckets": buckets}
             yield "optimizer step", {**static, "gradients": 4 * shard, "optimizer":
                                      (facts.optimizer_state_bytes + facts.optimizer_step_bytes) * shard}
 
-        # each micro-batch: weights gathered for the forward and again for the backward pass, fp32 gradients reduced
-        sent = hardware.accumulation * (2 * c + 4) * size * (n - 1) // n
+        # each micro-batch: weights gathered for the forward and again for the backward pass, fp32 gradients reduced;
+        # once a step, those of a shard over its copies
+        gathers = hardware.accumulation * (2 if self.config.reshard_after_forward else 1)
+        scatters = 1 if waits else hardware.accumulation
+        sent = (gathers * c + scatters * summed) * size * (n - 1) // n
+        sent += 2 * summed * shard * (copies - 1) // copies
         return finish_plan(hardware, candidates(), sent_per_step=sent)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _see_losses_in_reports() -> None:
+    """Before the backward pass of a unit its weights are gathered: as soon as a gradient comes for one of the tensors
+    that it gave, which torch before 2.13 finds in its own containers alone. The losses of a report come first."""
+    if Report not in _pytree.SUPPORTED_NODES:
+        _pytree.register_pytree_node(Report, lambda report: ([report.losses, report.stats], None),
+                                     lambda parts, _: Report(*parts))

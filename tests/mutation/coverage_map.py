@@ -74,9 +74,20 @@ class Map:
             chosen.append(test)
         return chosen
 
+    def with_new(self, new: Map) -> Map:
+        """With what was measured again, in place of what was known of the same tests, and with what is new."""
+        lines: dict[str, dict[int, list[str]]] = {}
+        for file in self.lines.keys() | new.lines.keys():
+            before, now = self.lines.get(file, {}), new.lines.get(file, {})
+            both = {line: sorted({*(t for t in before.get(line, ()) if t not in new.seconds), *now.get(line, ())})
+                    for line in before.keys() | now.keys()}
+            lines[file] = {line: tests for line, tests in both.items() if tests}
+        return Map(lines, self.seconds | new.seconds)
 
-def make(arguments: list[str]) -> None:
-    """Run the suite (or what `arguments` name) under coverage and keep the map."""
+
+def make(arguments: list[str], add: bool = False) -> None:
+    """Run the suite (or what `arguments` name) under coverage and keep the map; add: beside what it says of other
+    tests, which is of use as long as the lines that these reach have not moved."""
     FOLDER.mkdir(exist_ok=True)
     for old in FOLDER.glob("coverage*"):
         old.unlink()
@@ -85,10 +96,10 @@ def make(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "coverage", "run", f"--rcfile={FOLDER / 'coveragerc'}", "-m", "pytest",
                     "-p", "tests.mutation.durations", "-p", "no:cacheprovider", *arguments],
                    cwd=ROOT, env=environment, check=False)
-    _keep()
+    _keep(load() if add else Map({}, {}))
 
 
-def _keep() -> None:
+def _keep(before: Map) -> None:
     import coverage
 
     seconds = json.loads((FOLDER / "seconds.json").read_text())
@@ -111,10 +122,11 @@ def _keep() -> None:
                 elif test in seconds:
                     found[line].add(test)
         lines[path.relative_to(ROOT).as_posix()] = {line: sorted(tests) for line, tests in found.items()}
+    kept = before.with_new(Map(lines, seconds))
     whole = FOLDER / "map.json.part"
-    whole.write_text(json.dumps({"lines": lines, "seconds": seconds}))
+    whole.write_text(json.dumps({"lines": kept.lines, "seconds": kept.seconds}))
     whole.replace(FOLDER / "map.json")
-    print(f"{len(seconds):,} tests, {sum(map(len, lines.values())):,} lines reached by one")
+    print(f"{len(kept.seconds):,} tests, {sum(map(len, kept.lines.values())):,} lines reached by one")
 
 
 def _test_and_phase(context: str) -> tuple[str, str]:

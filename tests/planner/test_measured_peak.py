@@ -12,12 +12,13 @@ from tryplicity.data.packing import Batch
 from tryplicity.model import assemble
 from tryplicity.planner import plan
 from tryplicity.training.step import decay_groups, training_step
+from tryplicity.world import World
 
 
 def real_peak(registry, spec, hardware):
     """Bytes of weights, state and buffers, and the highest sum of the allocator's events in the third step."""
     strategy = registry.part("parallelism", "single").build()
-    model = strategy.place(assemble(spec), "cpu", 0).train()
+    model = strategy.place(assemble(spec), World(), 0).train()
     model.activation_checkpointing = hardware.activation_checkpointing
     optimizer = spec.training.optimizer.build().build(*decay_groups(model))
     for group in optimizer.param_groups:

@@ -12,35 +12,80 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tryplicity.components import IGNORE, Mean
+from tryplicity.components import IGNORE, Mean, Parallelism
 from tryplicity.model import NEXT_TOKEN, Losses, Model
+from tryplicity.world import World
+
+ALONE, ONE = World(), Parallelism()  # this process alone, and how a model lies there
 
 
 @dataclass
 class StepResult:
-    """Sums over the whole batch; tensors, not yet read by the host."""
+    """Sums over the whole batch, all ranks' rows; tensors, not yet read by the host."""
 
     objectives: dict[str, Mean] = field(default_factory=dict)
     auxiliary: dict[str, Tensor] = field(default_factory=dict)  # weighted, by name, over all layers
     stats: dict[str, Mean] = field(default_factory=dict)
-    nll: list[Tensor] = field(default_factory=list)  # nats of each next token, [rows, T], part by part
+    nll: list[Tensor] = field(default_factory=list)  # nats of each next token, [rows, T], part by part; this rank's
+    nats: Tensor | None = None  # their sum, all ranks'
     gradient_norm: Tensor | None = None
-
-    def add(self, losses: Losses, share: float) -> None:
-        for name, mean in losses.objectives.items():
-            mean = Mean(mean.total.detach(), mean.count)
-            self.objectives[name] = self.objectives[name] + mean if name in self.objectives else mean
-        for path, loss in losses.report.losses.items():
-            name, value = path.rpartition(".")[2], loss.detach() * share
-            self.auxiliary[name] = self.auxiliary[name] + value if name in self.auxiliary else value
-        for path, stat in losses.report.stats.items():
-            self.stats[path] = self.stats[path] + stat if path in self.stats else stat
-        self.nll.append(losses.nll_BT)
 
     @property
     def loss(self) -> Mean:
         """The next token's, unweighted: what is compared between runs."""
-        return Mean(torch.stack([nll.sum() for nll in self.nll]).sum(), self.objectives[NEXT_TOKEN].count)
+        return Mean(self.nats, self.objectives[NEXT_TOKEN].count)
+
+
+class Sums:
+    """What the forward passes of a step said, summed: over the passes, then over the ranks.
+
+    In fp64, all in one vector: then it does not matter into how many passes and ranks a batch is cut.
+    """
+
+    def __init__(self) -> None:
+        self.like: dict[tuple[str, ...], Tensor] = {}  # what is summed, in order; a tensor of its shape and dtype
+        self.counts: dict[tuple[str, ...], float] = {}  # of the sums, those that the host knows
+        self.vector: Tensor | None = None
+
+    def add(self, losses: Losses, share: float) -> None:
+        """share: of the whole batch's rows; 0 for a row of nothing, of which the names alone count."""
+        said: dict[tuple[str, ...], Any] = {("nats",): losses.nll_BT.sum()}
+        for name, mean in losses.objectives.items():
+            said["objectives", name, "total"], said["objectives", name, "count"] = mean
+        for path, loss in losses.report.losses.items():
+            name = ("auxiliary", path.rpartition(".")[2])
+            said[name] = said.get(name, 0) + loss.detach()
+        for path, stat in losses.report.stats.items():
+            said["stats", path, "total"], said["stats", path, "count"] = stat
+        tensors = {name: value.detach() for name, value in said.items() if isinstance(value, Tensor)}
+        for name in (name for name in said if name not in tensors):
+            self.counts[name] = self.counts.get(name, 0.0) + (said[name] if share else 0.0)
+        if self.vector is None:
+            self.like = tensors
+            self.vector = torch.zeros(sum(tensor.numel() for tensor in tensors.values()), dtype=torch.float64,
+                                      device=losses.nll_BT.device)
+        if share:
+            self.vector += torch.cat([(share * tensors[name] if name[0] == "auxiliary" else tensors[name]).reshape(-1)
+                                      for name in self.like])
+
+    def over(self, world: World) -> StepResult:
+        """The sums over all ranks."""
+        vector, counts = self.vector, self.counts
+        if world.size > 1:
+            held = torch.tensor(list(counts.values()), dtype=torch.float64, device=vector.device)
+            vector, held = world.total([vector, held])
+            counts = dict(zip(counts, held.tolist(), strict=True))
+        parts = vector.split([like.numel() for like in self.like.values()])
+        sums: dict[tuple[str, ...], Any] = {name: part.view(like.shape).to(like.dtype) for (name, like), part in
+                                            zip(self.like.items(), parts, strict=True)}
+        sums |= counts
+        result = StepResult(nats=sums["nats",])
+        for kind, name, *rest in (found for found in sums if len(found) > 1):
+            if rest == ["total"]:
+                getattr(result, kind)[name] = Mean(sums[kind, name, "total"], sums[kind, name, "count"])
+            elif not rest:
+                result.auxiliary[name] = sums[kind, name]
+        return result
 
 
 def autocast(device_type: str, precision: str) -> Any:
@@ -56,28 +101,54 @@ def on_device(batch: Any, device: torch.device) -> Any:
                              if isinstance(value, Tensor)})
 
 
-def forward_backward(model: Model, batch: Any, micro_batch: int, precision: str) -> StepResult:
-    """Forward and backward over a batch, `micro_batch` sequences at a time; gradients are of the whole batch's
-    mean loss, however it is cut.
+def forward_backward(model: Model, batch: Any, micro_batch: int, precision: str,
+                     strategy: Parallelism = ONE, world: World = ALONE) -> StepResult:
+    """Forward and backward over this rank's rows of a batch, `micro_batch` sequences at a time; gradients and sums are
+    of the mean loss of the whole batch, all ranks' rows, however it is cut.
 
     Each objective is divided by its number of valid targets in the whole batch, which is known from the data
-    before the first forward pass; each auxiliary loss, a mean over sequences, counts by its share of them.
+    before the first forward pass; each auxiliary loss, a mean over sequences, counts by its share of them. A rank that
+    has fewer rows than another makes as many passes: the missing ones with a row of nothing, which counts for nothing.
     """
+    own = len(batch.ids_BT)
+    if own == 0:
+        batch = _nothing(batch)
     targets = model.targets(batch.ids_BT, batch.targets_BT, batch.doc_ids_BT)
     weights = model.weights()
-    scale = {name: weights[name] / (t != IGNORE).sum().clamp(min=1) for name, t in targets.items()}
-    result, rows = StepResult(), batch.ids_BT.shape[0]
-    for start in range(0, rows, micro_batch):
-        part = slice(start, min(start + micro_batch, rows))
-        share = (part.stop - part.start) / rows
-        with autocast(batch.ids_BT.device.type, precision):
-            losses = model(batch.ids_BT[part], targets={n: t[part] for n, t in targets.items()},
-                           doc_ids_BT=None if batch.doc_ids_BT is None else batch.doc_ids_BT[part])
-        loss = sum(mean.total * scale[name] for name, mean in losses.objectives.items())
-        loss = loss + share * sum(losses.report.losses.values())
-        loss.backward()
-        result.add(losses, share)
+    rows, *counts = world.total([torch.tensor(own, device=batch.ids_BT.device),
+                                 *((t != IGNORE).sum() for t in targets.values())])
+    scale = {name: weights[name] / count.clamp(min=1) for name, count in zip(targets, counts, strict=True)}
+    rows, sums, nll = int(rows), Sums(), []
+    micro_batch = 1 if strategy.row_by_row else micro_batch
+    passes = -(-world.most(rows) // micro_batch)
+    for number in range(passes):
+        part = slice(number * micro_batch, min((number + 1) * micro_batch, own))
+        there = max(0, part.stop - part.start)
+        if there == 0:
+            part = slice(0, 1)
+        with strategy.micro_batch(model, last=number == passes - 1):
+            with autocast(batch.ids_BT.device.type, precision):
+                losses = strategy.forward(
+                    model, batch.ids_BT[part], targets={n: t[part] for n, t in targets.items()},
+                    doc_ids_BT=None if batch.doc_ids_BT is None else batch.doc_ids_BT[part])
+            loss = sum(mean.total * scale[name] for name, mean in losses.objectives.items())
+            loss = loss + there / rows * sum(losses.report.losses.values())
+            (loss if there else 0.0 * loss).backward()
+        sums.add(losses, there / rows)
+        if there:
+            nll.append(losses.nll_BT)
+    result = sums.over(world)
+    result.nll = nll
     return result
+
+
+def _nothing(batch: Any) -> Any:
+    """A row of nothing, for a rank that has no row of this batch."""
+    def one(value_BT: Tensor, filled: int) -> Tensor:
+        return value_BT.new_full((1, *value_BT.shape[1:]), filled)
+
+    return batch._replace(ids_BT=one(batch.ids_BT, 0), targets_BT=one(batch.targets_BT, IGNORE),
+                          doc_ids_BT=None if batch.doc_ids_BT is None else one(batch.doc_ids_BT, 0))
 
 
 def decay_groups(model: torch.nn.Module) -> tuple[list, list]:
@@ -90,14 +161,15 @@ def decay_groups(model: torch.nn.Module) -> tuple[list, list]:
     return decayed, undecayed
 
 
-def training_step(model: Model, optimizer: torch.optim.Optimizer, strategy: Any, batch: Any, *, step: int,
-                  micro_batch: int, precision: str, max_norm: float, learning_rate_factor: float) -> StepResult:
+def training_step(model: Model, optimizer: torch.optim.Optimizer, strategy: Parallelism, batch: Any, *, step: int,
+                  micro_batch: int, precision: str, max_norm: float, learning_rate_factor: float,
+                  world: World = ALONE) -> StepResult:
     """One optimizer step. A loss or gradient that is not finite changes nothing: the caller sees it in the result. Nor
     does a batch without a target."""
     for module in model.modules():
         if hasattr(module, "before_step"):
             module.before_step(step)
-    result = forward_backward(model, batch, micro_batch, precision)
+    result = forward_backward(model, batch, micro_batch, precision, strategy, world)
     result.gradient_norm = strategy.clip_gradients(model, max_norm)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * learning_rate_factor

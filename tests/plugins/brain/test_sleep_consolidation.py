@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from tryplicity import Night, Part, Site
+from tryplicity import Night, Parallelism, Part, Site
 from tryplicity_plugins.brain.lateral_inhibition import LateralInhibitionRouter
 from tryplicity_plugins.brain.sleep_consolidation import Reservoir, SleepConsolidation
 from tryplicity_plugins.brain.spike import Spike
@@ -101,7 +101,8 @@ class Life:
         self.checkpoints.append(folder)
 
     def night(self, **changes):
-        return Night(**({"model": self.model, "optimizer": self.optimizer, "step": self.steps, "seed": 3,
+        return Night(**({"model": self.model, "optimizer": self.optimizer, "strategy": Parallelism(),
+                         "step": self.steps, "seed": 3,
                          "checkpoints": self.checkpoints, "score": self.score, "replay": self.replay,
                          "interrupted": lambda: self.stop} | changes))
 

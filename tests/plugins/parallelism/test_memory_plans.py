@@ -101,10 +101,3 @@ def test_fsdp_shards_are_rounded_up(registry):
 def test_strategies_refuse_a_number_of_devices_they_cannot_use(registry, name, count, refused):
     strategy = registry.part("parallelism", name).build()
     assert (strategy.refuses(dataclasses.replace(GPUS, count=count)) is not None) == refused
-
-
-def test_what_cannot_train_yet_says_so_in_one_line(registry):
-    for name in registry.names("parallelism"):
-        reason = registry.part("parallelism", name).build().cannot_train
-        assert (reason is None) == (name == "single")
-        assert reason is None or (name in reason and "\n" not in reason)
