@@ -24,7 +24,7 @@ from tryplicity import Count, Mixer, Positive, Rows, Size, State
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.norms import ZERO
 from tryplicity_plugins.layers.prepared import Products, Told, packed, prepared, products
-from tryplicity_plugins.layers.scans import scan
+from tryplicity_plugins.layers.scans import scan, why_not
 from tryplicity_plugins.layers.ssd import conv_masks, conv_silu, gated_norm
 
 GPU_CHUNK = 128  # the least there, when compiled
@@ -121,9 +121,16 @@ class Mamba2(Mixer):
         nn.init.ones_(self.norm_weight)
 
     def path(self, device: torch.device, compiled: bool) -> str:
+        no_triton = ""
+        if device.type == "cuda":
+            reason = why_not("cuda", torch.cuda.current_device(), torch.bfloat16, self.config.head_dim,
+                                   self.config.state_size)
+            if reason is None:
+                return "Triton's scan, tried against PyTorch's here; TRYPLICITY_SCAN=torch goes without it"
+            no_triton = f" (not Triton's: {reason})"
         how = ("as plain products, which the compiler fuses with what is around them" if compiled else
                "with gradients written by hand, in blocks of rows that fit a cache")
-        return f"the scan in chunks of {self._chunk(device, compiled)}, {how}"
+        return f"the scan in chunks of {self._chunk(device, compiled)}, {how}{no_triton}"
 
     def _chunk(self, device: torch.device, compiled: bool) -> int:
         """Compiled code keeps no table of decays in memory, and a GPU wants larger products."""
