@@ -120,11 +120,16 @@ class Mamba2(Mixer):
         nn.init.ones_(self.norm_weight)
 
     def path(self, device: torch.device, compiled: bool) -> str:
-        if triton := scans.path(device, self.config.head_dim, self.config.state_size):
+        config = self.config
+        if triton := scans.path(device, config.head_dim, config.state_size):
             return triton
+        reason = None
+        if device.type == "cuda":
+            reason = scans.why_not("cuda", device.index, torch.bfloat16, config.head_dim, config.state_size)
+        no_triton = f" (not Triton's: {reason})" if reason else ""
         how = ("as plain products, which the compiler fuses with what is around them" if compiled else
                "with gradients written by hand, in blocks of rows that fit a cache")
-        return f"the scan in chunks of {self._chunk(device, compiled)}, {how}"
+        return f"the scan in chunks of {self._chunk(device, compiled)}, {how}{no_triton}"
 
     def _chunk(self, device: torch.device, compiled: bool) -> int:
         """Compiled code keeps no table of decays in memory, and a GPU wants larger products."""
