@@ -46,7 +46,8 @@ def test_every_mutant_is_python(package):
 
 
 def test_what_is_noted_as_equivalent_is_still_there_with_its_reason():
-    keys = {mutant.key for package in PACKAGES for file in files_of(ROOT, package) for mutant in mutants_of(ROOT, file)}
+    files = {key.partition("::")[0] for key in EQUIVALENT}
+    keys = {mutant.key for file in files for mutant in mutants_of(ROOT, file)}
     assert EQUIVALENT.keys() <= keys and all(len(why.split()) > 4 for why in EQUIVALENT.values())
 
 
