@@ -34,7 +34,7 @@ class Build:
     @property
     def strategy(self) -> Any:
         """The chosen strategy, ready to place a model; only when the plan fits."""
-        return self.registry.part("parallelism", self.plan.chosen.name).build()
+        return self.registry.part("parallelism", self.hardware.options_of(self.plan.chosen.name)).build()
 
 
 def build(spec: str, hardware: str, registry: Registry, settings: Sequence[str] = ()) -> Build:

@@ -57,12 +57,21 @@ class Hardware:
     """Let torch's CUDA allocator grow its segments, which wastes less; ignored on a CPU."""
     utilisation: Annotated[float, Field(ge=1e-6, le=1)] = 0.25
     """Share of the peak that training is expected to reach: a guess to edit once you have measured your own."""
-    strategy: str = "auto"
-    """A parallelism strategy by name, or auto: the first that fits."""
+    strategy: str | dict[str, Any] = "auto"
+    """A parallelism strategy by name, or with options (type: fsdp, shards: 8), or auto: the first that fits."""
 
     @property
     def torch_device(self) -> str:
         return "cpu" if self.device == "cpu" else "cuda"
+
+    @property
+    def strategy_name(self) -> str:
+        """Of the strategy asked for, or auto."""
+        return self.strategy if isinstance(self.strategy, str) else self.strategy["type"]
+
+    def options_of(self, strategy: str) -> str | dict[str, Any]:
+        """What the profile says of a strategy, for the registry: with options where it asks for this one."""
+        return self.strategy if strategy == self.strategy_name else strategy
 
     @property
     def memory_bytes(self) -> int:
@@ -81,8 +90,12 @@ def hardware_schema(registry: Registry) -> dict[str, Any]:
     from tryplicity.registry import FREE, config_schema
 
     schema = config_schema(Hardware)
-    strategy = {**schema["properties"]["strategy"], "enum": ["auto", *registry.names("parallelism")]}
+    names = registry.names("parallelism")
+    said = {name: value for name, value in schema["properties"]["strategy"].items() if name != "anyOf"}
+    strategy = {"anyOf": [{"type": "string", "enum": ["auto", *names]}, {"$ref": "#/$defs/parallelism"}], **said}
+    defs = {name: found for name, found in registry.definitions().items() if name.split(".")[0] == "parallelism"}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Tryplicity hardware profile", **schema,
+            "$defs": defs,
             "properties": {**schema["properties"], "strategy": strategy}, "patternProperties": {f"^{FREE}": {}}}
 
 
@@ -100,21 +113,23 @@ def load_hardware(path_or_name: str | Path, registry: Registry, settings: Sequen
     apply_settings(source, list(settings))
     problems: list[Problem] = []
     hardware = registry.resolve(Hardware, source.data, (), problems)
-    strategy, strategies = source.data.get("strategy", "auto"), registry.names("parallelism")
+    strategy, strategies, asked = source.data.get("strategy", "auto"), registry.names("parallelism"), None
     if isinstance(strategy, str) and strategy not in ("auto", *strategies):
         hint = did_you_mean(strategy, ["auto", *strategies])
         problems.append(Problem(("strategy",), f"no parallelism is called {strategy!r}{hint}"))
+    elif strategy != "auto" and isinstance(strategy, str | dict):
+        asked = registry.resolve_part("parallelism", strategy, ("strategy",), problems)
     if hardware is not None:
         if hardware.device == "cpu" and hardware.precision == "bf16":
             problems.append(Problem(("precision",), "bf16 is not trained with on a CPU; use fp32"))
         if hardware.count > 1 and not hardware.link_bandwidth_gbs:
             at = "link_bandwidth_gbs" if "link_bandwidth_gbs" in source.data else "count"
             problems.append(Problem((at,), f"{hardware.count} devices need a link_bandwidth_gbs greater than 0"))
-        if strategy in strategies:
-            with guarded(registry.get("parallelism", strategy)):
-                refusal = registry.part("parallelism", strategy).build().refuses(hardware)
+        if asked is not None:
+            with guarded(asked.component):
+                refusal = asked.build().refuses(hardware)
             if refusal is not None:
-                problems.append(Problem(("strategy",), f"{strategy} cannot be used here: {refusal}"))
+                problems.append(Problem(("strategy",), f"{asked.name} cannot be used here: {refusal}"))
     if problems:
         raise source.error(problems)
     assert hardware is not None

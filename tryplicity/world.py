@@ -20,17 +20,19 @@ from torch import Tensor
 from tryplicity.errors import PluginFault, Refused, UserError
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
-#: a rank that does not answer for so long is taken for dead
-PATIENCE = timedelta(seconds=60)
+#: what ranks do together may take so long, since one may compile for minutes after another has; a rank that is dead or
+#: silent is noticed earlier, by `training.peers`
+PATIENCE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
 class World:
-    """rank: this process's number among `size`. device: its own."""
+    """rank: this process's number among `size`. device: its own. local_size: how many of them share this machine."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    local_size: int = 1
 
     @property
     def first_rank(self) -> bool:
@@ -121,6 +123,7 @@ def joined(kind: str) -> Iterator[World]:
 
     distributed.init_process_group(BACKENDS[kind], timeout=PATIENCE)
     try:
-        yield World(distributed.get_rank(), distributed.get_world_size(), device)
+        size = distributed.get_world_size()
+        yield World(distributed.get_rank(), size, device, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     finally:
         distributed.destroy_process_group()

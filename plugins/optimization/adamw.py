@@ -25,6 +25,8 @@ class AdamW(Optimizer):
         beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
         epsilon: Positive = 1e-8
         weight_decay: Weight = 0.1
+        fused: bool = True
+        """one pass over all parameters; off, slower: a CPU then rounds a parameter alike however it is sharded"""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -34,4 +36,4 @@ class AdamW(Optimizer):
         groups = [{"params": decayed, "weight_decay": c.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
         # fused explicitly: torch's default on CUDA, foreach, takes 4 more bytes a parameter in the step
         return torch.optim.AdamW([g for g in groups if g["params"]], lr=c.learning_rate, betas=(c.beta1, c.beta2),
-                                 eps=c.epsilon, fused=True)
+                                 eps=c.epsilon, fused=c.fused, foreach=False)

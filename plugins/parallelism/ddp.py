@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 from tryplicity import Facts, MemoryPlan, Parallelism, UserError, finish_plan, initialise, moments
+from tryplicity_plugins.parallelism.exact import ExactSums
 
 
 class DistributedData(Parallelism):
@@ -13,25 +16,41 @@ class DistributedData(Parallelism):
     name = "ddp"
     order = 20
 
-    def __init__(self, config) -> None:
-        self.config = config
+    @dataclass(frozen=True)
+    class Config:
+        exact: bool = False
+        """One row at a time and gradients summed in fp64: the same rows make the same step to the last bits, however
+        ranks and micro-batches divide them. To compare trainings, not for speed; 8 bytes a parameter for gradients."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.row_by_row = config, config.exact
 
     def place(self, model, world, seed, precision="fp32"):
         from torch.nn.parallel import DistributedDataParallel
 
         if world.size == 1:
             raise UserError("ddp: this process is alone; it needs several ranks: a launcher starts them, or use single")
+        model, self.world = initialise(model, world.device, seed), world
+        self.sums = ExactSums(model, world) if self.config.exact else None
+        if self.sums is not None:
+            return model
         # buffers are changed by what all ranks summed, alike: there is nothing to send
-        self.wrapped = DistributedDataParallel(initialise(model, world.device, seed), broadcast_buffers=False,
-                                               gradient_as_bucket_view=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 calls it otherwise, older ones know no other
+            self.wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.wrapped.register_comm_hook(None, _summed)
         return model
 
     def forward(self, model, *args, **kwargs):
-        return self.wrapped(*args, **kwargs)
+        return (model if self.sums else self.wrapped)(*args, **kwargs)
 
     def micro_batch(self, model, last):
+        if self.sums is not None:
+            return self.sums.micro_batch(last)
         return nullcontext() if last else self.wrapped.no_sync()
+
+    def weights(self, model):
+        return super().weights(model) if self.world.first_rank else {}
 
     def refuses(self, hardware) -> str | None:
         return "it needs more than one device" if hardware.count == 1 else None
@@ -42,7 +61,8 @@ class DistributedData(Parallelism):
         One all-reduce a step; in a ring each device sends each byte 2 (n-1)/n times.
         """
         size, n = facts.parameters, hardware.count
-        static = {"weights": 4 * size, "gradients": 4 * size, "buffers": facts.buffer_bytes,
+        summed = 8 if self.config.exact else 4
+        static = {"weights": 4 * size, "gradients": summed * size, "buffers": facts.buffer_bytes,
                   "optimizer": facts.optimizer_state_bytes * size}
 
         def candidates():
@@ -51,7 +71,7 @@ class DistributedData(Parallelism):
             yield "optimizer step", {**static, "optimizer":
                                      (facts.optimizer_state_bytes + facts.optimizer_step_bytes) * size}
 
-        return finish_plan(hardware, candidates(), sent_per_step=2 * 4 * size * (n - 1) // n)
+        return finish_plan(hardware, candidates(), sent_per_step=2 * summed * size * (n - 1) // n)
 
 
 def _summed(_, bucket):

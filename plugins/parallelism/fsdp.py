@@ -31,9 +31,12 @@ class FullyShardedData(Parallelism):
         """Let go of a block's weights after its forward pass and gather them again for the backward pass."""
         accumulate_locally: bool = False
         """Keep whole gradients until the last micro-batch of a step and scatter them once; by default after each."""
+        exact: bool = False
+        """One row at a time and gradients summed in fp64: the same rows make the same step to the last bits, however
+        ranks and micro-batches divide them. To compare trainings, not for speed; 8 bytes for each of all parameters."""
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        self.config, self.row_by_row = config, config.exact
 
     def place(self, model, world, seed, precision="fp32"):
         from torch.distributed.device_mesh import init_device_mesh
@@ -53,8 +56,9 @@ class FullyShardedData(Parallelism):
         else:
             mesh = init_device_mesh(world.device.type, (world.size // shards, shards),
                                     mesh_dim_names=("copies", "shards"))
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32,
-                                      cast_forward_inputs=False) if precision == "bf16" else MixedPrecisionPolicy()
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if precision == "bf16" else None,
+                                      reduce_dtype=torch.float64 if self.config.exact else torch.float32,
+                                      cast_forward_inputs=False)
 
         self.kept_whole = False
         self.units: list[tuple[nn.Module, bool]] = []  # what is gathered at once, and whether it is let go of
@@ -72,7 +76,7 @@ class FullyShardedData(Parallelism):
         return model
 
     def micro_batch(self, model, last):
-        model.set_requires_gradient_sync(last or not self.config.accumulate_locally)
+        model.set_requires_gradient_sync(last or not (self.config.accumulate_locally or self.config.exact))
         model.set_requires_all_reduce(last)
         return nullcontext()
 
@@ -151,32 +155,47 @@ class FullyShardedData(Parallelism):
         return found
 
     def refuses(self, hardware) -> str | None:
-        return "it needs more than one device" if hardware.count == 1 else None
+        if hardware.count == 1:
+            return "it needs more than one device"
+        if hardware.count % (self.config.shards or 1):
+            return f"shards {self.config.shards} does not divide {hardware.count} devices"
+        return None
 
     def memory(self, facts: Facts, hardware) -> MemoryPlan:
         """With c bytes a gathered weight, p the largest block and r what lies outside the blocks: at work are the
         block's weights, those of the next one already gathered, the buffer they arrive in (3 p c), and r, which stays
         gathered (r c). The backward pass adds the block's gradients and the fp32 buffer they are reduced from
         (p c + 4 p), and the gradients of r (r c).
+
+        Blocks that stay gathered are all there when the backward pass begins. Gradients that wait for the last
+        micro-batch are whole, in the dtype that they are summed in.
         """
-        size, n, accumulates = facts.parameters, hardware.count, hardware.accumulation > 1
+        size, copies, accumulates = facts.parameters, hardware.count // (self.config.shards or hardware.count), (
+            hardware.accumulation > 1)
+        n = hardware.count // copies
         shard = -(-size // n)
         c = 2 if hardware.precision == "bf16" else 4
+        summed = 8 if self.config.exact else 4
+        waits = accumulates and (self.config.accumulate_locally or self.config.exact)
         block, root = facts.largest_block, facts.root_parameters
         static = {"weights": 4 * shard, "optimizer": facts.optimizer_state_bytes * shard, "buffers": facts.buffer_bytes}
+        gathered = 3 * c * block + c * root if self.config.reshard_after_forward else c * size + 2 * c * block
 
         def candidates():
             for moment in moments(facts.stages, facts.measured("bf16" if c == 2 else "fp32", False)):
-                gradients = 4 * (shard if accumulates else -(-moment.finished // n))
-                buckets = c * block + 4 * block + c * root if moment.backward else 0
+                gradients = 4 * (shard if accumulates else -(-moment.finished // n)) + (summed * size if waits else 0)
+                buckets = c * block + summed * block + c * root if moment.backward else 0
                 yield moment.name, {**static, "gradients": gradients, "activations": moment.activations,
-                                    "workspace": moment.workspace, "gathered": 3 * c * block + c * root,
-                                    "buckets": buckets}
+                                    "workspace": moment.workspace, "gathered": gathered, "buckets": buckets}
             yield "optimizer step", {**static, "gradients": 4 * shard, "optimizer":
                                      (facts.optimizer_state_bytes + facts.optimizer_step_bytes) * shard}
 
-        # each micro-batch: weights gathered for the forward and again for the backward pass, fp32 gradients reduced
-        sent = hardware.accumulation * (2 * c + 4) * size * (n - 1) // n
+        # each micro-batch: weights gathered for the forward and again for the backward pass, fp32 gradients reduced;
+        # once a step, those of a shard over its copies
+        gathers = hardware.accumulation * (2 if self.config.reshard_after_forward else 1)
+        scatters = 1 if waits else hardware.accumulation
+        sent = (gathers * c + scatters * summed) * size * (n - 1) // n
+        sent += 2 * summed * shard * (copies - 1) // copies
         return finish_plan(hardware, candidates(), sent_per_step=sent)
 
 

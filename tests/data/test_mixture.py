@@ -149,3 +149,23 @@ def test_when_nothing_is_left_the_user_is_told_what_to_do(tokens):
         Mixture(tokens, 0, {"text": 1.0, "code": 0.0}, no_text, "up to grade 2")
     with pytest.raises(UserError, match=r"in the domains code, math, text \(there is none in any other either\)"):
         Mixture(tokens, 0, None, np.array([], dtype=int))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_ranks_make_the_rows_of_a_step_between_them(tokens, ranks):
+    """Each row on one rank, in the order of one process; all go on at the same place, at any number of ranks too."""
+    from tryplicity import World
+
+    mixture, shares = Mixture(tokens, 3), Mixture(tokens, 3, {"text": 0.5, "code": 0.3, "math": 0.2})
+    for one in (mixture, shares):
+        positions = {}
+        for length in (LENGTH, LENGTH, 2 * LENGTH):
+            whole, after = one.batch(positions, 5, length)
+            parts = [one.batch(positions, 5, length, World(rank, ranks).part(5)) for rank in range(ranks)]
+            assert torch.equal(torch.cat([part.ids_BT for part, _ in parts]), whole.ids_BT)
+            assert torch.equal(torch.cat([part.targets_BT for part, _ in parts]), whole.targets_BT)
+            assert torch.equal(torch.cat([part.doc_ids_BT for part, _ in parts]), whole.doc_ids_BT)
+            assert sum(part.bytes for part, _ in parts) == whole.bytes
+            assert [list(d) for part, _ in parts for d in part.documents] == [list(d) for d in whole.documents]
+            assert all(then == after for _, then in parts)
+            positions = after

@@ -6,6 +6,8 @@ are left out. The map is kept in `.mutation/`, which git ignores.
 
 from __future__ import annotations
 
+import ast
+import functools
 import json
 import os
 import subprocess
@@ -30,6 +32,14 @@ data_file = {folder}/coverage
 """
 
 
+@functools.cache
+def _functions(file: str) -> list[tuple[int, range]]:
+    """Of each function of a file: the line where it is defined, and the lines that run when it is called."""
+    return [(node.lineno, range(node.body[0].lineno, node.end_lineno + 1))
+            for node in ast.walk(ast.parse((ROOT / file).read_bytes()))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
 @dataclass(frozen=True)
 class Map:
     """The tests that reach each line, and what each takes."""
@@ -38,19 +48,23 @@ class Map:
     seconds: dict[str, float]  # test -> seconds, of those that pass
 
     def tests(self, file: str, first: int, last: int, most_seconds: float) -> list[str]:
-        """Tests of these lines, near ones first, then the quick ones, for at most so many seconds.
+        """Tests of these lines, quick ones first, near ones before others, for at most so many seconds.
 
-        A line that runs when its module is imported is no test's: then those that reach anything in the file.
+        A line that runs when its module is imported is no test's, though the first to import it is noted beside it:
+        then those that call the function whose defaults it holds, or reach anything in the file.
         """
-        reached = self.lines.get(file, {})
-        tests = {t for line in range(first, last + 1) for t in reached.get(line, ())}
+        reached, functions, lines = self.lines.get(file, {}), _functions(file), range(first, last + 1)
+        if not any(first in body for _, body in functions):
+            lines = next((body for begin, body in functions if begin <= first < body.start), range(0))
+        tests = {t for line in lines for t in reached.get(line, ())}
         if not tests:
             tests = {t for those in reached.values() for t in those}
         stem, folder = Path(file).stem, Path(file).parent.name
         name = folder if stem == "__init__" else stem
 
         def rank(test: str) -> tuple:
-            return name not in test, folder not in test, self.seconds[test], test
+            far = 1 if name in test else 2 if folder in test else 8
+            return far * self.seconds[test], test
 
         chosen, total = [], 0.0
         for test in sorted(tests & self.seconds.keys(), key=rank):

@@ -16,15 +16,21 @@ import time
 
 import click
 import datasets
+import httpx
 import hypothesis
 import numpy
+import openai
+import prometheus_client
 import pydantic
 import pytest
 import rich
+import safetensors.torch
+import sanic
 import tokenizers
 import torch
 
-HEAVY = (click, datasets, hypothesis, numpy, pydantic, rich, tokenizers, torch)  # shared by all forks
+HEAVY = (click, datasets, httpx, hypothesis, numpy, openai, prometheus_client, pydantic, rich, safetensors, sanic,
+         tokenizers, torch)  # shared by all forks
 
 MEMORY = 8 << 30  # bytes for the tests of one change
 

@@ -163,3 +163,15 @@ def test_a_run_keeps_and_says_its_number(make_build, prepared, tmp_path, monkeyp
         assert torch.get_num_threads() == before
     assert [text for text in heard if "thread" in text] == ["3 threads, as TRYPLICITY_THREADS says",
                                                             "1 thread, as TRYPLICITY_THREADS says"]
+
+
+def test_ranks_of_one_machine_share_its_cores(monkeypatch):
+    monkeypatch.delenv("TRYPLICITY_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(module, "cores", lambda: set(range(8)))
+    monkeypatch.setattr(module, "quota", lambda: None)
+    monkeypatch.setattr(module.torch, "get_num_threads", lambda: 8)
+    for ranks, number in ((1, 8), (2, 4), (3, 2), (8, 1), (16, 1)):
+        shared = Threads(ranks=ranks, window=0.0)
+        assert shared.number == number
+        assert ranks == 1 or (f"each of {ranks} ranks on 8 cores" in shared.chosen and shared.between_steps() is None)

@@ -141,7 +141,8 @@ def _plans(rows: list[Comparison], hardware: Any, plugins: Any) -> dict[str, Any
         planned = plan(assemble(variant.spec), hardware, plugins.registry)
         if not planned.fits:
             raise Refused(f"{variant.label}: {variant.spec.name} does not fit on {hardware.name}")
-        if (ranks := plugins.registry.part("parallelism", planned.chosen.name).build().ranks(hardware)) > 1:
+        strategy = plugins.registry.part("parallelism", hardware.options_of(planned.chosen.name)).build()
+        if (ranks := strategy.ranks(hardware)) > 1:
             raise Refused(f"{planned.chosen.name} trains on {ranks} ranks, and an ablation measures on one; give it "
                           "hardware.count=1 and hardware.strategy=single")
         plans[variant.label] = planned.as_dict()

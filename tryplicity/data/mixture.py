@@ -89,17 +89,19 @@ class Mixture:
                 f" ({whole.warning})" if whole.warning else "")
             return whole
 
-    def batch(self, positions: Positions, rows: int, context_length: int) -> tuple[Batch, dict[str, Any]]:
-        """The `rows` rows that follow on `positions` ({} at the beginning), and the positions after them."""
-        positions, found = dict(positions), []
-        for _ in range(rows):
+    def batch(self, positions: Positions, rows: int, context_length: int,
+              made: slice = slice(None)) -> tuple[Batch, dict[str, Any]]:
+        """Of the `rows` rows that follow on `positions` ({} at the beginning) those that are to be `made`, and the
+        positions after all of them."""
+        positions, found, wanted = dict(positions), [], range(rows)[made]
+        for number in range(rows):
             domain = self._next(positions, context_length)
             at, delivered = self._names[domain]
-            row, positions[at] = self._streams[domain].take(positions.get(at, {}), 1, context_length)
-            found.append(row)
+            pieces, positions[at] = self._streams[domain].next_row(positions.get(at, {}), context_length)
+            found += [self._streams[domain].row(pieces)] if number in wanted else []
             if self.shares:
                 positions[delivered] = positions.get(delivered, 0) + context_length
-        return joined(found), positions
+        return joined(found, context_length), positions
 
     def tokens(self) -> dict[str, int]:
         """Tokens of each stream's documents; a stage that asks for more goes over them again."""

@@ -9,8 +9,8 @@ these are told apart like documents.
 
 The state of a stream is the epoch, how much of it the row before it took, and how many rows of which length were
 delivered since: any batch size or number of ranks goes on from there with the same rows. As long as T is the same,
-that is how many tokens were delivered: rank r of W that takes R rows of T tokens a step asks for
-`batch(position + r * R * T, R, T)` and all of them go on at `position + W * R * T`.
+that is how many tokens were delivered. Where several ranks share the rows of a step, each asks for all of them and says
+which it wants made (`World.part`): the order is the same on any number of ranks, and all go on behind the step's last.
 
 Shapes: B rows, T time (tokens of a row), N tokens in a run of the stream.
 """
@@ -169,17 +169,19 @@ class PackedStream:
         return {"epoch": epoch, "start": first * context_length - epoch * self.tokens_per_epoch,
                 "rows": [[context_length, row - first]]}
 
-    def take(self, state: StreamState, rows: int, context_length: int) -> tuple[Batch, StreamState]:
-        """The `rows` rows that come after a state, and the state after them."""
-        found = []
-        for _ in range(rows):
+    def take(self, state: StreamState, rows: int, context_length: int,
+             made: slice = slice(None)) -> tuple[Batch, StreamState]:
+        """Of the `rows` rows that come after a state those that are to be `made`, and the state after all of them."""
+        found, wanted = [], range(rows)[made]
+        for number in range(rows):
             pieces, state = self.next_row(state, context_length)
-            found.append(self._row(pieces))
-        return joined(found), state
+            found += [self.row(pieces)] if number in wanted else []
+        return joined(found, context_length), state
 
-    def batch(self, position: int, rows: int, context_length: int) -> Batch:
-        """The `rows` rows that are delivered from `position` (in tokens) on, where all rows are of one length."""
-        return self.take(self.at(position, context_length), rows, context_length)[0]
+    def batch(self, position: int, rows: int, context_length: int, made: slice = slice(None)) -> Batch:
+        """Of the `rows` rows that are delivered from `position` (in tokens) on, where all rows are of one length, those
+        that are to be `made`."""
+        return self.take(self.at(position, context_length), rows, context_length, made)[0]
 
     def next_row(self, state: StreamState, context_length: int) -> tuple[list[Piece], StreamState]:
         """The pieces of the epoch that make up the next row, and the state after it."""
@@ -258,7 +260,8 @@ class PackedStream:
                 done, offset, place = done + taken, offset + taken, place + 1
         return places_N, docs_N
 
-    def _row(self, pieces: list[Piece]) -> Batch:
+    def row(self, pieces: list[Piece]) -> Batch:
+        """The row that these pieces make up."""
         found = [self._places(piece.epoch * self.tokens_per_epoch + piece.start, piece.end - piece.start)
                  for piece in pieces]
         places_N, docs_N = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
@@ -344,12 +347,15 @@ def _row(tokens: TokenFile, places_N: np.ndarray, docs_T: np.ndarray, documents:
                  documents=(documents,))
 
 
-def joined(batches: Sequence[Batch]) -> Batch:
-    """The rows of several batches as one."""
+def joined(batches: Sequence[Batch], context_length: int = 0) -> Batch:
+    """The rows of several batches as one; of none, no row of so many tokens."""
     import torch
 
     if len(batches) == 1:
         return batches[0]
+    if not batches:
+        ids_BT = torch.empty(0, context_length, dtype=torch.int64)
+        return Batch(ids_BT, ids_BT.clone(), ids_BT.to(torch.int32), 0)
     ids, targets, docs, sizes, documents = zip(*batches, strict=True)
     return Batch(torch.cat(ids), torch.cat(targets), torch.cat(docs), sum(sizes), sum(documents, ()))
 

@@ -93,10 +93,10 @@ def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
     for name in names:
         try:
             with guarded(registry.get("parallelism", name)):
-                strategy = registry.part("parallelism", name).build()
+                strategy = registry.part("parallelism", hardware.options_of(name)).build()
                 reason, memory = strategy.refuses(hardware), check_memory(strategy, strategy.memory(facts, hardware))
         except (PluginFault, UserError) as fault:  # a strategy that nobody asked for must not end the plan
-            if hardware.strategy == name:
+            if hardware.strategy_name == name:
                 raise
             options.append(Option(name, None, str(fault)))
             continue
@@ -106,13 +106,13 @@ def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
             reason = f"{memory.total / GB:.1f} GB > {hardware.memory_gb:g} GB"
         options.append(Option(name, memory, reason))
 
-    asked = [o for o in options if o.memory is not None and hardware.strategy in ("auto", o.name)]
+    asked = [o for o in options if o.memory is not None and hardware.strategy_name in ("auto", o.name)]
     if not asked:
         raise PluginFault("no parallelism strategy can plan: " + "; ".join(f"{o.name}: {o.reason}" for o in options))
     chosen = next((o for o in asked if o.reason is None), None)
     nearest = chosen or min([o for o in asked if o.name not in refused] or asked, key=lambda o: o.memory.total)
-    unasked = (f"{chosen.name} is the first that fits" if hardware.strategy == "auto" and chosen else
-               f"the profile asks for {hardware.strategy}")
+    unasked = (f"{chosen.name} is the first that fits" if hardware.strategy_name == "auto" and chosen else
+               f"the profile asks for {hardware.strategy_name}")
     rejected = [replace(o, reason=o.reason or unasked) for o in options if o is not chosen]
 
     flops = sum(c.flops_forward + c.flops_backward for c in costs) / facts.tokens

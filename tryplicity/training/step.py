@@ -119,6 +119,7 @@ def forward_backward(model: Model, batch: Any, micro_batch: int, precision: str,
                                  *((t != IGNORE).sum() for t in targets.values())])
     scale = {name: weights[name] / count.clamp(min=1) for name, count in zip(targets, counts, strict=True)}
     rows, sums, nll = int(rows), Sums(), []
+    micro_batch = 1 if strategy.row_by_row else micro_batch
     passes = -(-world.most(rows) // micro_batch)
     for number in range(passes):
         part = slice(number * micro_batch, min((number + 1) * micro_batch, own))

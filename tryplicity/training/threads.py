@@ -109,19 +109,20 @@ class Threads:
     """Sets the number of torch's threads, for the length of a `with`.
 
     `kept`: the number that a run which is resumed had (0: none yet); it begins with that. `fixed`: leave torch's number
-    as it is, as where a GPU does the work.
+    as it is, as where a GPU does the work. ranks: those of one training that share this machine; each takes as many
+    of its cores and keeps to that.
     """
 
     def __init__(self, kept: int = 0, *, fixed: bool = False, look: Callable[[], Load | None] | None = None,
-                 window: float = WINDOW) -> None:
+                 window: float = WINDOW, ranks: int = 1) -> None:
         self.before = torch.get_num_threads()
         self.forced = self.before if fixed else forced()
         allowed, granted = cores(), quota()
-        self.available = min(len(allowed), granted or len(allowed))
-        self.most = max(1, min(self.before, int(self.available)))
+        self.ranks, self.available = ranks, min(len(allowed), granted or len(allowed))
+        self.most = max(1, min(self.before, int(self.available / ranks)))
         self.number = self.forced or min(kept or self.most, self.most)
         self.window, self._look = window, look or (lambda: load(allowed))
-        self._seen, self._last_wanted = self._look(), self.number
+        self._seen, self._last_wanted = self._look() if ranks == 1 else None, self.number
 
     def __enter__(self) -> Threads:
         if torch.get_num_threads() != self.number:
@@ -138,6 +139,8 @@ class Threads:
         threads = f"{self.number} thread{'s' * (self.number > 1)}"
         if self.forced:
             return f"{threads}, as {FORCE if FORCE in os.environ else 'OMP_NUM_THREADS'} says"
+        if self.ranks > 1:
+            return f"{threads} for each of {self.ranks} ranks on {self.available:g} cores"
         return f"{threads} on {self.available:g} cores; fewer while others keep them busy"
 
     def between_steps(self) -> str | None:
