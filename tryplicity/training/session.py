@@ -29,6 +29,7 @@ from tryplicity.run import Run
 from tryplicity.training import checkpoint
 from tryplicity.training import resume as resuming
 from tryplicity.training.checkpoint import Progress
+from tryplicity.training.compiling import compile_blocks
 from tryplicity.training.evaluate import bits_per_byte
 from tryplicity.training.folder import check_free
 from tryplicity.training.pace import Pace
@@ -64,6 +65,8 @@ class Session:
         self.strategy = build.strategy
         self.model: Model = self.strategy.place(assemble(self.spec), world, self.training.seed,
                                                 self.hardware.precision)
+        if said := compile_blocks(self.model, self.training.compile, self.device):
+            say(said)
         self.model.activation_checkpointing = self.hardware.activation_checkpointing
         self.optimizer = self.training.optimizer.build().build(*decay_groups(self.model))
         check_optimizer(self.training.optimizer, self.optimizer, dict(self.model.named_parameters()))
