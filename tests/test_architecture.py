@@ -23,8 +23,9 @@ FLOORS = [
     {"plugins", "spec", "hardware", "files", "run"},
     {"model", "planner", "contract", "promises"},
     {"builder"},
-    {"training", "inference", "search", "data"},
-    {"cli", "server", "ablation", "pages", "brain_page", "__main__"},
+    {"training", "inference", "search", "data", "launch"},
+    {"corpus"},
+    {"cli", "commands", "server", "ablation", "pages", "brain_page", "doctor", "__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

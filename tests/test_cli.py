@@ -71,9 +71,9 @@ def test_what_does_not_fit_exits_with_1_and_says_by_how_much(capfd):
     assert code == 1 and json.loads(out)["fits"] is False
 
 
-def test_training_under_a_strategy_that_only_plans_says_so_in_one_line(capfd, tmp_path):
+def test_training_for_a_machine_that_this_is_not_says_so_in_one_line(capfd, tmp_path):
     code, _, err = call(capfd, "train", "full", "--hw", "h200", "--run", str(tmp_path / "r"), "--steps", "1")
-    assert code == 1 and err.count("\n") == 1 and "fsdp plans memory only" in err
+    assert code == 2 and err.count("\n") == 1 and "on this machine; train on one that has them" in err
 
 
 @pytest.mark.parametrize("settings, message", [

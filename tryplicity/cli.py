@@ -7,7 +7,6 @@ import contextlib
 import functools
 import io
 import json
-import math
 import os
 import sys
 import traceback
@@ -18,6 +17,19 @@ from typing import Any
 import click
 
 from tryplicity import __version__
+from tryplicity.commands.data import data
+from tryplicity.commands.launch import launch
+from tryplicity.commands.options import (
+    SEED,
+    Number,
+    build_options,
+    forget_what_cannot_be_written,
+    given_plugins,
+    named,
+    plugin_options,
+)
+from tryplicity.commands.tokenizer import tokenizer
+from tryplicity.commands.train import Training, train, train_into
 from tryplicity.errors import PluginFault, Refused, UserError
 
 CODES = (0, 1, 2, 3, 130, 143)  # what this command may end with; README says what each means
@@ -59,25 +71,19 @@ class _Group(click.Group):
             return _failed(error)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *_foreign_commands(_plugin_files(ctx))})
+        return sorted({*super().list_commands(ctx), *_foreign_commands(given_plugins(ctx))})
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return super().get_command(ctx, name) or _foreign_commands(_plugin_files(ctx)).get(name)
+        return super().get_command(ctx, name) or _foreign_commands(given_plugins(ctx)).get(name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """A command that a plugin brings may have the plugin's file behind it: `tryplicity mine --plugin mine.py`."""
-        if super().get_command(ctx, args[0]) is None and args[0] not in _foreign_commands(_plugin_files(ctx)):
+        if super().get_command(ctx, args[0]) is None and args[0] not in _foreign_commands(given_plugins(ctx)):
             files, rest = _taken(args[1:])
-            if files and args[0] in _foreign_commands((*_plugin_files(ctx), *files)):
-                ctx.params["plugin_files"] = (*_plugin_files(ctx), *files)
+            if files and args[0] in _foreign_commands((*given_plugins(ctx), *files)):
+                ctx.params["plugin_files"] = (*given_plugins(ctx), *files)
                 args = [args[0], *rest]
         return super().resolve_command(ctx, args)
-
-
-def _plugin_files(ctx: click.Context) -> tuple[str, ...]:
-    """The files given as --plugin, before the command and behind it."""
-    own = () if ctx.parent is None else ctx.params.get("plugin_files", ())
-    return tuple(dict.fromkeys((*ctx.find_root().params.get("plugin_files", ()), *own)))
 
 
 def _taken(args: list[str]) -> tuple[list[str], list[str]]:
@@ -128,19 +134,10 @@ def _failed(error: BaseException) -> int:
     if isinstance(error, OSError):
         name = str(error.filename or "the system")
         name = name if len(name) < 100 else f"{name[:97]}..."
-        _forget_what_cannot_be_written()
+        forget_what_cannot_be_written()
         return _say(f"{name}: {error.strerror or error}", 2)
     return _say(f"{guard.cause(error)} ({guard.place(error)}): a fault of tryplicity itself; {guard.SHOW}=1 shows the "
                 "traceback, which belongs in a report of it", 3)
-
-
-def _forget_what_cannot_be_written() -> None:
-    """Python writes what is left of its output at the very end, and would end with another code where it cannot."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _say(error: object, code: int) -> int:
@@ -168,56 +165,6 @@ def _say_in_any_alphabet() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="tryplicity")
-
-
-class Number(click.FloatRange):
-    """A number that is one: neither nan nor infinite. whole: 2e6 and 2000000, but not 2.5."""
-
-    def __init__(self, low: float, high: float = 1e15, *, whole: bool = False, **options: Any) -> None:
-        super().__init__(low, high, **options)
-        self.whole, self.name = whole, "integer" if whole else "number"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        try:
-            number = float(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a number", param, ctx)
-        if not math.isfinite(number) or (self.whole and number != int(number)):
-            self.fail(f"{value} is not a {'whole' if self.whole else 'finite'} number", param, ctx)
-        number = super().convert(number, param, ctx)
-        return int(number) if self.whole else number
-
-
-SEED = click.IntRange(0, 2**63 - 1)
-
-
-def plugin_options(command: Callable) -> Callable:
-    """--plugin and --strict; the command gets the loaded `plugins`."""
-
-    @click.option("--plugin", "plugin_files", multiple=True, metavar="FILE.py",
-                  help="Load a plugin from a file, beside the installed ones. May be repeated.")
-    @click.option("--strict", is_flag=True, help="Fail when any plugin cannot be loaded.")
-    @functools.wraps(command)
-    def with_plugins(*args: Any, plugin_files: tuple[str, ...], strict: bool, **kwargs: Any) -> Any:
-        from tryplicity.plugins import load_plugins, remembered
-
-        context = click.get_current_context()
-        context.params["plugin_files"] = given = _plugin_files(context)
-        run = kwargs.get("folder") if kwargs.get("resume") else kwargs.get("run")
-        return command(*args, plugins=load_plugins((*given, *remembered(run, given)), strict), **kwargs)
-
-    return with_plugins
-
-
-def build_options(command: Callable) -> Callable:
-    """SPEC, --hw and --set."""
-    command = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE",
-                           help="Change a value of the spec (hidden_size=512, blocks.attention.mixer.heads=8) or of "
-                                "the profile (hardware.batch=2).")(command)
-    command = click.option("--hw", "hardware", required=True, metavar="HW",
-                           help="A hardware profile: a YAML file, or the name of an installed one (cpu, 5090, b200, "
-                                "mi300x, h200, h100).")(command)
-    return click.argument("spec")(command)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -264,124 +211,8 @@ def build(spec: str, hardware: str, settings: tuple[str, ...], as_json: bool, pl
     sys.exit(_Group.verdict)
 
 
-@main.command()
-@build_options
-@click.option("--data", metavar="SOURCE",
-              help="A folder or file of text, huggingface:NAME, another source's name, or {type: ..., ...} as YAML. By "
-                   "default the text that comes with Python: python-docs.")
-@click.option("--chat-data", metavar="SOURCE",
-              help="Conversations for the chat phases: a source, a .jsonl file, huggingface:NAME. By default what the "
-                   "spec says, or questions about Python: python-docs-chat.")
-@click.option("--run", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The run folder.")
-@click.option("--steps", type=Number(1, whole=True), help="End after so many optimizer steps.")
-@click.option("--tokens", type=Number(1, 1e18, whole=True), help="End after so many tokens (2e6 will do).")
-@click.option("--minutes", type=Number(0, 1e9, min_open=True), help="End after so many minutes of training.")
-@click.option("--resume", is_flag=True, help="Go on exactly where the newest complete checkpoint stands.")
-@click.option("--other-data", is_flag=True, help="With --resume: even if the data is not what the run was begun with.")
-@plugin_options
-def train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None, folder: Path,
-          steps: int | None, tokens: int | None, minutes: float | None, resume: bool, other_data: bool,
-          plugins: Any) -> None:
-    """Train SPEC from scratch into a run folder. Ctrl-C and SIGTERM save first.
-
-    Example: tryplicity train tiny --hw cpu --data python-docs --run runs/first --minutes 2
-    """
-    if sum(x is not None for x in (steps, tokens, minutes)) != 1:
-        raise UserError("say when to end: exactly one of --steps, --tokens and --minutes")
-    _train(spec, hardware, settings, data, chat_data, folder, resume, plugins,
-           other_data=other_data, steps=steps, tokens=tokens, minutes=minutes)
-
-
-def _train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None, folder: Path,
-           resume: bool, plugins: Any, other_data: bool = False, **budget: Any) -> Any:
-    """What `train` and `quickstart` share: the folder is this process's alone; train in it; end as a signal asks."""
-    from tryplicity.run import Run
-    from tryplicity.training.folder import alone, check_free
-    from tryplicity.training.process import exit_code, polite_threads
-
-    polite_threads()
-    run = Run(folder)
-    with alone(run):
-        if run.exists() and not resume:
-            raise UserError(f"{folder}: a run is there already; add --resume to go on with it, or give another --run")
-        check_free(run, resume)
-        outcome = _train_in(run, spec, hardware, settings, data, chat_data, resume, plugins, other_data, budget)
-    if outcome.signal is not None:
-        _forget_what_cannot_be_written()
-        sys.exit(exit_code(outcome.signal))
-    return outcome
-
-
-def _train_in(run: Any, spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None,
-              resume: bool, plugins: Any, other_data: bool, budget: dict[str, Any]) -> Any:
-    """Check, prepare the data, train with a live line, sum up."""
-    from tryplicity import pages
-    from tryplicity.builder import build as assemble
-    from tryplicity.data import parse_source, prepare, prepare_conversations
-    from tryplicity.training.process import tune_malloc
-    from tryplicity.training.stages import Stages, brains_of, data_of_phases
-
-    built = assemble(spec, hardware, plugins.registry, settings)
-    if not built.plan.fits:
-        pages.build_page(built)
-        raise Refused(f"{built.spec.name} does not fit on {built.hardware.name}")
-    tune_malloc()
-    vocab_size, phases = built.spec.vocab_size, built.spec.phases
-    named, data = data is not None, _named(data, plugins, "pretrain")
-    source = parse_source(plugins.registry, data)
-    if chat_data and all(phase.kind != "chat" for phase in phases):
-        raise UserError("--chat-data: the spec has no chat phase to learn it in; leave it out, or add one: --set "
-                        "'phases=[{kind: pretrain, share: 0.8}, {kind: chat, share: 0.2}]'")
-    own = {i: part.build() for i, part in built.data.items()}
-    for i, phase in enumerate(phases):
-        if phase.kind == "chat" and (chat_data or i not in own):
-            own[i] = parse_source(plugins.registry, _named(chat_data, plugins, "chat"), "--chat-data")
-        if phase.kind == "chat" and not chat_data and named:
-            pages.status.print(f"the chat phase learns {own[i].name}; another: --chat-data, none: --set phases=[]")
-    with pages.preparation() as progress:
-        prepared = prepare(source, vocab_size, progress=progress,
-                           tokenizer=run.tokenizer if resume and run.exists() else None)
-        words = prepared.tokenizer_path
-        phase_data = {i: prepare_conversations(own[i], words, vocab_size, progress=progress)
-                      if phases[i].kind == "chat" else prepare(own[i], vocab_size, progress=progress, tokenizer=words)
-                      for i in own}
-        of_phases = data_of_phases(built.spec, prepared, phase_data)
-        stages = Stages(built.spec, brains_of(built.spec), of_phases, plugins.registry, built.spec.training.seed,
-                        progress)
-        left_out = {"data": prepared.left_out, **{f"phases[{i}]": phase_data[i].left_out for i in own}}
-        for name, passed_over in zip((source.name, *(own[i].name for i in own)), left_out.values(), strict=True):
-            if passed_over:
-                pages.status.print(f"{name}: {passed_over}", markup=False)
-        pages.status.print(prepared.yardsticks(progress).sentences()[-1], markup=False)
-        for warning in stages.warnings(budget["tokens"]):
-            pages.status.print(f"warning: {warning}")
-    if not run.exists():
-        from dataclasses import asdict
-
-        from tryplicity.spec import dump_yaml
-
-        run.create(spec=built.spec.as_yaml(), hardware=dump_yaml(asdict(built.hardware)),
-                   build=built.plan.as_dict(), tokenizer=prepared.tokenizer_path.read_text(encoding="utf-8"),
-                   data={"source": data, "fingerprint": prepared.identity,
-                         "left_out": {what: passed_over.as_dict() for what, passed_over in left_out.items()}})
-    run.remember(_plugin_files(click.get_current_context()))
-    from tryplicity.training.loop import Budget, train
-
-    outcome = None
-    try:
-        with pages.training() as watcher:
-            outcome = train(built, prepared, run, Budget(**budget), plugins, phase_data=phase_data, resume=resume,
-                            other_data=other_data, watcher=watcher)
-        pages.training_summary(run, outcome, prepared)
-    except OSError:
-        if outcome is None or outcome.signal is None:
-            raise  # else the terminal went, and all is saved
-    return outcome
-
-
-def _named(data: str | None, plugins: Any, purpose: str) -> str:
-    """The source that a user names, or the one that is meant for the purpose."""
-    return plugins.registry.default("source", purpose) if data is None else data
+main.add_command(train)
+main.add_command(launch)
 
 
 def sampling_options(command: Callable) -> Callable:
@@ -553,6 +384,10 @@ def serve(run: str | None, plugins: Any, cors: tuple[str, ...], hosts: tuple[str
     run_server(run, plugins=plugins, cors=cors, hosts=hosts, **options)
 
 
+main.add_command(data)
+main.add_command(tokenizer)
+
+
 @main.group()
 def search() -> None:
     """An index of passages on this machine, for `serve` and for you.
@@ -673,13 +508,47 @@ def ablate(plugins: Any, modules: tuple[str, ...], data: str | None, tokens: int
     from tryplicity.ablation.command import Request
     from tryplicity.ablation.command import ablate as run
 
-    named = tuple(name.strip() for text in modules for name in text.split(",") if name.strip())
-    request = Request(modules=named, data=_named(data, plugins, "pretrain"), tokens=tokens,
-                      plugin_files=_plugin_files(click.get_current_context()), **options)
+    without = tuple(name.strip() for text in modules for name in text.split(",") if name.strip())
+    request = Request(modules=without, data=named(data, plugins, "pretrain"), tokens=tokens,
+                      plugin_files=given_plugins(click.get_current_context()), **options)
     code = run(request, plugins, train=not (report_only or cost_only), cost=not (report_only or no_cost),
                as_json=as_json)
     if code:
         sys.exit(code)
+
+
+@main.command()
+@click.argument("spec", default="tiny")
+@click.option("--hw", "hardware", metavar="HW", help="Examine it as this profile says: device, precision. By default "
+                                                     "what is here.")
+@click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="As of `build`.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@plugin_options
+def doctor(spec: str, hardware: str | None, settings: tuple[str, ...], as_json: bool, plugins: Any) -> None:
+    """What this machine has, which way the layers of SPEC go on it, and whether the fast ways are right here.
+
+    One block of each kind is tried: compiled, with packed documents, token by token, packed. Exits with 1 if one of
+    these differs from the plain way.
+
+    Example: tryplicity doctor 5090
+    """
+    from tryplicity import doctor as examination
+    from tryplicity import pages
+    from tryplicity.hardware import load_hardware
+    from tryplicity.spec import load_spec
+
+    own = [s for s in settings if not s.startswith("hardware.")]
+    profile = load_hardware(hardware, plugins.registry, [s.removeprefix("hardware.") for s in settings
+                                                         if s not in own]) if hardware else None
+    loaded = load_spec(spec, plugins.registry, own)
+    with pages.working("trying"):
+        findings = examination.examine(loaded, profile)
+    _Group.verdict = 0 if findings.healthy else 1
+    if as_json:
+        click.echo(json.dumps(findings.as_dict(), indent=1))
+    else:
+        pages.doctor_page(findings)
+    sys.exit(_Group.verdict)
 
 
 @main.command()
@@ -700,7 +569,7 @@ def quickstart(minutes: float, folder: Path, port: int, no_page: bool, plugins: 
     pages.build_page(assemble("tiny", "cpu", plugins.registry))
     folder = _free(folder)
     pages.heading("2  Train", f"tryplicity train tiny --hw cpu --run {folder} --minutes {minutes:g}")
-    _train("tiny", "cpu", (), None, None, folder, False, plugins, steps=None, tokens=None, minutes=minutes)
+    train_into(Training("tiny", "cpu", folder), plugins, minutes=minutes)
     from tryplicity.inference.chat import dialogue, reply
     from tryplicity.inference.engine import Engine
     from tryplicity.inference.sampler import Sampling

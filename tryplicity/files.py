@@ -156,15 +156,29 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Fill the folder given; it becomes `path` at the end, in place of one that is there, or nothing does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    replaced = temporary.with_suffix(".old.tmp")
-    temporary.mkdir()
+    temporary = begin_folder(path)
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            sync(file)
-        sync(temporary)
+        commit_folder(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def begin_folder(path: Path) -> Path:
+    """A new folder to fill, which `commit_folder` makes `path`, and `clear_folders` removes if nobody did."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    return temporary
+
+
+def commit_folder(temporary: Path, path: Path) -> None:
+    """Make a folder that is filled `path`, in place of one that is there."""
+    replaced = temporary.with_suffix(".old.tmp")
+    for file in temporary.rglob("*"):
+        sync(file)
+    sync(temporary)
+    try:
         if path.exists():  # killed between the next two lines: see `clear_folders`
             os.replace(path, replaced)
         try:
@@ -175,8 +189,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             raise
         sync(path.parent)
     finally:
-        for folder in (temporary, replaced):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def clear_folders(parent: Path) -> tuple[int, int]:

@@ -188,7 +188,7 @@ class _Live:
         loss, speed = self.smooth(metrics), metrics["tokens_per_second"]
         if (held_out := _held_out(metrics)) is not None:
             self.held_out = f"  held-out {held_out:.2f} bits/byte"
-        figures = f"loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left{self.held_out}"
+        figures = f"loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left{_cost(metrics)}{self.held_out}"
         self.bar.update(self.task, completed=spent, description=f"step {progress.step}", figures=figures)
 
     def note(self, text: str) -> None:
@@ -202,6 +202,11 @@ class _Live:
 def _held_out(metrics: dict[str, Any]) -> float | None:
     """The score of the phase's own held-out part, at the steps that have one."""
     return next((value for key, value in metrics.items() if key.endswith("validation_bits_per_byte")), None)
+
+
+def _cost(metrics: dict[str, Any]) -> str:
+    """What was spent so far, where the machine has a price."""
+    return f"  ${metrics['dollars']:,.2f}" if "dollars" in metrics else ""
 
 
 class _Smooth:
@@ -225,6 +230,7 @@ class _Lines:
     def step(self, progress: Any, metrics: dict[str, Any], spent: float, left: float) -> None:
         loss, speed = self.smooth(metrics), metrics["tokens_per_second"]
         text = f"step {progress.step}  {spent:4.0%}  loss {loss:.3f}  {speed:,.0f} tokens/s  {duration(left)} left"
+        text += _cost(metrics)
         if (held_out := _held_out(metrics)) is not None:
             self._print(f"{text}  held-out {held_out:.3f} bits/byte")
         elif time.monotonic() - self.last > 10:
@@ -252,7 +258,8 @@ def training_summary(run: Any, outcome: Any, prepared: Any) -> None:
         console.print(Text("training loss (nats a token)", style="dim"))
         console.print(Text(drawn, style=ACCENT))
     progress = outcome.progress
-    console.print(f"{progress.step:,} steps, {_count(progress.tokens)} tokens, {duration(progress.seconds)}")
+    cost = f", ${outcome.dollars:,.2f}" if outcome.dollars else ""
+    console.print(f"{progress.step:,} steps, {_count(progress.tokens)} tokens, {duration(progress.seconds)}{cost}")
     if outcome.left_out:
         console.print(str(outcome.left_out))
     if outcome.reason == "interrupted":
@@ -299,3 +306,36 @@ def export_page(sizes: Any) -> None:
     table.add_row("everything else", f"{sizes.rest_bytes / 1e6:,.2f}", forms)
     table.add_row("file", f"{sizes.file_bytes / 1e6:,.2f}", str(sizes.path))
     Console(highlight=False, soft_wrap=True).print(table)
+
+
+def doctor_page(findings: Any) -> None:
+    """What a machine has, which way the parts of a spec go on it, and what came of trying."""
+    found = Console(highlight=False, soft_wrap=True)
+    machine, table = dict(findings.machine), _plain_table("", "")
+    for device in machine.pop("devices"):
+        table.add_row("device", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in device.items()))
+    for name, value in machine.items():
+        table.add_row(name.replace("_", " "), "none" if value is None else str(value))
+    found.print(table)
+    for line in findings.known_wrong:
+        found.print(Text(f"known to be wrong: {line}", style="yellow"))
+    table = _plain_table("layers", "part", "in training")
+    for path in findings.paths:
+        table.add_row(_ranges(path["layers"]), path["part"], path["path"])
+    found.print(table)
+    table = _plain_table("layers", "tried", "", "seconds", "", right=(3,))
+    for trial in findings.trials:
+        verdict = Text("good", style="green") if trial.ok else Text("WRONG", style="bold red")
+        table.add_row(_ranges(trial.layers), trial.what, verdict, f"{trial.seconds:.1f}", trial.said)
+    found.print(table)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 4] as 0-2, 4."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)

@@ -20,8 +20,9 @@ from torch import Tensor
 from tryplicity.errors import PluginFault, Refused, UserError
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
-#: a rank that does not answer for so long is taken for dead
-PATIENCE = timedelta(seconds=60)
+#: what ranks do together may take so long, since one may compile for minutes after another has; a rank that is dead or
+#: silent is noticed earlier, by `training.peers`
+PATIENCE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)

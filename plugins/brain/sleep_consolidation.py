@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -14,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tryplicity import Brain, Night, Some, Steps
+from tryplicity import Brain, Night, Some, Steps, saved_weights
 
 KEENNESS = 2.0  # a document a nat harder than usual is e^2 times as likely to be kept
 SMOOTHING = 0.05  # weight of the latest step in the usual loss
@@ -174,17 +173,14 @@ class SleepConsolidation(Brain):
     def _average(self, night: Night, redrawn: dict[str, Tensor], score: float) -> dict[str, float]:
         """The mean of the weights and those of the latest checkpoints, one tensor of them in memory at a time; put
         back as they were unless the mean scores better. Buffers, and rows drawn anew this night, are not averaged."""
-        from safetensors import safe_open
-
         paths = night.checkpoints[-self.config.average:]
         before = {name: _own(parameter).to("cpu", copy=True) for name, parameter in night.model.named_parameters()}
-        with ExitStack() as stack:
-            files = [stack.enter_context(safe_open(path / "model.safetensors", framework="pt")) for path in paths]
-            for path, part in _parts(night.model):
-                with night.strategy.whole(part, write=True):
-                    for name, parameter in part.named_parameters(path):
-                        if parameter.is_floating_point():
-                            _average_in(parameter, [file.get_tensor(name) for file in files], redrawn.get(name))
+        saved = [saved_weights(path) for path in paths]
+        for path, part in _parts(night.model):
+            with night.strategy.whole(part, write=True):
+                for name, parameter in part.named_parameters(path):
+                    if parameter.is_floating_point():
+                        _average_in(parameter, [weights[name] for weights in saved], redrawn.get(name))
         averaged = night.score()
         kept = averaged < score
         if not kept:

@@ -80,6 +80,25 @@ def test_while_it_trains_the_newest_checkpoint_is_used(run, registry, tmp_path):
         Engine.load(tmp_path, registry)
 
 
+def test_a_checkpoint_is_a_model_too(run, registry, tmp_path):
+    """By its folder, in the run that says what it is of."""
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run.folder, copy)
+    checkpoint = sorted((copy / "checkpoints").iterdir())[-1]
+    (copy / "model.safetensors").write_bytes(b"something else")
+    same = {"temperature": 0.0}
+    loaded = Engine.load(checkpoint, registry)
+    assert text(loaded, **same) == text(Engine.load(run.folder, registry), **same)
+    (checkpoint / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"model\.safetensors is not as it was written; take another checkpoint"):
+        Engine.load(checkpoint, registry)
+    shutil.copytree(sorted((run.folder / "checkpoints").iterdir())[-1], tmp_path / "moved" / "away" / "step-4")
+    with pytest.raises(UserError, match="not a run folder"):
+        Engine.load(tmp_path / "moved" / "away" / "step-4", registry)
+
+
 def test_weights_of_another_spec_are_refused(run, registry, tmp_path):
     import shutil
 

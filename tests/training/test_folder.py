@@ -43,7 +43,7 @@ def test_a_second_training_is_turned_away_and_one_that_was_killed_holds_nobody_u
     process.wait()
     left = folder / "checkpoints" / ".step-9999.77-0123abcd.tmp"  # as if it had been in the middle of one
     left.mkdir()
-    (left / "optimizer.pt").write_bytes(b"half" * 1000)
+    (left / "optimizer.safetensors").write_bytes(b"half" * 1000)
     (folder / ".model.safetensors.tmp-elsewhere-1-0123abcd").write_bytes(b"half" * 250_000)
     before = os.umask(0o027)
     try:
@@ -55,7 +55,7 @@ def test_a_second_training_is_turned_away_and_one_that_was_killed_holds_nobody_u
     assert int(said[1]) >= 2 and float(said[2]) >= 1.0  # more where it was killed in the middle of a checkpoint
     assert not [path.name for path in folder.rglob(".*")] and not (folder / "lock").exists()
     newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
-    for path in (folder / "model.safetensors", newest / "optimizer.pt"):
+    for path in (folder / "model.safetensors", newest / "optimizer.safetensors"):
         assert stat.S_IMODE(path.stat().st_mode) in (0o640, 0o644), path  # a checkpoint may be of before the umask
     assert stat.S_IMODE((folder / "model.safetensors").stat().st_mode) == 0o640
 

@@ -5,8 +5,17 @@ import resource
 import signal
 import subprocess
 
+import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.ranks import together
+from tests.training.whole_runs import train_there
+from tryplicity.run import Run
+from tryplicity.training.checkpoint import damage, newest, steps
+from tryplicity.training.copying import Target
+from tryplicity.training.folder import alone
+from tryplicity.training.metrics import read_lines
 
 
 def run(line, **options):
@@ -55,7 +64,7 @@ def test_wrong_ways_to_start_give_one_line_each(command, tmp_path, corpus):
     at = data.index(str(corpus))
     cases = [
         (command("run", "--steps", "2"), "a run is there already; add --resume"),
-        (command("new"), "exactly one of --steps, --tokens and --minutes"),
+        (command("new"), "exactly one of --steps, --tokens, --minutes and --dollars"),
         (command("new", "--steps", "2", "--minutes", "1"), "exactly one of"),
         (command("run", "--steps", "4", "--resume", "--set", "hidden_size=64"), "belongs to another spec"),
         (command("run", "--steps", "4", "--resume", "--set", "vocab_size=290"), "the tokenizer has 300 tokens"),
@@ -71,3 +80,54 @@ def test_wrong_ways_to_start_give_one_line_each(command, tmp_path, corpus):
     tokenizer.write_text("{")
     result = run(command("run", "--steps", "4", "--resume"))
     assert result.returncode == 2 and "tokenizer.json" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+def test_ranks_killed_at_any_moment_lose_nothing_that_was_complete(kills, corpus, cache, prepared, tmp_path, capsys):
+    """Two ranks, of which one is killed: in a step, a sleep, while a checkpoint is written, dropped or copied (there
+    too by the number of things done to files, for those moments are short). Each goes on from a complete checkpoint,
+    and every run ends as one that was never killed."""
+    random.seed(seed := random.SystemRandom().randrange(10**6))
+    brain = "brain=[{type: sleep_consolidation, every: 4, replay_steps: 1, average: 2}]"
+
+    def go(name, kill=None):
+        with alone(Run(tmp_path / name / "run")):
+            return together(2, train_there, str(corpus), str(cache), str(tmp_path / name / "run"),
+                            [brain, "phases=[]", "hardware.count=2", "hardware.strategy={type: ddp, exact: true}"],
+                            6, 0, kill, f"file://{tmp_path}/{name}/run/../far", limit=600)
+
+    (reason, events, seconds), (_, fewer, _) = go("whole")
+    assert reason == "budget"
+    whole, number = Run(tmp_path / "whole" / "run"), 0
+    for _ in range(kills):
+        run, rank = Run(tmp_path / str(number) / "run"), random.choice([0, 0, 1])
+        kill = (rank, "seconds", random.uniform(0, 1.2 * seconds)) if random.random() < 0.4 else (
+            rank, "events", random.randint(1, fewer if rank else events))
+        before = steps(run.checkpoints) if run.exists() else []
+        try:
+            go(str(number), kill)
+        except AssertionError as killed:
+            assert f"rank {rank}: ended with exit code -9" in str(killed), (seed, kill)
+            with alone(run):
+                if found := steps(run.checkpoints):
+                    assert newest(run.checkpoints) == run.checkpoints / f"step-{found[-1]}", (seed, kill)
+                assert not before or found[-1] >= before[-1], (seed, kill)
+            far = Target(f"file://{run.folder.parent}/far")
+            if there := far.steps():
+                assert damage(run.folder.parent / "far" / "checkpoints" / f"step-{there[-1]}") is None, (seed, kill)
+        else:
+            number += _ended_alike(run, whole, (seed, kill))
+    go(str(number))
+    _ended_alike(Run(tmp_path / str(number) / "run"), whole, seed)
+
+
+def _ended_alike(run, whole, which):
+    """A run that went on after kills, and one that never was: weights, losses, checkpoints, copies. Gives 1."""
+    assert run.weights.read_bytes() == whole.weights.read_bytes(), which
+    losses, wanted = ({line["step"]: line["loss"] for line in read_lines(one.metrics) if "loss" in line}
+                      for one in (run, whole))
+    assert losses == wanted, which
+    assert steps(run.checkpoints) == steps(whole.checkpoints), which
+    assert steps(run.folder.parent / "far" / "checkpoints")[-1] == steps(whole.checkpoints)[-1], which
+    assert not [path for path in run.folder.rglob(".*") if path.name != "lock"], which
+    return 1

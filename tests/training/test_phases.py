@@ -278,7 +278,7 @@ def test_a_second_pretraining_goes_on_in_the_data_and_a_damaged_later_checkpoint
     run, outcome = go("two", 8, phases, "brain=[]")
     (positions,) = outcome.progress.positions.values()
     assert [state["rows"] for state in positions.values()] == [[[48, 8 * 4]]]  # no row twice
-    (run.checkpoints / "step-8" / "optimizer.pt").write_bytes(b"cut")
+    (run.checkpoints / "step-8" / "optimizer.safetensors").write_bytes(b"cut")
     _, outcome = go("two", 7, phases, "brain=[]", resume=True)
     assert outcome.progress.step == 7 and checkpoint.damage(run.checkpoints / "step-7") is None
 
@@ -315,7 +315,7 @@ def test_a_checkpoint_of_another_version_says_so(go):
     del said["sleeps"]
     path.write_text(json.dumps(said))
     complete = json.loads((path.parent / "complete.json").read_text())
-    complete["progress.json"] = checkpoint._digest(path)
+    complete["progress.json"] = checkpoint.digest_of(path)
     (path.parent / "complete.json").write_text(json.dumps(complete))
     with pytest.raises(UserError, match="written by another version"):
         go("run", 8, resume=True)

@@ -1,5 +1,6 @@
 """Options given on --resume hold from that step on, or are refused by name; the folder says what is in force."""
 
+import hashlib
 import json
 
 import pytest
@@ -102,17 +103,19 @@ def test_where_every_checkpoint_is_damaged_nothing_is_begun_anew(go, capsys):
     run = go("run", SMALL, steps=4)
     before = run.weights.read_bytes()
     (run.checkpoints / "step-2" / "model.safetensors").write_bytes(b"cut")
-    (run.checkpoints / "step-4" / "optimizer.pt").unlink()
+    (run.checkpoints / "step-4" / "optimizer.safetensors").unlink()
     with pytest.raises(UserError) as refused:
         go("run", SMALL, steps=6, resume=True)
-    assert "step-4: optimizer.pt is missing; step-2: model.safetensors is not as it was written" in str(refused.value)
+    said = str(refused.value)
+    assert "step-4: optimizer.safetensors is missing; step-2: model.safetensors is not as it was written" in said
     assert run.weights.read_bytes() == before and len(steps_of(run)) == 4
 
 
 def test_equal_trainings_leave_equal_files(go, tmp_path):
     """All but what says how long it took."""
     runs = [go(name, SMALL, steps=2) for name in ("a", "b")]
-    for name in ("model.safetensors", "checkpoints/step-2/model.safetensors", "checkpoints/step-2/optimizer.pt"):
+    for name in ("model.safetensors", *(f"checkpoints/step-2/{file}" for file in
+                                        ("model.safetensors", "optimizer.safetensors", "state.pt", "index.json"))):
         first, second = ((run.folder / name).read_bytes() for run in runs)
         assert first == second, name
     progress = [json.loads((run.checkpoints / "step-2" / "progress.json").read_text()) for run in runs]
@@ -132,17 +135,33 @@ def test_differences_and_their_words():
     assert in_words(found, 1).endswith("(was 2) and 2 more")
 
 
-def test_a_run_of_another_version_without_options_takes_those_given(go):
-    """A checkpoint that does not say what its optimizer was built with."""
+@pytest.mark.parametrize("options", [True, False])
+def test_checkpoints_of_before_are_gone_on_from(go, options):
+    """model.safetensors and optimizer.pt; in the oldest it is not said what the optimizer was built with, and the
+    options given hold."""
+    whole = go("whole", SMALL, steps=3)
     run = go("run", SMALL, steps=2)
-    path = run.checkpoints / "step-2" / "optimizer.pt"
-    state = torch.load(path, weights_only=True)
-    del state["options"]
-    torch.save(state, path)
-    from tryplicity.training import checkpoint
+    as_before(run.checkpoints / "step-2", options)
+    go("run", [*SMALL, "training.optimizer.learning_rate=7.0e-4"] if not options else SMALL, steps=3, resume=True)
+    if options:
+        assert run.weights.read_bytes() == whole.weights.read_bytes()
+    else:
+        assert steps_of(Run(run.folder))[2]["learning_rate"] < 7.1e-4
 
-    complete = path.parent / "complete.json"
-    complete.write_text(json.dumps(json.loads(complete.read_text()) | {"optimizer.pt": checkpoint._digest(path)}))
-    go("run", [*SMALL, "training.optimizer.learning_rate=7.0e-4", "training.schedule={type: wsd, warmup_steps: 0}"],
-       steps=3, resume=True)
-    assert steps_of(Run(run.folder))[2]["learning_rate"] < 7.1e-4
+
+def as_before(folder, options):
+    """Write a checkpoint as it was written until torch.distributed.checkpoint took over: the whole optimizer's
+    `state_dict`, where parameters have numbers, in one file."""
+    plain = torch.load(folder / "state.pt", weights_only=True)
+    tensors = load_file(folder / "optimizer.safetensors")
+    names = [name for group in plain["groups"] for name in group["params"]]
+    state = {i: {key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                 if f"{name}.{key}" in tensors} for i, name in enumerate(names)}
+    numbers = iter(range(len(names)))
+    groups = [{**group, "params": [next(numbers) for _ in group["params"]]} for group in plain["groups"]]
+    saved = {"optimizer": {"state": state, "param_groups": groups}, "random": plain["random"][0]}
+    torch.save(saved | ({"options": plain["options"]} if options else {}), folder / "optimizer.pt")
+    for name in ("state.pt", "optimizer.safetensors", "index.json", "complete.json"):
+        (folder / name).unlink()
+    complete = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    (folder / "complete.json").write_text(json.dumps(complete))

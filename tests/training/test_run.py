@@ -107,9 +107,9 @@ def tryplicity_step_finished(step):
 
 def test_a_checkpoint_cut_short_is_named_and_passed_over(go, capsys):
     run, _ = go(steps=8)
-    (run.checkpoints / "step-8" / "optimizer.pt").write_bytes(b"cut")
+    (run.checkpoints / "step-8" / "optimizer.safetensors").write_bytes(b"cut")
     assert checkpoint.newest(run.checkpoints) == run.checkpoints / "step-4"
-    assert "step-8 is incomplete (optimizer.pt is not as it was written)" in capsys.readouterr().err
+    assert "step-8 is incomplete (optimizer.safetensors is not as it was written)" in capsys.readouterr().err
     _, outcome = go(steps=12, resume=True)
     assert outcome.progress.step == 12
 

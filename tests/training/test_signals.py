@@ -11,7 +11,7 @@ import pytest
 
 from tryplicity.cli import main
 from tryplicity.run import Run
-from tryplicity.training import checkpoint
+from tryplicity.training import checkpoint, saving
 from tryplicity.training.metrics import read_lines
 from tryplicity.training.process import StopSignals, exit_code
 
@@ -69,8 +69,8 @@ def test_a_signal_during_the_last_scoring_keeps_the_weights_and_resuming_scores(
 
     save, once = saving.save_weights, [signal.SIGTERM]
 
-    def save_and_stop(model, path):
-        save(model, path)
+    def save_and_stop(model, path, weights=None):
+        save(model, path, weights)
         if path.parent.name == "run" and once:
             os.kill(os.getpid(), once.pop())
 
@@ -84,6 +84,30 @@ def test_a_signal_during_the_last_scoring_keeps_the_weights_and_resuming_scores(
     main(command("run", "--steps", "3", "--resume")[3:], prog_name="tryplicity", standalone_mode=False)
     assert read_lines(run.metrics)[-1]["validation_bits_per_byte"] > 0
     assert "held-out bits per byte:" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_checkpoint_is_written_costs_nothing(command, tmp_path, capfd, monkeypatch, number):
+    """The one of step 4, which is half written when it comes; what is gone on with is as if it had not come."""
+    write, once = saving.write_tensors, [number]
+
+    def write_and_stop(path, tensors):
+        if "step-4" in str(path) and path.name == "optimizer.safetensors" and once:
+            os.kill(os.getpid(), once.pop())
+        return write(path, tensors)
+
+    main(command("whole", "--steps", "10")[3:], prog_name="tryplicity", standalone_mode=False)
+    monkeypatch.setattr(saving, "write_tensors", write_and_stop)
+    with pytest.raises(SystemExit) as end:
+        main(command("run", "--steps", "10")[3:], prog_name="tryplicity")
+    run = Run(tmp_path / "run")
+    assert end.value.code == exit_code(number) and not once
+    first, *rest = checkpoint.steps(run.checkpoints)
+    assert first == 4 and all(checkpoint.damage(run.checkpoints / f"step-{step}") is None for step in (first, *rest))
+    assert checkpoint.steps(run.checkpoints)[-1] == read_lines(run.metrics)[-1]["step"]  # no step is lost
+    main(command("run", "--steps", "10", "--resume")[3:], prog_name="tryplicity", standalone_mode=False)
+    assert run.weights.read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    capfd.readouterr()
 
 
 def test_what_nohup_ignores_stays_ignored():

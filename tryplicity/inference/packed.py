@@ -33,6 +33,7 @@ from tryplicity.run import Run
 from tryplicity.spec import Spec, load_spec
 from tryplicity.spec.loader import parse_yaml
 from tryplicity.training import checkpoint
+from tryplicity.training.saved import SavedTensors, saved_weights
 
 FORMAT = "tryplicity-1"  # of the exported file; another number for another meaning of its tensors
 RESTS = ("bf16", "int8", "fp32")
@@ -40,7 +41,7 @@ RESTS = ("bf16", "int8", "fp32")
 _NAMES = {torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16",
           torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 
-Progress = Callable[[int, int], None]  # parameters done, of all
+Progress = Callable[[int, int], None]  # numbers done, of all
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Opened:
     path: Path
     spec: Spec
     tokenizer: Any  # None: the file has none
-    weights: _Weights
+    weights: _Weights | SavedTensors
     model: Model  # on the meta device
 
     @property
@@ -137,8 +138,8 @@ class Opened:
 
 
 def open_model(what: str | Path, registry) -> Opened:
-    """A run folder or an exported file. Raises UserError for one that is damaged, cut short, or does not fit
-    together: its spec, its tokenizer, and the names and shapes of its weights."""
+    """A run folder, a checkpoint in one, or an exported file. Raises UserError for one that is damaged, cut short, or
+    does not fit together: its spec, its tokenizer, and the names and shapes of its weights."""
     path = Path(what)
     if path.is_file():
         weights = _Weights(path)
@@ -149,9 +150,8 @@ def open_model(what: str | Path, registry) -> Opened:
         spec = load_spec(parse_yaml(weights.metadata["spec"], f"{path} (spec)"), registry)
         tokenizer = _tokenizer_inside(weights, spec)
     else:
-        run = Run.open(path)
+        run, weights = _run_and_weights(path)
         spec = load_spec(str(run.spec), registry)
-        weights = _Weights(_newest_weights(run))
         tokenizer = load_tokenizer(run.tokenizer, spec.vocab_size)
         _check_tokenizer(tokenizer, spec, str(run.tokenizer))
     model = _for_inference(spec)
@@ -179,11 +179,12 @@ def load_model(what: str | Path | Opened, registry, device: str = "cpu", *, tern
 
 
 def _hash(path: Path) -> str:
+    path = path / "complete.json" if path.is_dir() else path  # a checkpoint's hashes of its files
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_shapes(model: Model, weights: _Weights) -> None:
+def _check_shapes(model: Model, weights: _Weights | SavedTensors) -> None:
     """Whether every parameter is there in its shape. Raises UserError."""
     packed = {f"{path}.weight" for path, module in model.named_modules() if _packs(module)
               and any(f"{path}.{name}" in weights.names for name in module.packed_like())}
@@ -205,14 +206,21 @@ def _check_shapes(model: Model, weights: _Weights) -> None:
             raise UserError(f"{weights.path}: these weights belong to another spec: it has no {name}")
 
 
-def _newest_weights(run: Run) -> Path:
-    """model.safetensors, or while it trains the newest checkpoint's."""
+def _run_and_weights(path: Path) -> tuple[Run, _Weights | SavedTensors]:
+    """Of a run folder: model.safetensors, or while it trains the newest checkpoint's. Of a checkpoint's folder in one:
+    its own."""
+    if not (path / "spec.yaml").is_file() and (path / "complete.json").is_file():
+        run = Run.open(path.resolve().parent.parent)
+        if fault := checkpoint.damage(path):
+            raise UserError(f"{path}: {fault}; take another checkpoint")
+        return run, saved_weights(path)
+    run = Run.open(path)
     if run.weights.is_file():
-        return run.weights
+        return run, _Weights(run.weights)
     newest = checkpoint.newest(run.checkpoints)
     if newest is None:
         raise UserError(f"{run.folder}: no weights yet; train it first, or wait for its first checkpoint")
-    return newest / "model.safetensors"
+    return run, saved_weights(newest)
 
 
 def _tokenizer_inside(weights: _Weights, spec: Spec) -> Any:
@@ -245,7 +253,8 @@ def _check_tokenizer(tokenizer: Any, spec: Spec, where: str) -> None:
                         "tryplicity trained") from None
 
 
-def _fill(model: Model, weights: _Weights, device: torch.device, ternary: bool, dtype: torch.dtype) -> None:
+def _fill(model: Model, weights: _Weights | SavedTensors, device: torch.device, ternary: bool,
+          dtype: torch.dtype) -> None:
     """Give a model on the meta device its weights."""
     used: set[str] = set()
 
@@ -340,7 +349,7 @@ class Sizes:
 
 def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf16", *, initialised: bool = False,
            tokenizer: Path | None = None, seed: int = 0, progress: Progress | None = None) -> Sizes:
-    """Pack a run into one file.
+    """Pack a run, or one of its checkpoints, into one file.
 
     rest: the form of what is not packed: bf16; int8 (tables of the vocabulary, a scale for each row; the rest in bf16);
     fp32. Vectors stay fp32. initialised: `what` is a spec, whose initial weights are packed module by module, never
@@ -352,10 +361,10 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
         words = tokenizer and load_tokenizer(tokenizer, spec.vocab_size).to_str()
         sources = [Path(what), *([tokenizer] if tokenizer else [])]
     else:
-        run = Run.open(what)
+        run, weights = _run_and_weights(Path(what))
         spec = load_spec(str(run.spec), registry)
         words = load_tokenizer(run.tokenizer, spec.vocab_size).to_str()
-        sources = [_newest_weights(run), *(path for path in run.folder.rglob("*")
+        sources = [weights.path, *(path for path in run.folder.rglob("*")
                                            if path.is_file() and not is_exported(path))]
     if out is not None and out.is_dir():
         raise UserError(f"{out}: this is a folder; give the file to write")
@@ -371,8 +380,8 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
         ending = f"-{packed_as.replace(' ', '-')}.safetensors"
         out = Path(spec.name + ending) if initialised else run.folder / f"model{ending}"
     may_be_written(out, "an exported model", is_exported, sources)
-    weights_of = _initial(seed) if initialised else _of_run(_Weights(_newest_weights(run)))
-    total = sum(p.numel() for p in model.parameters())
+    weights_of = _initial(seed) if initialised else _of_run(weights)
+    total = sum(tensor.numel() for tensor in model.state_dict().values())
     done, sizes = 0, Sizes(out, packed_as)
     with _told_as(out), whole_file(out) as temporary, open(temporary, "wb") as file:
         writer = _Writer(file, {"format": FORMAT, "spec": spec.as_yaml(), "tokenizer": words or ""},
@@ -441,7 +450,7 @@ def _told_as(out: Path) -> Iterator[None]:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
 
 
-def _of_run(weights: _Weights) -> Callable[[str, nn.Module, list[str]], dict[str, Tensor]]:
+def _of_run(weights: _Weights | SavedTensors) -> Callable[[str, nn.Module, list[str]], dict[str, Tensor]]:
     def get(path: str, module: nn.Module, names: list[str]) -> dict[str, Tensor]:
         full = {name: f"{path}.{name}" if path else name for name in names}
         missing = [name for name in full.values() if name not in weights.names]

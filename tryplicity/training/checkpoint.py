@@ -1,11 +1,19 @@
-"""Checkpoints: `checkpoints/step-N/`, renamed into place when complete, verified before they are resumed."""
+"""Checkpoints: `checkpoints/step-N/`, renamed into place when complete, verified before they are resumed.
+
+    model*.safetensors  optimizer*.safetensors  index.json    see `saved`
+    state.pt         the optimizer's groups and options, the random state of each rank
+    progress.json    how far the run was
+    complete.json    the SHA-256 of each of these
+
+Until version 0.1 there were model.safetensors and optimizer.pt, of one process; they are read as well. `saving` writes.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +21,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from tryplicity.components import Parallelism
 from tryplicity.errors import UserError
-from tryplicity.files import whole_file, whole_folder
+from tryplicity.files import whole_file
 from tryplicity.model import Model
 from tryplicity.training.process import say
+from tryplicity.training.saved import SavedTensors, in_memory, indexed, saved_weights
+from tryplicity.training.storage import fill
+from tryplicity.world import World
+
+ALONE = World()
 
 #: what a full or failing disk raises from Python, safetensors and torch
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
@@ -28,7 +42,7 @@ class Progress:
 
     step: int = 0
     tokens: int = 0
-    seconds: float = 0.0  # spent training
+    seconds: float = 0.0  # of training: steps, and what is done between them
     phase: int = 0  # the training phase of the last step
     phase_step: int = 0  # steps done in it
     sleeps: int = 0  # sleep phases done
@@ -41,16 +55,11 @@ class Progress:
     threads: int = 0  # of the last step; 0: none yet
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def save_weights(model: Model, path: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+def save_weights(model: Model, path: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
     """The weights and buffers as safetensors, whole or not at all. weights: those of the model, by default."""
-    tensors = weights or {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    tensors = weights or {name: t.detach().contiguous().cpu() for name, t in model.state_dict().items()}
     with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", "identity": model.spec.identity()})
+        save_file(dict(tensors), temporary, metadata={"format": "pt", "identity": model.spec.identity()})
         _in_order(temporary)
 
 
@@ -92,61 +101,55 @@ class Options:
         return cls(kind, [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups])
 
 
-def save(folder: Path, model: Model, optimizer: torch.optim.Optimizer, options: Options, progress: Progress, keep: int,
-         every: int = 1, tensors: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None) -> Path:
-    """Write `folder/step-N`, then drop old ones. Raises one of WRITE_ERRORS; the old ones stay.
-
-    The newest `keep` of those at multiples of `every` stay, and one in between while it is the newest: so the
-    regular ones are the same whether a run was interrupted or not.
-    """
-    target = folder / f"step-{progress.step}"  # one that is there is damaged, or of the moment before a sleep
-    random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random["cuda"] = torch.cuda.get_rng_state_all()
-    with whole_folder(target) as temporary:
-        weights, held = tensors or (None, optimizer.state_dict())
-        save_weights(model, temporary / "model.safetensors", weights)
-        torch.save({"optimizer": held, "options": asdict(options), "random": random},
-                   temporary / "optimizer.pt")
-        (temporary / "progress.json").write_text(json.dumps(asdict(progress), indent=1, sort_keys=True))
-        digests = {file.name: _digest(file) for file in sorted(temporary.iterdir())}
-        (temporary / "complete.json").write_text(json.dumps(digests, indent=1))
-    found = [step for step in steps(folder) if step <= progress.step]  # a later one is damaged: see `newest`
-    regular = [step for step in found if step % every == 0]
-    for old in set(found) - set(regular[-keep:]) - {found[-1]}:
-        shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
-    return target
-
-
 def steps(folder: Path) -> list[int]:
     """The steps that have a checkpoint, oldest first."""
     found = [p.name.removeprefix("step-") for p in folder.glob("step-*") if p.is_dir()]
     return sorted(int(name) for name in found if name.isdigit())
 
 
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+def to_keep(found: Sequence[int], keep: int, every: int) -> set[int]:
+    """Of the steps that have a checkpoint, oldest first: the newest `keep` of those at multiples of `every`, and one in
+    between while it is the newest: so the regular ones are the same whether a run was interrupted or not."""
+    return {*[step for step in found if step % every == 0][-keep:], *found[-1:]}
+
+
+def digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage(checkpoint: Path, world: World = ALONE) -> str | None:
+    """What is wrong with a checkpoint's files, or None. The ranks share the reading and come to the same."""
     try:
         digests: dict[str, str] = json.loads((checkpoint / "complete.json").read_text())
-    except (OSError, ValueError):
-        return "complete.json is missing or unreadable"
-    for name, digest in digests.items():
+        mine = sorted(digests.items())[world.rank::world.size]
+    except (OSError, ValueError, AttributeError):
+        mine = None
+    faults = world.gathered("complete.json is missing or unreadable" if mine is None else _differing(checkpoint, mine))
+    return next((fault for fault in faults if fault), None)
+
+
+def _differing(checkpoint: Path, digests: Iterable[tuple[str, str]]) -> str | None:
+    for name, digest in digests:
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
-        if _digest(checkpoint / name) != digest:
-            return f"{name} is not as it was written"
+        try:
+            if digest_of(checkpoint / name) != digest:
+                return f"{name} is not as it was written"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
     return None
 
 
-def newest(folder: Path) -> Path | None:
+def newest(folder: Path, world: World = ALONE) -> Path | None:
     """The newest complete checkpoint; damaged ones are named on stderr and passed over. None where there is none at
     all. Raises UserError when all are damaged: to begin anew would write over what may be saved."""
     faults = {}
-    for step in reversed(steps(folder)):
+    for step in world.first(steps(folder))[::-1]:
         checkpoint = folder / f"step-{step}"
-        fault = damage(checkpoint)
+        fault = damage(checkpoint, world)
         if fault is None:
-            for passed, why in faults.items():
+            for passed, why in faults.items() if world.first_rank else ():
                 say(f"warning: {folder / passed} is incomplete ({why}); going back to the one before it")
             return checkpoint
         faults[checkpoint.name] = fault
@@ -165,26 +168,99 @@ def read_progress(checkpoint: Path) -> Progress:
     return Progress(**said)
 
 
-def load(checkpoint: Path, model: Model, optimizer: torch.optim.Optimizer, options: Options) -> Progress:
-    """Put the weights, the optimizer and the random state back as they were.
+def load(checkpoint: Path, strategy: Parallelism, model: Model, optimizer: torch.optim.Optimizer, options: Options,
+         world: World = ALONE) -> Progress:
+    """Put the weights, the optimizer and the random state back as they were, whatever strategy and world wrote them.
 
     options: those that the optimizer was built with now. Where they are others than the checkpoint's they hold, and
     all else in its groups is the checkpoint's. Raises UserError for an optimizer that its state does not fit.
     """
-    load_weights(model, checkpoint / "model.safetensors")
-    state: dict[str, Any] = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-    before = state.get("options") or {"kind": options.kind, "groups": [{} for _ in options.groups]}
+    weights = saved_weights(checkpoint)
+    state = strategy.state(model, optimizer)
+    _check_fits(weights, state["model"])
+    moments, plain = _saved_optimizer(checkpoint, state["optimizer"]["groups"])
+    before = plain.get("options") or {"kind": options.kind, "groups": [{} for _ in options.groups]}
     if before["kind"] != options.kind:
         raise UserError(f"{checkpoint}: training.optimizer: this run was begun with {before['kind']}, whose state is "
                         f"of no use to {options.kind}; give {before['kind']}, or another --run")
     try:
-        optimizer.load_state_dict(state["optimizer"])
+        room = _room(moments, model)
+        fill({f"model.{name}": tensor for name, tensor in state["model"].items()}
+             | {f"optimizer.{parameter}.{name}": tensor for parameter, own in room.items()
+                for name, tensor in own.items()}, {"model": weights, "optimizer": moments}, world)
+        for parameter, own in plain["others"].items():
+            room.setdefault(parameter, {}).update(own)
+        strategy.load(model, optimizer, {"model": state["model"],
+                                         "optimizer": {"state": room, "groups": plain["groups"]}})
     except ValueError as error:
         raise UserError(f"{checkpoint}: training.optimizer: the saved state does not fit these options: {error}; "
                         "give those it was begun with, or another --run") from None
     for group, was, now in zip(optimizer.param_groups, before["groups"], options.groups, strict=True):
         group.update({key: value for key, value in now.items() if key not in was or was[key] != value})
-    torch.set_rng_state(state["random"]["cpu"])
-    if torch.cuda.is_available() and "cuda" in state["random"]:
-        torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    return read_progress(checkpoint)
+    progress = read_progress(checkpoint)
+    _set_random(plain["random"], progress, world)
+    return progress
+
+
+def _check_fits(weights: SavedTensors, own: Mapping[str, torch.Tensor]) -> None:
+    wrong = [f"{name} is missing" for name in own if name not in weights.names]
+    wrong += [f"there is no {name} in it" for name in sorted(weights.names - own.keys())]
+    wrong += [f"{name} is {weights.shape(name)} and not {list(tensor.shape)}" for name, tensor in own.items()
+              if name in weights.names and weights.shape(name) != list(tensor.shape)]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"{weights.path}: these weights belong to another spec: {'; '.join(wrong[:3])}{more}")
+
+
+def _saved_optimizer(checkpoint: Path, groups: list[dict[str, Any]]) -> tuple[SavedTensors, dict[str, Any]]:
+    """Its tensors by "PARAMETER.NAME", and what else is saved. groups: as the optimizer has them now, for a checkpoint
+    that goes by their order. Raises ValueError where that has more of them."""
+    old = checkpoint / "optimizer.pt"
+    if not old.is_file():
+        return indexed(checkpoint, "optimizer"), torch.load(checkpoint / "state.pt", weights_only=True)
+    plain: dict[str, Any] = torch.load(old, weights_only=True, mmap=True)
+    state, said = plain["optimizer"]["state"], plain["optimizer"]["param_groups"]
+    numbers = [number for group in said for number in group["params"]]
+    names = dict(zip(numbers, (name for group in groups for name in group["params"]), strict=False))
+    own = [(f"{names.get(i, i)}.{name}", value) for i, values in state.items() for name, value in values.items()]
+    tensors = [(name, value) for name, value in own if isinstance(value, torch.Tensor)]
+    others: dict[str, dict[str, Any]] = {}
+    for i, values in state.items():
+        rest = {name: value for name, value in values.items() if not isinstance(value, torch.Tensor)}
+        if rest:
+            others[names.get(i, str(i))] = rest
+    named = [{**group, "params": [names.get(i, str(i)) for i in group["params"]]} for group in said]
+    return in_memory(checkpoint, tensors), {**plain, "others": others, "groups": named, "random": [plain["random"]]}
+
+
+def _room(moments: SavedTensors, model: Model) -> dict[str, dict[str, torch.Tensor]]:
+    """Tensors to fill, laid out as their parameters are. Raises ValueError for one of an unknown parameter."""
+    parameters, room = dict(model.named_parameters()), {}
+    for key in sorted(moments.names):
+        parameter, _, name = key.rpartition(".")
+        if parameter not in parameters:
+            raise ValueError(f"there is no parameter {parameter}")
+        entry, like = moments.entries[key], parameters[parameter].detach()
+        alike = entry.shape == tuple(like.shape) and like.ndim > 0
+        room.setdefault(parameter, {})[name] = (torch.zeros_like(like, dtype=entry.dtype) if alike else
+                                                torch.zeros(entry.shape, dtype=entry.dtype))
+    return room
+
+
+def random_state() -> dict[str, Any]:
+    """Of this process."""
+    random: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["cuda"] = [torch.cuda.get_rng_state()]
+    return random
+
+
+def _set_random(saved: list[dict[str, Any]], progress: Progress, world: World) -> None:
+    """This rank's as it was; a rank that is new draws numbers of its own."""
+    if world.rank >= len(saved):
+        torch.manual_seed((progress.seed * 1_000_003 + progress.step) * 65_537 + world.rank)
+        return
+    own = saved[world.rank]
+    torch.set_rng_state(own["cpu"])
+    if torch.cuda.is_available() and "cuda" in own:
+        torch.cuda.set_rng_state(own["cuda"][0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,9 +21,10 @@ from tryplicity.run import Run
 from tryplicity.training import checkpoint
 from tryplicity.training import resume as resuming
 from tryplicity.training.checkpoint import Progress
+from tryplicity.training.copying import Copier
 from tryplicity.training.metrics import MetricsFile
 from tryplicity.training.pace import Pace
-from tryplicity.training.process import StopSignals, say
+from tryplicity.training.process import STOPPING, Stopped, StopSignals, say
 from tryplicity.training.session import Session, Stepped
 from tryplicity.training.stages import data_of_phases
 from tryplicity.training.threads import Threads
@@ -31,11 +33,13 @@ from tryplicity.world import World
 
 @dataclass(frozen=True)
 class Budget:
-    """When training ends; exactly one is given."""
+    """When training ends; exactly one of the first four is given."""
 
     steps: int | None = None
     tokens: int | None = None
-    minutes: float | None = None
+    minutes: float | None = None  # of training: steps, sleeps, scoring and checkpoints on the way
+    dollars: float | None = None  # the same at `dollars_per_hour`
+    dollars_per_hour: float = 0.0  # of the whole machine
 
     def spent(self, progress: Progress) -> float:
         """The share of the budget that is spent, 0 to 1 and beyond."""
@@ -43,7 +47,13 @@ class Budget:
             return progress.step / self.steps
         if self.tokens is not None:
             return progress.tokens / self.tokens
-        return progress.seconds / (60 * self.minutes)
+        if self.minutes is not None:
+            return progress.seconds / (60 * self.minutes)
+        return self.cost(progress) / self.dollars
+
+    def cost(self, progress: Progress) -> float:
+        """Dollars spent on training so far."""
+        return progress.seconds / 3600 * self.dollars_per_hour
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,29 @@ class Outcome:
     signal: int | None = None
     chat_bits_per_byte: float | None = None  # of the assistant's part of held-out conversations, if there was a chat
     left_out: LeftOut = field(default_factory=lambda: LeftOut("rows"))
+    cut_short: bool = False  # stopped in the middle of a step, before which all was saved
+    dollars: float = 0.0
+
+
+class Together:
+    """What all ranks must see alike between steps: whether to stop, and how long the training has taken."""
+
+    def __init__(self, world: World, signals: StopSignals, progress: Progress) -> None:
+        self.world, self.signals, self.progress = world, signals, progress
+        self.begun = time.perf_counter() - progress.seconds
+        self.signal: int | None = None  # that one of them received
+
+    def stopping(self) -> bool:
+        """Whether a rank was told to stop; called by all ranks alike. Rank 0's clock becomes everyone's."""
+        seconds, own = time.perf_counter() - self.begun, self.signals.received or 0
+        if self.world.size > 1:
+            told = torch.tensor([seconds if self.world.first_rank else 0.0, float(own > 0)], dtype=torch.float64)
+            seconds, any_told = self.world.total([told.to(self.world.device)])[0].tolist()
+            if any_told and self.signal is None:
+                own = max(self.world.gathered(own))
+        self.progress.seconds = max(seconds, self.progress.seconds)
+        self.signal = self.signal or own or None
+        return self.signal is not None
 
 
 class Watcher:
@@ -109,12 +142,14 @@ class _Heard(Watcher):
 @guarded()
 def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: Plugins, *,
           phase_data: Mapping[int, Prepared] | None = None, resume: bool = False,
-          other_data: bool = False, watcher: Watcher | None = None, world: World | None = None) -> Outcome:
+          other_data: bool = False, watcher: Watcher | None = None, world: World | None = None,
+          copy_to: str | None = None) -> Outcome:
     """Train a built spec on prepared data into a run folder, which the caller has for itself: see `folder.alone`.
 
     phase_data: the data of phases, by their number, that have data of their own; a chat phase needs conversations.
     world: the ranks that train together; this process alone, if not given. Called on each of them alike.
     other_data: a run that is resumed may go on with other data than it was begun with.
+    copy_to: a URL that every complete checkpoint is copied to; see `copying`.
     Raises UserError when the folder's checkpoints belong to another spec or other data, or none of them is whole, and
     Refused when the loss is not a number for several steps, or the last checkpoint cannot be written.
     """
@@ -123,7 +158,11 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     watcher = _Heard(watcher if watcher and world.first_rank else Watcher())
     plugins = plugins if world.first_rank else Unheard()
     data = data_of_phases(build.spec, prepared, phase_data or {})
-    session = Session(build, data, run, plugins, world, resume=resume, other_data=other_data)
+    copier = Copier(copy_to, run, training.keep_checkpoints, training.checkpoint_every) if (
+        copy_to and world.first_rank) else None
+    session = Session(build, data, run, plugins, world, resume=resume, other_data=other_data, holder=copier)
+    if copier is not None and session.saved_step >= 0:
+        copier.add(run.checkpoints / f"step-{session.saved_step}")  # if it did not come to that
     progress = session.progress
     metrics_file = MetricsFile(run.metrics, progress.step, progress.slept_at) if world.first_rank else Unheard()
     if resume and (changed := resuming.changes(run, build)):
@@ -134,14 +173,15 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     to_score = {kind: max(i for i, p in enumerate(build.spec.phases) if p.kind == kind)
                 for kind in dict.fromkeys(p.kind for p in build.spec.phases if p.kind != "sleep")}
     rows = {kind: session.rows_to_score(data[phase]) for kind, phase in to_score.items()}
-    bad_steps, announced, half_asleep, scores = 0, None, False, {}
+    bad_steps, announced, scores = 0, None, {}
     session.pace = Pace(progress.tokens, budget.spent(progress))
 
-    with (StopSignals(ANSWER) as signals, _saying_what_is_lost(session),
+    with (StopSignals(STOPPING if world.first_rank else "") as signals, _saying_what_is_lost(session, copier),
           Threads(progress.threads, fixed=session.device.type != "cpu", ranks=world.local_size) as threads):
         if session.device.type == "cpu":
             watcher.note(threads.chosen)
-        while signals.received is None:
+        together, undone, cut_short = Together(world, signals, progress), False, False
+        while not together.stopping():
             phase = session.plan.at(budget.spent(progress), progress.sleeps)
             if phase is None:
                 break
@@ -149,8 +189,8 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                 progress.sleeps += 1  # the phase's sleep is the one that was due at this step anyway
                 continue
             if session.wants_sleep(phase):
-                said = session.sleep(phase, budget.spent(progress), signals.requested)
-                half_asleep = said is None
+                said = session.sleep(phase, budget.spent(progress), together.stopping)
+                undone = said is None
                 if said is not None:
                     metrics_file.write({"step": progress.step, "tokens": progress.tokens, "sleep": said})
                     plugins.call("tryplicity_slept", run=run.folder, step=progress.step, report=said)
@@ -160,16 +200,24 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
             if said := threads.between_steps():
                 watcher.note(said)
             progress.threads = threads.number
-            stepped = session.step(phase, budget.spent(progress))
+            try:
+                with signals.nothing_to_lose(progress.step == max(session.saved_step, 0)):
+                    stepped = session.step(phase, budget.spent(progress))
+            except Stopped:
+                cut_short = True
+                break
+            together.stopping()
             session.pace.step(progress.tokens, budget.spent(progress))
             here = (build.spec.phases[phase].kind, stepped.stage.name)
             if here != announced and (len(build.spec.phases) > 1 or stepped.stage.name):
                 watcher.note(f"{' '.join(filter(None, here))}: {stepped.stage.context_length} tokens a row")
             announced = here
             metrics = _metrics(session, stepped, here[0])
+            if budget.dollars_per_hour:
+                metrics["dollars"] = budget.cost(progress)
             due = progress.step % training.validate_every == 0 or (here[0] == "chat" and progress.phase_step == 1)
             if budget.spent(progress) < 1 and due:
-                score = session.score(session.data[phase], training.validation_rows, signals.requested)
+                score = session.score(session.data[phase], training.validation_rows, together.stopping)
                 metrics |= {} if score is None else {_score_name(here[0]): score}
             metrics_file.write(metrics)
             plugins.call("tryplicity_step_finished", run=run.folder, step=progress.step, metrics=metrics)
@@ -181,17 +229,23 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                 say(f"warning: step {progress.step}: the loss is not a number; it changed nothing "
                     f"(tokens {progress.tokens - stepped.tokens} to {progress.tokens - 1})")
             if bad_steps >= training.bad_steps:
+                session.await_saved()
                 metrics_file.close()
                 plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason="failed", scores={})
                 raise Refused(_bad_loss(bad_steps, session, stepped, phase))
+            session.hear()
             if stepped.good and progress.step % training.checkpoint_every == 0:
                 session.save()
 
         # still inside: a second SIGTERM, or a Ctrl-C just now, must not cut this short
-        done = signals.received is None
+        done = together.signal is None and not cut_short
+        if cut_short and world.size > 1:
+            session.saver.join(ENOUGH)  # the others may be in the middle of a step
+        else:
+            session.await_saved()
         # a sleep is slept again by a run that resumes before it; at the end of the budget it is part of the result
         unsaved = progress.step > session.saved_step or (done and progress.slept_at == progress.step)
-        if unsaved and not half_asleep and (bad_steps == 0 or session.healthy()):
+        if unsaved and not undone and not cut_short and (bad_steps == 0 or session.healthy()):
             session.save(last=True)
         if done:
             try:
@@ -201,26 +255,30 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
             except checkpoint.WRITE_ERRORS as error:
                 raise Refused(f"{run.weights}: could not be written: {error}; the checkpoint is complete: free some "
                               "room and run the same command with --resume") from None
-            scores = _score_all(session, to_score, rows, watcher, signals.requested)
-    interrupted = signals.received is not None
+            scores = _score_all(session, to_score, rows, watcher, together.stopping)
+    interrupted = together.signal is not None or cut_short
     if not interrupted:
         metrics_file.write({"step": progress.step, "tokens": progress.tokens, **scores})
     metrics_file.close()
+    if copier is not None:
+        with StopSignals(f"waiting for the copy to {copy_to}; Ctrl-C again ends without it"):
+            copier.finish(None if interrupted else run.weights)
     reason = "interrupted" if interrupted else "budget"
     plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason=reason, scores=scores)
-    return Outcome(reason, progress, scores.get(_score_name("pretrain")), signals.received,
-                   scores.get(_score_name("chat")), session.left_out)
+    return Outcome(reason, progress, scores.get(_score_name("pretrain")), together.signal or signals.received,
+                   scores.get(_score_name("chat")), session.left_out, cut_short, budget.cost(progress))
 
 
-ANSWER = "stopping: what is at hand is finished and saved first; Ctrl-C again ends at once, without saving"
+ENOUGH = 5.0  # seconds that a checkpoint which is nearly written gets when all ends at once
 
 
 @contextmanager
-def _saying_what_is_lost(session: Session) -> Iterator[None]:
+def _saying_what_is_lost(session: Session, copier: Copier | None) -> Iterator[None]:
     """Of a KeyboardInterrupt: the steps that no checkpoint holds."""
     try:
         yield
     except KeyboardInterrupt:
+        session.saver.join(ENOUGH)
         saved, step = checkpoint.steps(session.run.checkpoints), session.progress.step
         lost = step - (saved[-1] if saved else 0)
         if not lost:
@@ -228,6 +286,11 @@ def _saying_what_is_lost(session: Session) -> Iterator[None]:
         kept = f"the checkpoint of step {saved[-1]} is kept" if saved else "there is no checkpoint yet"
         raise KeyboardInterrupt(f"ended at once, without saving: {lost} step{'s' if lost > 1 else ''} lost; "
                                 f"{kept}") from None
+    except BaseException:
+        session.saver.join(60)
+        if copier is not None:
+            copier.finish()
+        raise
 
 
 def _score_all(session: Session, phases: Mapping[str, int], rows: Mapping[str, int], watcher: Watcher,

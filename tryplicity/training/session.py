@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_map
 
 from tryplicity.builder import Build
 from tryplicity.components import IGNORE, Brain, Night, Stage
@@ -30,10 +29,12 @@ from tryplicity.run import Run
 from tryplicity.training import checkpoint
 from tryplicity.training import resume as resuming
 from tryplicity.training.checkpoint import Progress
+from tryplicity.training.compiling import compile_blocks
 from tryplicity.training.evaluate import bits_per_byte
 from tryplicity.training.folder import check_free
 from tryplicity.training.pace import Pace
 from tryplicity.training.process import say
+from tryplicity.training.saving import Holder, Job, Saver
 from tryplicity.training.stages import NOTHING_TO_LEARN, Stages, brains_of
 from tryplicity.training.step import StepResult, decay_groups, is_finite, on_device, training_step
 from tryplicity.world import World
@@ -56,7 +57,7 @@ class Session:
     """The model, its optimizer, the data of each phase and how far all of it is."""
 
     def __init__(self, build: Build, data: Mapping[int, Prepared], run: Run, plugins: Plugins, world: World, *,
-                 resume: bool, other_data: bool = False) -> None:
+                 resume: bool, other_data: bool = False, holder: Holder | None = None) -> None:
         world.decided(lambda: check_free(run, resume))
         self.build, self.data, self.run, self.plugins = build, data, run, plugins
         self.spec, self.hardware, self.training = build.spec, build.hardware, build.spec.training
@@ -64,6 +65,8 @@ class Session:
         self.strategy = build.strategy
         self.model: Model = self.strategy.place(assemble(self.spec), world, self.training.seed,
                                                 self.hardware.precision)
+        if said := compile_blocks(self.model, self.training.compile, self.device):
+            say(said)
         self.model.activation_checkpointing = self.hardware.activation_checkpointing
         self.optimizer = self.training.optimizer.build().build(*decay_groups(self.model))
         check_optimizer(self.training.optimizer, self.optimizer, dict(self.model.named_parameters()))
@@ -77,13 +80,15 @@ class Session:
         self.pretraining = next(i for i, phase in enumerate(self.spec.phases) if phase.kind == "pretrain")
         identities = dict.fromkeys(prepared.identity for prepared in data.values())
         self.progress = Progress(identity=self.spec.identity(), data="+".join(identities), seed=self.training.seed)
+        self.saver = Saver(run.checkpoints, world, self.training.keep_checkpoints, self.training.checkpoint_every,
+                           holder)
         self.saved_step = -1
         self.left_out = LeftOut("rows")
         self.told: set[str] = set()  # what is said once
-        if resume and (newest := checkpoint.newest(run.checkpoints)) is not None:
+        if resume and (newest := checkpoint.newest(run.checkpoints, world)) is not None:
             data = self.progress.data
             _check_belongs(newest, self.progress, run, build, other_data)
-            self.progress = checkpoint.load(newest, self.model, self.optimizer, self.options)
+            self.progress = checkpoint.load(newest, self.strategy, self.model, self.optimizer, self.options, world)
             for name, state in self.progress.brain.items():
                 # what a module remembers of documents, by their numbers, is of no use with others
                 if data == self.progress.data or type(self.brains[name]).observe is Brain.observe:
@@ -119,7 +124,6 @@ class Session:
         progress.phase_step += 1
         progress.tokens += tokens
         seconds = time.perf_counter() - started
-        progress.seconds += seconds
         return Stepped(result, batch, stage, good, tokens, seconds, left_out)
 
     def _rows_to_learn(self, mixture: Mixture, positions: Mapping[str, int], rows: int, context: int,
@@ -199,8 +203,9 @@ class Session:
         The checkpoint written before is what an interrupted sleep is resumed from: nothing of it is saved.
         """
         self.model.set_factors(self.stages.at(self.progress.phase, spent).factors)
-        progress, started = self.progress, time.perf_counter()
-        saved = progress.step == self.saved_step or self.save()
+        progress = self.progress
+        self.await_saved()
+        saved = progress.step == self.saved_step or (self.save() and self.await_saved())
         interrupted = stopping if saved else lambda: False
         night = Night(model=self.model, optimizer=self.optimizer, strategy=self.strategy, step=progress.step,
                       seed=self.training.seed, checkpoints=self.world.first(self.regular_checkpoints()),
@@ -214,7 +219,6 @@ class Session:
             return None
         progress.slept_at = progress.step
         progress.sleeps += self.spec.phases[phase].kind == "sleep"
-        progress.seconds += time.perf_counter() - started
         return said
 
     def _replay(self, documents: np.ndarray, steps: int, factor: float, stopping: Callable[[], bool]) -> float:
@@ -283,26 +287,51 @@ class Session:
             return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
 
     def save(self, last: bool = False) -> bool:
-        """Save a checkpoint. A disk that is full costs this checkpoint, not the run, unless it is the last one."""
+        """Begin to save a checkpoint, which is written while training goes on; the last one is waited for. A disk that
+        is full costs this checkpoint, not the run, unless it is the last one. Whether all is well so far."""
+        self.await_saved()
         progress = self.progress
         progress.brain = {name: check_state(brain, brain.state()) for name, brain in self.brains.items()}
-        whole = tree_map(lambda t: t.full_tensor() if hasattr(t, "full_tensor") else t, self.optimizer.state_dict())
-        tensors = self.strategy.weights(self.model), whole
         try:
-            saved = self.world.decided(lambda: checkpoint.save(
-                self.run.checkpoints, self.model, self.optimizer, self.options, progress,
-                self.training.keep_checkpoints, self.training.checkpoint_every, tensors))
+            self.saver.begin(self.strategy, self.model, self.optimizer, self.options, progress)
         except checkpoint.WRITE_ERRORS as error:
-            what = f"step {progress.step}: the checkpoint could not be written ({' '.join(str(error).split())})"
-            older = checkpoint.steps(self.run.checkpoints)
-            kept = f"the newest complete one is step {older[-1]}" if older else "there is no older one"
-            if last:
-                raise Refused(f"{what}; {kept}; free some room on the disk and go on with --resume") from None
-            say(f"warning: {what}; {kept}; training goes on")
+            self._not_saved(progress.step, str(error), last)
             return False
-        self.saved_step = progress.step
-        self.plugins.call("tryplicity_checkpoint_saved", run=self.run.folder, step=progress.step, checkpoint=saved)
-        return True
+        return not last or self.await_saved(last=True)
+
+    def await_saved(self, last: bool = False) -> bool:
+        """Wait for the checkpoint that is being written. Whether it is complete; Refused if it is the last and not."""
+        job = self.saver.finish()
+        if job is None:
+            return True
+        self._tell(job, last)
+        if job.state != "failed":
+            self.saved_step = job.step
+        return job.state != "failed"
+
+    def hear(self) -> None:
+        """Between steps: let it be known when a checkpoint is complete, or cannot be."""
+        if self.saver.job is not None and self.saver.job.ended:
+            if self.world.size == 1:
+                self.await_saved()  # which several do together
+            else:
+                self._tell(self.saver.job, last=False)
+
+    def _tell(self, job: Job, last: bool) -> None:
+        if job.state == "failed" and (last or not job.told):
+            self._not_saved(job.step, job.error, last)
+        elif self.world.first_rank and not job.told:
+            self.plugins.call("tryplicity_checkpoint_saved", run=self.run.folder, step=job.step, checkpoint=job.target)
+        job.told = True
+
+    def _not_saved(self, step: int, error: str, last: bool) -> None:
+        what = f"step {step}: the checkpoint could not be written ({' '.join(error.split())})"
+        older = checkpoint.steps(self.run.checkpoints)
+        kept = f"the newest complete one is step {older[-1]}" if older else "there is no older one"
+        if last:
+            raise Refused(f"{what}; {kept}; free some room on the disk and go on with --resume")
+        if self.world.first_rank:
+            say(f"warning: {what}; {kept}; training goes on")
 
 
 def document_losses(batch: Batch, nll: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

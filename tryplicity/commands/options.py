@@ -1,0 +1,82 @@
+"""What several commands have in common: numbers, SPEC with --hw and --set, --plugin."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+def given_plugins(ctx: click.Context) -> tuple[str, ...]:
+    """The files given as --plugin, before the command and behind it."""
+    own = () if ctx.parent is None else ctx.params.get("plugin_files", ())
+    return tuple(dict.fromkeys((*ctx.find_root().params.get("plugin_files", ()), *own)))
+
+
+class Number(click.FloatRange):
+    """A number that is one: neither nan nor infinite. whole: 2e6 and 2000000, but not 2.5."""
+
+    def __init__(self, low: float, high: float = 1e15, *, whole: bool = False, **options: Any) -> None:
+        super().__init__(low, high, **options)
+        self.whole, self.name = whole, "integer" if whole else "number"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number", param, ctx)
+        if not math.isfinite(number) or (self.whole and number != int(number)):
+            self.fail(f"{value} is not a {'whole' if self.whole else 'finite'} number", param, ctx)
+        number = super().convert(number, param, ctx)
+        return int(number) if self.whole else number
+
+
+SEED = click.IntRange(0, 2**63 - 1)
+
+
+def plugin_options(command: Callable) -> Callable:
+    """--plugin and --strict; the command gets the loaded `plugins`."""
+
+    @click.option("--plugin", "plugin_files", multiple=True, metavar="FILE.py",
+                  help="Load a plugin from a file, beside the installed ones. May be repeated.")
+    @click.option("--strict", is_flag=True, help="Fail when any plugin cannot be loaded.")
+    @functools.wraps(command)
+    def with_plugins(*args: Any, plugin_files: tuple[str, ...], strict: bool, **kwargs: Any) -> Any:
+        from tryplicity.plugins import load_plugins, remembered
+
+        context = click.get_current_context()
+        context.params["plugin_files"] = given = given_plugins(context)
+        run = kwargs.get("folder") if kwargs.get("resume") else kwargs.get("run")
+        return command(*args, plugins=load_plugins((*given, *remembered(run, given)), strict), **kwargs)
+
+    return with_plugins
+
+
+def build_options(command: Callable) -> Callable:
+    """SPEC, --hw and --set."""
+    command = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE",
+                           help="Change a value of the spec (hidden_size=512, blocks.attention.mixer.heads=8) or of "
+                                "the profile (hardware.batch=2).")(command)
+    command = click.option("--hw", "hardware", required=True, metavar="HW",
+                           help="A hardware profile: a YAML file, or the name of an installed one (cpu, 5090, b200, "
+                                "mi300x, h200, h100).")(command)
+    return click.argument("spec")(command)
+
+
+def named(data: str | None, plugins: Any, purpose: str) -> str:
+    """The source that a user names, or the one that is meant for the purpose."""
+    return plugins.registry.default("source", purpose) if data is None else data
+
+
+def forget_what_cannot_be_written() -> None:
+    """Python writes what is left of its output at the very end, and would end with another code where it cannot."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,173 @@
+"""Tensors as checkpoints hold them: safetensors files, and an index of which file has which piece of which tensor.
+
+    model.safetensors  optimizer.safetensors                       what one process wrote
+    model-00001-of-00008.safetensors  ...                          what eight wrote, each its share
+    index.json    {"model": {name: {dtype, shape, pieces: [{file, key, offsets, shape}]}}, "optimizer": ...}
+
+Nothing here is pickled: reading a folder that somebody sent runs no code of his.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tryplicity.errors import UserError
+
+INDEX = "index.json"
+#: safetensors' names, the widest first: tensors in this order are aligned to their own width
+DTYPES = {torch.complex64: "C64", torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32",
+          torch.bfloat16: "BF16", torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+          torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
+_ORDER = {dtype: place for place, dtype in enumerate(DTYPES)}
+_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """A safetensors file of contiguous tensors in CPU memory; its SHA-256, taken while it is written. Equal tensors
+    give equal files. Lets other threads run all the while. Raises OSError.
+
+    The format: 8 bytes of length, a JSON header, then the tensors' bytes without gaps
+    (huggingface.co/docs/safetensors).
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (_ORDER[item[1].dtype], item[0]))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, tensor in ordered:
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [offset, offset + tensor.nbytes]}
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    digest = hashlib.sha256()
+    with path.open("xb") as file:
+        raw = (tensor.reshape(-1).view(torch.uint8).numpy() for _, tensor in ordered if tensor.numel())
+        for part in (len(text).to_bytes(8, "little"), text, *raw):
+            digest.update(part)
+            file.write(part)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a tensor: where it begins in the whole one, its size, and how it is read."""
+
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A saved tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Entry:
+        """A whole tensor that is in memory already."""
+        shape = tuple(tensor.shape)
+        return cls(tensor.dtype, shape, (Piece((0,) * len(shape), shape, lambda: tensor),))
+
+
+class SavedTensors:
+    """The tensors of a checkpoint by name, mapped and not read before they are used, one at a time.
+
+    path: the checkpoint. names: of all tensors.
+    """
+
+    metadata: Mapping[str, str] = {}
+
+    def __init__(self, path: Path, entries: Mapping[str, Entry]) -> None:
+        self.path, self.entries = path, entries
+        self.names = set(entries)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The whole tensor, in CPU memory."""
+        entry = self.entries[name]
+        if len(entry.pieces) == 1:
+            return entry.pieces[0].read()
+        whole = torch.empty(entry.shape, dtype=entry.dtype)
+        for piece in entry.pieces:
+            at = tuple(slice(start, start + size) for start, size in zip(piece.offsets, piece.shape, strict=True))
+            whole[at] = piece.read()
+        return whole
+
+    def shape(self, name: str) -> list[int]:
+        """Known without reading the tensor."""
+        return list(self.entries[name].shape)
+
+
+def saved_weights(checkpoint: Path) -> SavedTensors:
+    """A checkpoint's weights and buffers by their names in the model, whatever wrote it. Raises UserError where they
+    cannot be read."""
+    if (checkpoint / INDEX).is_file():
+        return indexed(checkpoint, "model")
+    return _of_file(checkpoint, checkpoint / "model.safetensors")
+
+
+def indexed(checkpoint: Path, section: str) -> SavedTensors:
+    """What the index lists under "model" or "optimizer". Raises UserError."""
+    index = checkpoint / INDEX
+    try:
+        said = json.loads(index.read_text(encoding="utf-8"))[section]
+        files = {}
+        for name in sorted({piece["file"] for entry in said.values() for piece in entry["pieces"]}):
+            if Path(name).name != name:
+                raise ValueError(f"{name!r} is no name of a file in it")
+            files[name] = safe_open(checkpoint / name, framework="pt")
+        keys = {name: set(file.keys()) for name, file in files.items()}
+        return SavedTensors(checkpoint, {name: _entry(entry, files, keys) for name, entry in said.items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RecursionError) as error:
+        raise UserError(f"{index}: cannot be read ({' '.join(str(error).split())}); take another checkpoint") from None
+
+
+def _entry(said: Mapping[str, Any], files: Mapping[str, Any], keys: Mapping[str, set[str]]) -> Entry:
+    """Of the index. Raises ValueError where it does not fit the files or the pieces do not make up the whole."""
+    shape, pieces, covered = tuple(said["shape"]), [], 0
+    for piece in said["pieces"]:
+        file, key, offsets, size = piece["file"], piece["key"], tuple(piece["offsets"]), tuple(piece["shape"])
+        if key not in keys[file] or (found := tuple(files[file].get_slice(key).get_shape())) != size:
+            raise ValueError(f"{file} has no {key} of shape {list(size)}")
+        if len(offsets) != len(shape) or len(found) != len(shape) or any(
+                not 0 <= start <= start + length <= whole
+                for start, length, whole in zip(offsets, size, shape, strict=True)):
+            raise ValueError(f"{key} of {file} does not lie in the whole")
+        pieces.append(Piece(offsets, size, _reader(files[file], key)))
+        covered += torch.Size(size).numel()
+    if covered != torch.Size(shape).numel():
+        raise ValueError("a piece is missing")
+    return Entry(_BY_NAME[said["dtype"]], shape, tuple(pieces))
+
+
+def _reader(file: Any, key: str) -> Callable[[], Tensor]:
+    return lambda: file.get_tensor(key)
+
+
+def _of_file(checkpoint: Path, path: Path) -> SavedTensors:
+    try:
+        file = safe_open(path, framework="pt")
+        entries = {}
+        for key in file.keys():  # noqa: SIM118 (no mapping)
+            slice_ = file.get_slice(key)
+            shape = tuple(slice_.get_shape())
+            entries[key] = Entry(_BY_NAME[slice_.get_dtype()], shape,
+                                 (Piece((0,) * len(shape), shape, _reader(file, key)),))
+    except (SafetensorError, OSError, KeyError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors: {error}") from None
+    return SavedTensors(checkpoint, entries)
+
+
+def in_memory(checkpoint: Path, tensors: Iterable[tuple[str, Tensor]]) -> SavedTensors:
+    """Tensors that were read by another way."""
+    return SavedTensors(checkpoint, {name: Entry.of(tensor) for name, tensor in tensors})
