@@ -65,7 +65,8 @@ class Session:
         self.strategy = build.strategy
         self.model: Model = self.strategy.place(assemble(self.spec), world, self.training.seed,
                                                 self.hardware.precision)
-        if said := compile_blocks(self.model, self.training.compile, self.device):
+        said = compile_blocks(self.model, self.training.compile, self.device)
+        if said and world.first_rank:
             say(said)
         self.model.activation_checkpointing = self.hardware.activation_checkpointing
         self.optimizer = self.training.optimizer.build().build(*decay_groups(self.model))
