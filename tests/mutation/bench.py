@@ -62,6 +62,7 @@ class Bench:
         """What the tests say of a change. A test that fails on the unchanged copy too is left out, and where time runs
         out the limit becomes what the unchanged copy takes on a machine as busy as now: neither tells of the change.
         """
+        late = 0
         for _ in range(6):
             near = [test for test in tests if test.partition("::")[0] == tests[0].partition("::")[0]]
             self.change(files)
@@ -77,7 +78,8 @@ class Bench:
             if said["outcome"] == "time":
                 plain, longest = self.run(some, 4 * limit), limit
                 limit = max(limit, 15 + 2.5 * (time.monotonic() - at))
-                if plain["outcome"] == "survived" and longest == limit:
+                late += 1
+                if plain["outcome"] == "survived" and longest == limit and late > 1:  # once may be the machine's
                     return said
             else:
                 file, _, name = said["test"].partition("::")

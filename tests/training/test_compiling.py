@@ -8,6 +8,7 @@ then writes is tested in `test_compiled_code.py`.
 import pytest
 import torch
 
+from tryplicity.components import Parallelism
 from tryplicity.training.compiling import Compiled, compile_blocks, compiled, differs, wanted
 from tryplicity.training.step import decay_groups, training_step
 
@@ -31,10 +32,10 @@ def no_second_time():
     torch._dynamo.reset()
 
 
-def train(models, batch_of_step, registry, checkpointing=False):
+def train(models, batch_of_step, checkpointing=False):
     """The losses and gradient norms of steps, of each model; all from the weights of the first, step by step, since a
     choice of an expert that once falls otherwise is not made up for."""
-    strategy, said = registry.part("parallelism", "single").build(), [[] for _ in models]
+    strategy, said = Parallelism(), [[] for _ in models]
     optimizers = [torch.optim.SGD([{"params": p, "initial_lr": 0.1} for p in decay_groups(model)]) for model in models]
     for step, (batch, factor) in enumerate(batch_of_step):
         start = {name: tensor.clone() for name, tensor in models[0].state_dict().items()}
@@ -53,7 +54,7 @@ def train(models, batch_of_step, registry, checkpointing=False):
     ("[memory, memory]", [24, 24], False),
     pytest.param("[attention]", [24, 48], True, marks=pytest.mark.slow),
     pytest.param("[memory, attention, memory]", [24, 48], True, marks=pytest.mark.slow)])
-def test_ten_steps_and_a_change_of_stage_as_in_eager_pytorch(make_model, batches, registry, no_second_time, layers,
+def test_ten_steps_and_a_change_of_stage_as_in_eager_pytorch(make_model, batches, no_second_time, layers,
                                                              lengths, checkpointing):
     """In fp64, where rounding hardly ever flips a digit or a choice: every loss and the gradient's norm of every step,
     and each parameter at the end."""
@@ -61,7 +62,7 @@ def test_ten_steps_and_a_change_of_stage_as_in_eager_pytorch(make_model, batches
     settings = ("linear=bitlinear", BRAIN, "blocks.memory.feed_forward.router.refresh_steps=3", f"layers={layers}")
     eager, model, said = make_model(*settings, dtype=torch.float64), make_model(*settings, dtype=torch.float64), []
     assert "will be compiled" in compile_blocks(model, "on", CPU, said.append, backend="aot_eager")
-    plain, fast = train([eager, model], stages, registry, checkpointing)
+    plain, fast = train([eager, model], stages, checkpointing)
     assert not said
     torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-6)  # one digit that falls otherwise is 1e-4
     for (name, own), wanted_own in zip(model.named_parameters(), eager.parameters(), strict=True):
@@ -76,7 +77,7 @@ def test_what_auto_means():
     assert wanted("auto", torch.device("cuda")) and not wanted("off", torch.device("cuda"))
 
 
-def test_a_block_that_cannot_be_compiled_goes_on_as_it_is_and_says_so(make_model, batches, registry):
+def test_a_block_that_cannot_be_compiled_goes_on_as_it_is_and_says_so(make_model, batches):
     def break_in(model):
         layer = model.layers[1].mixer.layer
         layer.q_norm = lambda q: q * 1 if q.detach().max() < 1e6 else q * 2  # the host looks
@@ -86,7 +87,7 @@ def test_a_block_that_cannot_be_compiled_goes_on_as_it_is_and_says_so(make_model
     stages = [(batches[24], 1.0)] * 2
     eager, model, said = break_in(make_model()), break_in(make_model()), []
     compile_blocks(model, "on", CPU, said.append, backend="eager")
-    plain, got = train([eager, model], stages, registry)
+    plain, got = train([eager, model], stages)
     torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-6)
     assert len(said) == 1 and said[0].startswith("warning: layers 1: goes on uncompiled: ") and "\n" not in said[0]
     assert model.layers[1].forward.kind.refused and not model.layers[0].forward.kind.refused

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.training.plain import steps_of
-from tests.training.test_told_and_scored import SLEEPER, SMALL
+from tests.training.test_told_and_scored import SLEEPER, SMALL, Ear
 from tryplicity import load_plugins
 from tryplicity.errors import Refused
 from tryplicity.training import checkpoint
@@ -14,16 +14,16 @@ from tryplicity.training.metrics import read_lines
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_and_the_next_one_is(go, monkeypatch, capsys):
-    saving, failing = torch.save, {4, 6}
+    saving, failing, ear = torch.save, {4, 6}, Ear()
 
-    def save(state, path, *given):
-        if int(path.parent.name.split(".")[1].removeprefix("step-")) in failing:
+    def save(*given):
+        if ear.steps[-1][0] in failing:     # the step that was told last
             raise OSError(errno.ENOSPC, "no space left on device")
-        saving(state, path, *given)
+        saving(*given)
 
     monkeypatch.setattr(torch, "save", save)
     settings = [*SMALL, "training.checkpoint_every=2", "training.keep_checkpoints=9"]
-    run = go("run", settings, steps=8)
+    run = go("run", settings, steps=8, watcher=ear)
     assert checkpoint.steps(run.checkpoints) == [2, 8] and run.weights.exists()
     said = [line for line in capsys.readouterr().err.splitlines() if "could not be written" in line]
     assert [line.partition(":")[0] for line in said] == ["warning"] * 2
@@ -31,7 +31,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_next_one_is(go, mon
     assert all("the newest complete one is step 2; training goes on" in line for line in said)
     failing |= {2, 8}
     with pytest.raises(Refused, match=r"step 8: .*could not be written .*there is no older one; free some"):
-        go("other", settings, steps=8)
+        go("other", settings, steps=8, watcher=ear)
     assert capsys.readouterr().err.count("there is no older one; training goes on") == 4
 
 
