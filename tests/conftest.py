@@ -8,6 +8,9 @@ import torch
 HERE = Path(__file__).parent
 # who else is busy on this machine must not change a bit of what tests compare
 os.environ.setdefault("TRYPLICITY_THREADS", str(torch.get_num_threads()))
+# before anything imports triton: without a card its kernels run in its interpreter
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 WORDS = [
     "the", "model", "reads", "a", "list", "of", "numbers", "and", "returns", "their", "sum", "if", "it", "is",
     "not", "empty", "otherwise", "it", "raises", "an", "error", "while", "another", "function", "opens",

@@ -24,7 +24,8 @@ FLOORS = [
     {"model", "planner", "contract", "promises"},
     {"builder"},
     {"training", "inference", "search", "data", "launch"},
-    {"cli", "commands", "server", "ablation", "pages", "brain_page", "__main__"},
+    {"corpus"},
+    {"cli", "commands", "server", "ablation", "pages", "brain_page", "doctor", "__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -66,7 +66,7 @@ WHOLE: dict[str, str] = {
     "tokens_per_second": "tokens per second",
     "context_length": "context length",
 }
-CLOCKS = ("step", "tokens", "seconds")  # they only grow: said in the first line
+CLOCKS = ("step", "tokens", "seconds", "dollars")  # they only grow: said in the first line
 SPANS = {"phase": "Phases", "stage": "Stages"}
 
 
@@ -465,6 +465,7 @@ def page(told: Mapping[str, Any], width: int, *, short: bool = False) -> Rendera
                       if key != "phase" or len(told["spans"][key]) > 1)
     spent = "" if told["tokens"] is None else f", {told['tokens']:,} tokens"
     spent += "" if told["seconds"] is None else f", {duration(told['seconds'])}"
+    spent += "" if told["dollars"] is None else f", ${told['dollars']:,.2f}"
     parts: list[RenderableType] = [Text.assemble((told["run"], f"bold {ACCENT}"), f"   step {told['step']:,}{spent}",
                                                  (f"   {where}" if where else "", "bold")), Text()]
     if not told["statistics"]:

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from tryplicity import __version__
+from tryplicity.commands.data import data
 from tryplicity.commands.launch import launch
 from tryplicity.commands.options import (
     SEED,
@@ -27,6 +28,7 @@ from tryplicity.commands.options import (
     named,
     plugin_options,
 )
+from tryplicity.commands.tokenizer import tokenizer
 from tryplicity.commands.train import Training, train, train_into
 from tryplicity.errors import PluginFault, Refused, UserError
 
@@ -382,6 +384,10 @@ def serve(run: str | None, plugins: Any, cors: tuple[str, ...], hosts: tuple[str
     run_server(run, plugins=plugins, cors=cors, hosts=hosts, **options)
 
 
+main.add_command(data)
+main.add_command(tokenizer)
+
+
 @main.group()
 def search() -> None:
     """An index of passages on this machine, for `serve` and for you.
@@ -509,6 +515,40 @@ def ablate(plugins: Any, modules: tuple[str, ...], data: str | None, tokens: int
                as_json=as_json)
     if code:
         sys.exit(code)
+
+
+@main.command()
+@click.argument("spec", default="tiny")
+@click.option("--hw", "hardware", metavar="HW", help="Examine it as this profile says: device, precision. By default "
+                                                     "what is here.")
+@click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="As of `build`.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@plugin_options
+def doctor(spec: str, hardware: str | None, settings: tuple[str, ...], as_json: bool, plugins: Any) -> None:
+    """What this machine has, which way the layers of SPEC go on it, and whether the fast ways are right here.
+
+    One block of each kind is tried: compiled, with packed documents, token by token, packed. Exits with 1 if one of
+    these differs from the plain way.
+
+    Example: tryplicity doctor 5090
+    """
+    from tryplicity import doctor as examination
+    from tryplicity import pages
+    from tryplicity.hardware import load_hardware
+    from tryplicity.spec import load_spec
+
+    own = [s for s in settings if not s.startswith("hardware.")]
+    profile = load_hardware(hardware, plugins.registry, [s.removeprefix("hardware.") for s in settings
+                                                         if s not in own]) if hardware else None
+    loaded = load_spec(spec, plugins.registry, own)
+    with pages.working("trying"):
+        findings = examination.examine(loaded, profile)
+    _Group.verdict = 0 if findings.healthy else 1
+    if as_json:
+        click.echo(json.dumps(findings.as_dict(), indent=1))
+    else:
+        pages.doctor_page(findings)
+    sys.exit(_Group.verdict)
 
 
 @main.command()

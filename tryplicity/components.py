@@ -27,7 +27,7 @@ import copy
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
@@ -215,6 +215,11 @@ class _Module(nn.Module, Component):
         Called once after the model, assembled on the meta device, got its memory. Whatever is left
         uninitialised raises.
         """
+
+    def path(self, device: torch.device, compiled: bool) -> str | None:
+        """Which of several ways of computing the same this takes in training on a device, and why, in a line for
+        `doctor`; None where there is one way."""
+        return None
 
     def before_step(self, step: int) -> None:
         """Called before each optimizer step with the number of steps done; decide here, on the host, what the
@@ -405,17 +410,21 @@ class Inhibition(_Module):
     """
 
     family = "inhibition"
-    #: as a router's own
-    wants_sketch: bool = False
 
-    def choose(self, scores_NE: Tensor, standing_NE: Tensor, most: int, k_N: Tensor | None = None,
-               sketch_EM: Tensor | None = None) -> tuple[Tensor, Report]:
+    def wants_sketch(self, step: int) -> bool:
+        """As a router's own."""
+        return False
+
+    def take_sketch(self, sketch_EM: Tensor) -> None:
+        """As a router's own."""
+
+    def choose(self, scores_NE: Tensor, standing_NE: Tensor, most: int,
+               k_N: Tensor | None = None) -> tuple[Tensor, Report]:
         """The experts of each token, [N, most], in the order in which they were chosen, and a report that the router
         includes as `inhibition`.
 
         scores_NE: detached, fp32; the weights of the chosen come from them. standing_NE: what is chosen by, scores
         and whatever else (balance) the router adds. k_N: how many of a token's experts will be used; None: all.
-        sketch_EM: as a router's own.
         """
         raise NotImplementedError
 
@@ -432,15 +441,20 @@ class Router(_Module):
     family = "router"
     max_k: int
     mean_k: float
-    #: True in the steps in which the router wants `sketch_EM` (see forward); host-side, set in before_step
-    wants_sketch: bool = False
     #: what its choices do to one another; a router without it, or with None, has nothing of the kind
     inhibition: Inhibition | None
 
-    def forward(self, x_BTD: Tensor, sketch_EM: Tensor | None = None) -> Routing:
-        """x_BTD: the tokens, N = B*T. sketch_EM: a random projection of each expert's weights whose inner
-        products estimate those of the weights, given in the steps that `wants_sketch` asks for."""
+    def forward(self, x_BTD: Tensor) -> Routing:
+        """x_BTD: the tokens, N = B*T."""
         raise NotImplementedError
+
+    def wants_sketch(self, step: int) -> bool:
+        """Whether `take_sketch` is to be called before this step."""
+        return False
+
+    def take_sketch(self, sketch_EM: Tensor) -> None:
+        """sketch_EM: a random projection of each expert's weights, whose inner products estimate those of the
+        weights, as they stand before a step. What is to be kept of it goes into a buffer."""
 
     def choose(self, x_D: Tensor) -> list[tuple[int, float]]:
         """What `forward` chooses for one token, as experts and their weights on the host; for decoding."""
@@ -621,6 +635,7 @@ class Document(NamedTuple):
     text: str
     domain: str  # text, code or math
     url: str
+    quality: float | None = None  # what its source says of it, on the source's own scale
 
 
 class Conversation(NamedTuple):
@@ -630,6 +645,32 @@ class Conversation(NamedTuple):
     id: str
     messages: tuple[Mapping[str, Any], ...]
     url: str
+
+
+class Reading:
+    """An iterator over a source's documents that can say where it stands. This one counts: it goes on by passing over
+    as many documents as it had given, which is right for what lies on the disk; a source that streams has its own."""
+
+    #: whether going on reads from the beginning again, so that what was left out before is counted again too
+    rereads: ClassVar[bool] = True
+
+    def __init__(self, documents: Iterator[Document], position: Any = None) -> None:
+        """position: what `position` gave, of documents that are still the same; None: from the beginning."""
+        self._documents, self._passed = documents, 0
+        for _ in range(position or 0):
+            next(self, None)
+
+    def __iter__(self) -> Reading:
+        return self
+
+    def __next__(self) -> Document:
+        document = next(self._documents)
+        self._passed += 1
+        return document
+
+    def position(self) -> Any:
+        """Where the next document is read from, as JSON."""
+        return self._passed
 
 
 class Source(Component):
@@ -652,16 +693,46 @@ class Source(Component):
         """Raises UserError where the source holds conversations alone."""
         raise NotImplementedError
 
+    def reading(self, position: Any = None) -> Reading:
+        """The documents from a position on, which an earlier `Reading` gave. Raises Unreachable where a connection
+        breaks: the next try goes on from the last position."""
+        return Reading(self.documents(), position)
+
     def conversations(self) -> Iterator[Conversation]:
         """What a chat phase learns from."""
         raise UserError(f"source {self.name}: holds documents, not conversations; a chat phase needs conversations, "
                         "such as a .jsonl file of {\"messages\": [...]}")
 
 
+class Verdict(NamedTuple):
+    """What a judge says of a document."""
+
+    score: float  # higher is better, on the judge's own scale
+    keep: bool | None  # None: no opinion; then others decide
+    reason: str = ""  # why it is not kept: a short phrase, under which such documents are counted
+
+
 class Judge(Component):
-    """Scores a document's quality."""
+    """Says whether documents are worth learning from. `Class(config)`.
+
+    One instance works in one process, on one device; several processes may have one each. The same document gets the
+    same verdict whatever others are judged with it.
+    """
 
     family = "judge"
+    #: seconds that a document takes, in its order of magnitude: the cheap ones are asked first, and the dear ones only
+    #: where the vote is still open
+    cost: ClassVar[float] = 1e-3
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def load(self, device: torch.device) -> None:
+        """Called once before the first `judge`: read a model. Raises UserError with the reason where it cannot."""
+
+    def judge(self, documents: Sequence[Document]) -> list[Verdict]:
+        """A verdict for each."""
+        raise NotImplementedError
 
 
 class Passage(NamedTuple):
@@ -784,7 +855,8 @@ class Parallelism(Component):
                              for group in state["optimizer"]["groups"]]})
 
     def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """Weights and buffers, whole, in CPU memory, by name: on rank 0; {} on the others."""
+        """Weights and buffers, whole, in CPU memory, by name: on rank 0; what other ranks give, nobody looks at. They
+        may be the model's own memory."""
         return {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
 
 
@@ -818,6 +890,7 @@ __all__ = [
     "Parallelism",
     "Part",
     "Passage",
+    "Reading",
     "Repair",
     "Report",
     "Residual",
@@ -830,6 +903,7 @@ __all__ = [
     "Source",
     "Stage",
     "State",
+    "Verdict",
     "output_and_report",
     "tensors",
 ]

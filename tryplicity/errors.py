@@ -10,6 +10,10 @@ class UserError(Exception):
     """Wrong input: the message says where, what and what to do. The command line then exits with 2."""
 
 
+class Unreachable(UserError):
+    """What is wanted is elsewhere, and cannot be had just now: whoever can wait may try again."""
+
+
 class Refused(Exception):
     """The input is right and the answer is no (it does not fit, a check failed). Exits with 1."""
 

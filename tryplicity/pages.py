@@ -306,3 +306,36 @@ def export_page(sizes: Any) -> None:
     table.add_row("everything else", f"{sizes.rest_bytes / 1e6:,.2f}", forms)
     table.add_row("file", f"{sizes.file_bytes / 1e6:,.2f}", str(sizes.path))
     Console(highlight=False, soft_wrap=True).print(table)
+
+
+def doctor_page(findings: Any) -> None:
+    """What a machine has, which way the parts of a spec go on it, and what came of trying."""
+    found = Console(highlight=False, soft_wrap=True)
+    machine, table = dict(findings.machine), _plain_table("", "")
+    for device in machine.pop("devices"):
+        table.add_row("device", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in device.items()))
+    for name, value in machine.items():
+        table.add_row(name.replace("_", " "), "none" if value is None else str(value))
+    found.print(table)
+    for line in findings.known_wrong:
+        found.print(Text(f"known to be wrong: {line}", style="yellow"))
+    table = _plain_table("layers", "part", "in training")
+    for path in findings.paths:
+        table.add_row(_ranges(path["layers"]), path["part"], path["path"])
+    found.print(table)
+    table = _plain_table("layers", "tried", "", "seconds", "", right=(3,))
+    for trial in findings.trials:
+        verdict = Text("good", style="green") if trial.ok else Text("WRONG", style="bold red")
+        table.add_row(_ranges(trial.layers), trial.what, verdict, f"{trial.seconds:.1f}", trial.said)
+    found.print(table)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 4] as 0-2, 4."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)

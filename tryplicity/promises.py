@@ -151,7 +151,7 @@ def check_routing(router: nn.Module, routing: Any, tokens: int, experts: int) ->
     if ids.shape != weights.shape or ids.ndim != 2 or len(ids) != tokens or ids.dtype != torch.int64:
         raise broken(router, f"forward gave as experts {_kind(ids)} and as weights {_kind(weights)}; both are [N, K], "
                              f"here of {tokens} tokens, and the experts int64")
-    if type(ids) is not Tensor or ids.device.type == "meta" or not ids.numel():
+    if torch.compiler.is_compiling() or type(ids) is not Tensor or ids.device.type == "meta" or not ids.numel():
         return
     if ids.device.type == "cpu" or router not in _SEEN:
         _SEEN.add(router)

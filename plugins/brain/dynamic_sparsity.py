@@ -82,7 +82,7 @@ class DynamicSparsityRouter(BalancedRouter):
         level = (self.mean_k - 0.5 - self.config.min_experts) / max(self.span, 1)
         nn.init.constant_(self.offset, 4 * (min(max(level, 0.02), 0.98) - 0.5))
 
-    def forward(self, x_BTD: Tensor, sketch_EM: Tensor | None = None) -> Routing:
+    def forward(self, x_BTD: Tensor) -> Routing:
         logits_NE, scores_NE = self.score(x_BTD)
         with full_precision(x_BTD):
             x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
@@ -92,7 +92,7 @@ class DynamicSparsityRouter(BalancedRouter):
         rank_K = torch.arange(self.max_k, device=x_BTD.device)
         gate_NK = (kappa_N1 - rank_K).clamp(0, 1)
         k_N = (gate_NK.detach() > 0).sum(-1)
-        best_NK, inhibited = self.best(scores_NE, k_N, sketch_EM)
+        best_NK, inhibited = self.best(scores_NE, k_N)
         weights_NK = self.weigh(scores_NE.gather(1, best_NK) * gate_NK).to(x_BTD.dtype)
         experts_NK = best_NK.where(gate_NK > 0, self.experts)
         report = self.report(x_BTD, logits_NE, scores_NE, experts_NK, inhibited)

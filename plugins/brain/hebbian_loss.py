@@ -89,25 +89,47 @@ class HebbianLoss(Objective):
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
-        self.step, D = 0, site.hidden_size
+        D = site.hidden_size
         self.weight = config.weight * config.layer_decay ** site.layer
+        # what changes from step to step, or is each block's own, is a tensor, so that all blocks are compiled as one
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("scale", torch.empty(()), persistent=False)
         self.gain_D = nn.Parameter(torch.empty(D))
         self.read_RD = nn.Parameter(torch.empty(config.rank, D))
         self.write_DR = nn.Parameter(torch.empty(D, config.rank))
 
+    @property
+    def factor(self) -> float:
+        return self.__dict__.get("_factor", Objective.factor)
+
+    @factor.setter
+    def factor(self, factor: float) -> None:
+        self.__dict__["_factor"] = factor
+        self.scale.fill_(self.weight * factor)
+
+    def _apply(self, *args, **options) -> HebbianLoss:
+        super()._apply(*args, **options)
+        self.scale = torch.full_like(self.scale, self.weight * self.factor,  # bf16 would round it
+                                     dtype=torch.promote_types(self.gain_D.dtype, torch.float32))
+        return self
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
+        self.step.zero_()
+        self.scale.fill_(self.weight * self.factor)
         nn.init.zeros_(self.gain_D)
         nn.init.normal_(self.read_RD, std=self.read_RD.shape[1] ** -0.5)
         nn.init.normal_(self.write_DR, std=0.02)
 
     def before_step(self, step: int) -> None:
-        self.step = step
+        self.step.fill_(step)
 
     def sample(self, x_BTD: Tensor) -> Tensor:
         """The tokens of each row that count in this step, [B, S, D], in fp32 at least."""
         stride = max(1, -(-x_BTD.shape[1] // self.config.tokens))
-        return x_BTD[:, self.step % stride::stride].to(torch.promote_types(x_BTD.dtype, torch.float32))
+        first = torch.arange(0, x_BTD.shape[1] - stride + 1, stride, device=x_BTD.device)
+        x_BSD = x_BTD.index_select(1, first + self.step % stride)
+        return x_BSD.to(torch.promote_types(x_BSD.dtype, torch.float32))
 
     def predict(self, x_BSD: Tensor) -> Tensor:
         """The standardised contribution as foreseen from the standardised input."""
@@ -122,8 +144,9 @@ class HebbianLoss(Objective):
             found = {"decorrelation": squared_correlation(z_BSD, variance_BD),
                      "sparsity": z_BSD.abs().mean((1, 2)),
                      "prediction": (z_BSD - foreseen_BSD).square().mean((1, 2))}
-        scale, rows = self.weight * self.factor, float(len(x_BTD))
-        return Report({name: scale * getattr(self.config, name) * value_B.mean() for name, value_B in found.items()},
+        rows = float(len(x_BTD))
+        return Report({name: self.scale * getattr(self.config, name) * value_B.mean()
+                       for name, value_B in found.items()},
                       {name: Mean(value_B.detach().sum(), rows) for name, value_B in found.items()})
 
     def metrics(self, stats):

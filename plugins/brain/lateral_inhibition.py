@@ -29,8 +29,8 @@ class LateralInhibition(Inhibition):
 
     The score of expert e falls by strength * (the winner's score) * similarity(winner, e) for every winner
     before it, as a strongly firing neuron inhibits its neighbours the more. The weights of the chosen come
-    from the scores themselves. Similarity is measured every `refresh_steps` steps and kept in a buffer that
-    changes only between optimizer steps, so a forward pass that is computed again chooses the same.
+    from the scores themselves. Similarity is measured before every `refresh_steps`-th step and kept in a buffer,
+    so a forward pass that is computed again chooses the same.
     """
 
     name = "lateral_inhibition"
@@ -46,15 +46,21 @@ class LateralInhibition(Inhibition):
         super().__init__()
         self.config, self.experts = config, experts
         self.register_buffer("similarity_EE", torch.empty(experts, experts))
+        self.measured = False  # before this step
 
     def reset_parameters(self) -> None:
         self.similarity_EE.zero_()
 
-    def before_step(self, step: int) -> None:
-        self.wants_sketch = step % self.config.refresh_steps == 0
+    def wants_sketch(self, step: int) -> bool:
+        self.measured = step % self.config.refresh_steps == 0
+        return self.measured
 
-    def choose(self, scores_NE: Tensor, standing_NE: Tensor, most: int, k_N: Tensor | None = None,
-               sketch_EM: Tensor | None = None) -> tuple[Tensor, Report]:
+    @torch.no_grad()
+    def take_sketch(self, sketch_EM: Tensor) -> None:
+        self.similarity_EE.copy_(similarity_of(sketch_EM))
+
+    def choose(self, scores_NE: Tensor, standing_NE: Tensor, most: int,
+               k_N: Tensor | None = None) -> tuple[Tensor, Report]:
         chosen = []
         resembled_NE = torch.zeros_like(scores_NE)
         resemblance_N = scores_NE.new_zeros(len(scores_NE))  # of its experts in use, summed over their pairs
@@ -71,18 +77,11 @@ class LateralInhibition(Inhibition):
             pairs: Tensor | float = len(scores_NE) * most * (most - 1) / 2
         else:
             pairs = ((k_N * (k_N - 1)).sum() / 2).clamp(min=1e-9)
-        report = Report(stats={"chosen_similarity": Mean(resemblance_N.sum(), pairs)})
-        if sketch_EM is not None:
-            report.stats["similarity"] = Mean(similarity_of(sketch_EM.detach()), 1.0)
-        return torch.cat(chosen, -1), report
+        return torch.cat(chosen, -1), Report(stats={"chosen_similarity": Mean(resemblance_N.sum(), pairs)})
 
     def in_c(self) -> tuple[Tensor, float]:
         """What C must know to choose as `choose` does."""
         return self.similarity_EE, self.config.strength
-
-    def after_step(self, step: int, stats: Mapping[str, Mean]) -> None:
-        if "similarity" in stats:
-            self.similarity_EE.copy_(stats["similarity"].value.to(self.similarity_EE.dtype))
 
     @torch.no_grad()
     def revive(self, dead: list[int]) -> None:
@@ -91,9 +90,8 @@ class LateralInhibition(Inhibition):
 
     def metrics(self, stats: Mapping[str, Mean]) -> dict[str, float | list[float]]:
         values: dict[str, float | list[float]] = {"chosen_similarity": stats["chosen_similarity"].value.item()}
-        if "similarity" in stats:
-            pairs = max(self.experts * (self.experts - 1), 1)
-            values["similarity"] = stats["similarity"].value.sum().item() / pairs
+        if self.measured:
+            values["similarity"] = self.similarity_EE.sum().item() / max(self.experts * (self.experts - 1), 1)
         return values
 
 

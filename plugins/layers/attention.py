@@ -170,11 +170,20 @@ class GroupedQueryAttention(Mixer):
     def _rotate(self, x_BTHK: Tensor, start: int) -> Tensor:
         B, T, H, K = x_BTHK.shape
         end, dtype = start + T, x_BTHK.dtype
+        if torch.compiler.is_compiling():  # which fuses no complex numbers
+            cos_T1P, sin_T1P = self._table(end)[start:end, None].unbind(-1)
+            wide_BTHK = x_BTHK.to(torch.promote_types(dtype, torch.float32))
+            even_BTHP, odd_BTHP = wide_BTHK.unflatten(-1, (K // 2, 2)).unbind(-1)
+            turned = (even_BTHP * cos_T1P - odd_BTHP * sin_T1P, even_BTHP * sin_T1P + odd_BTHP * cos_T1P)
+            return torch.stack(turned, -1).view(B, T, H, K).to(dtype)
         turn_T1P = torch.view_as_complex(self._table(end)[start:end, None])
         if dtype.itemsize < 4:
             x_BTHK = x_BTHK.float()  # complex numbers have no bf16
         pairs_BTHP = torch.view_as_complex(x_BTHK.view(B, T, H, K // 2, 2))
         return torch.view_as_real(pairs_BTHP * turn_T1P).view(B, T, H, K).to(dtype)
+
+    def path(self, device: torch.device, compiled: bool) -> str:
+        return "torch's attention; with documents under a mask, of longer texts block by block"
 
     def new_state(self, batch: int, *, device=None, dtype=None) -> PagedState:
         return PagedState(batch, self.kv_heads, self.head_dim, device)

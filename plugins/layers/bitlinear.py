@@ -25,6 +25,11 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def without_autocast(x: Tensor):
+    kind = x.device.type
+    return torch.autocast(kind if kind != "meta" else "cpu", enabled=False)
+
+
 def ternary(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Digits -1, 0, 1 [..., O, D] and each matrix's scale [..., 1, 1], its mean |weight|; at least fp32."""
     scale = weight.abs().mean((-2, -1), keepdim=True, dtype=_wide(weight.dtype)).clamp_(min=WEIGHT_FLOOR)
@@ -76,6 +81,20 @@ class _Int8Input(torch.autograd.Function):
         return (grad * rstd).addcmul_(x.to(rstd.dtype), along_x).to(x.dtype)
 
 
+def _straight_through(rounded: Tensor, x: Tensor) -> Tensor:
+    """The rounded values exactly, with x's gradient: what is added to them is zero."""
+    return rounded.detach() + (x - x.detach())
+
+
+def integer_input(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The steps of `int8_input` themselves, integers up to 127 either way, and the size of a step [..., 1], a
+    constant; with the gradient of the norm."""
+    wide = _wide(x.dtype)
+    rstd = (x.to(wide).square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
+    step = (x.detach().abs().amax(-1, keepdim=True) * rstd.detach()).clamp(min=INPUT_FLOOR) / 127
+    return _straight_through((x * (rstd / step)).round(), x * rstd / step), step
+
+
 class BitLinear(Linear):
     """BitNet b1.58 (Ma et al., arXiv:2402.17764): x normalised and in int8, weights -1, 0 or 1 times a scale.
 
@@ -94,6 +113,11 @@ class BitLinear(Linear):
         super().__init__(config, in_features, out_features, **options)
         self._kept: tuple[Tensor, int, Tensor] | None = None  # parameter, its version, its ternary weights
         self.matrix: kernels.TernaryMatrix | None = None
+
+    def path(self, device: torch.device, compiled: bool) -> str:
+        if compiled:
+            return "products of integers, scaled afterwards: in bf16 exact, as ternary inference has them"
+        return "weights and inputs rounded, in their own dtype again when they are multiplied"
 
     def effective_weight(self, weight: Tensor) -> Tensor:
         return _TernaryWeight.apply(weight)
@@ -130,12 +154,34 @@ class BitLinear(Linear):
     def forward(self, x: Tensor, offsets_E: Tensor | None = None, spread=None) -> Tensor:
         if self.matrix is not None:
             return self._packed(x, offsets_E, spread)
+        if torch.compiler.is_compiling():
+            return self._by_integers(x, offsets_E, spread)
         if not self._decoding(x):
             return super().forward(x, offsets_E, spread)
         x = self.effective_input(x)
         if self.experts is None:
             return F.linear(x, self._kept_weight(), self.bias)
         return grouped_linear(x if spread is None else spread(x), self._kept_weight(), offsets_E)
+
+    def _by_integers(self, x: Tensor, offsets_E: Tensor | None, spread) -> Tensor:
+        """Products of integers, scaled afterwards: in bf16 they are exact, and so what ternary inference computes. The
+        operations are plain ones for a compiler to fuse; eager PyTorch does the same faster in `_Int8Input`."""
+        digits, scale = ternary(self.weight.detach())
+        weight = _straight_through(digits, self.weight / scale).to(self.weight.dtype)
+        n, step = integer_input(x)
+        n = n.to(x.dtype)
+        if self.experts is None:
+            y, scale = F.linear(n, weight), scale.view(())
+        else:
+            if spread is not None:
+                n = spread(n)
+                with without_autocast(step):  # which would round the steps
+                    step = spread(step)
+            row_S = torch.arange(len(n), device=n.device, dtype=offsets_E.dtype)
+            expert_S = torch.bucketize(row_S, offsets_E, right=True).clamp(max=self.experts - 1)
+            y, scale = grouped_linear(n, weight, offsets_E), scale.view(-1, 1)[expert_S]
+        y = (y.to(step.dtype) * (step * scale)).to(y.dtype)
+        return y if self.bias is None or self.experts is not None else y + self.bias.to(y.dtype)
 
     def _packed(self, x: Tensor, offsets_E: Tensor | None, spread) -> Tensor:
         if self.experts is None:

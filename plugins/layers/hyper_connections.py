@@ -77,6 +77,24 @@ class _DynamicMix(torch.autograd.Function):
         return grad_NSD.to(streams_NSD.dtype), grad_weight_WD, grad_static_SW, grad_scale_W
 
 
+def _traced_width(streams_NSD: Tensor, weight_WD: Tensor | None, static_SW: Tensor, scale_W: Tensor | None):
+    """The same as a compiler likes it: sums of broadcast products, which it makes one pass of. A product of matrices of
+    S rows is none that a device is good at."""
+    S = streams_NSD.shape[1]
+    wide_NSD = streams_NSD.to(static_SW.dtype)
+    coefficients_NSW = static_SW.expand(len(streams_NSD), -1, -1)
+    if weight_WD is not None:
+        rstd_NS1 = (wide_NSD.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
+        product_NSW = (wide_NSD.flatten(0, 1) @ weight_WD.T).view(-1, S, S + 2)
+        coefficients_NSW = static_SW + scale_W * (product_NSW * rstd_NS1).tanh()
+    parts_ND = wide_NSD.unbind(1)
+    read_SN1, depth_NS1 = coefficients_NSW[..., :1].unbind(1), coefficients_NSW[..., -1:]
+    x_ND = sum(share_N1 * part_ND for share_N1, part_ND in zip(read_SN1, parts_ND, strict=True))
+    keep_SNS1 = coefficients_NSW[..., 1:-1, None].unbind(1)
+    kept_NSD = sum(share_NS1 * part_ND[:, None] for share_NS1, part_ND in zip(keep_SNS1, parts_ND, strict=True))
+    return x_ND, kept_NSD, depth_NS1
+
+
 class HyperConnections(Residual):
     """Streams [B, T, S, D], read, mixed and written by learned weights (Zhu et al., arXiv:2409.19606).
 
@@ -114,6 +132,11 @@ class HyperConnections(Residual):
             self.dynamic.zero_()
             self.scale.fill_(FIRST_SCALE)
 
+    def path(self, device: torch.device, compiled: bool) -> str:
+        if compiled:
+            return "sums of broadcast products, which the compiler makes one pass of"
+        return "products of small matrices and a backward pass written by hand, in one tensor"
+
     def expand(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unsqueeze(-2).repeat(1, 1, self.streams, 1)
 
@@ -133,7 +156,8 @@ class HyperConnections(Residual):
         y_BTD, report = sublayer(x_ND.to(streams.dtype).view(B, T, D))
         with _no_autocast(streams):
             y_N1D = y_BTD.to(kept_NSD.dtype).reshape(B * T, 1, D)
-            streams_NSD = torch.baddbmm(kept_NSD, depth_NS1, y_N1D)
+            write = torch.addcmul if torch.compiler.is_compiling() else torch.baddbmm
+            streams_NSD = write(kept_NSD, depth_NS1, y_N1D)
         return streams_NSD.to(streams.dtype).view(B, T, S, D), report
 
     def _native(self, read, weights: list[int], streams: Tensor, sublayer) -> tuple[Tensor, Report]:
@@ -152,11 +176,15 @@ class HyperConnections(Residual):
         """What the sub-layer reads [N, D], what passes by [N, S, D], how much each stream takes [N, S, 1]."""
         dtype = torch.promote_types(streams_NSD.dtype, torch.float32)
         static_SW = self.static.to(dtype)
+        if self.dynamic is None and torch.compiler.is_compiling():
+            return _traced_width(streams_NSD, None, static_SW, None)
         if self.dynamic is None:
             coefficients_NSW = static_SW.expand(len(streams_NSD), -1, -1)
             return *_mix(coefficients_NSW, streams_NSD.to(dtype)), coefficients_NSW[..., -1:]
         scale_W = torch.cat((self.scale[:1].expand(self.streams + 1), self.scale[1:])).to(dtype)
         weight_WD = self.dynamic.to(dtype)
+        if torch.compiler.is_compiling():
+            return _traced_width(streams_NSD, weight_WD, static_SW, scale_W)
         if torch.is_grad_enabled():
             return _DynamicMix.apply(streams_NSD, weight_WD, static_SW, scale_W)
         wide_NSD = streams_NSD.to(dtype)

@@ -24,7 +24,10 @@ from tryplicity import Count, Mixer, Positive, Rows, Size, State
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.norms import ZERO
 from tryplicity_plugins.layers.prepared import Products, Told, packed, prepared, products
-from tryplicity_plugins.layers.ssd import conv_masks, conv_silu, gated_norm, scan
+from tryplicity_plugins.layers.scans import scan
+from tryplicity_plugins.layers.ssd import conv_masks, conv_silu, gated_norm
+
+GPU_CHUNK = 128  # the least there, when compiled
 
 
 class Mamba2InC(ctypes.Structure):
@@ -117,6 +120,15 @@ class Mamba2(Mixer):
         nn.init.uniform_(self.conv_bias, -bound, bound)
         nn.init.ones_(self.norm_weight)
 
+    def path(self, device: torch.device, compiled: bool) -> str:
+        how = ("as plain products, which the compiler fuses with what is around them" if compiled else
+               "with gradients written by hand, in blocks of rows that fit a cache")
+        return f"the scan in chunks of {self._chunk(device, compiled)}, {how}"
+
+    def _chunk(self, device: torch.device, compiled: bool) -> int:
+        """Compiled code keeps no table of decays in memory, and a GPU wants larger products."""
+        return max(self.config.chunk, GPU_CHUNK) if compiled and device.type != "cpu" else self.config.chunk
+
     def new_state(self, batch: int, *, device=None, dtype=None) -> State:
         """conv [B, W - 1, C]: the last inputs of the convolution, those of an earlier document zeroed; ssm
         [B, H, P, N]; doc [B]: the document of the last token."""
@@ -158,7 +170,8 @@ class Mamba2(Mixer):
         Bs, Cs = (t.unflatten(-1, (config.groups, config.state_size)) for t in (Bs, Cs))
         wide = torch.promote_types(x.dtype, torch.float32)
         dt_BTH = F.softplus(dt_BTH.to(wide) + self.dt_bias.to(wide))
-        y_BTHP, last_BHPN = scan(x_BTHP, dt_BTH, -self.A_log.to(wide).exp(), Bs, Cs, chunk=config.chunk,
+        y_BTHP, last_BHPN = scan(x_BTHP, dt_BTH, -self.A_log.to(wide).exp(), Bs, Cs,
+                                 chunk=self._chunk(x.device, torch.compiler.is_compiling()),
                                  start_BHPN=None if state is None else state["ssm"].to(wide), runs_BT=runs_BT)
         if state is not None:
             tail_BWC = xBC_BTC.detach()[:, xBC_BTC.shape[1] - lead :]

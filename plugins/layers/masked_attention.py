@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 DENSE = 384  # queries up to which one mask of all is as fast
+GPU_DENSE = 4096  # the same there, of compiled code, which makes the mask on the way
 BLOCK, LONGEST = 128, 512  # queries of a block: more of them in longer texts, of which there would be very many blocks
 
 
@@ -30,9 +31,12 @@ def masked_attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, docs_BS: Te
     if kind != "meta" and torch.is_autocast_enabled(kind) and q_BHTK.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         q_BHTK, k_BGSK, v_BGSK = q_BHTK.to(dtype), k_BGSK.to(dtype), v_BGSK.to(dtype)
-    if q_BHTK.shape[2] <= DENSE:
+    on_gpu = torch.compiler.is_compiling() and kind != "cpu"
+    if q_BHTK.shape[2] <= (GPU_DENSE if on_gpu else DENSE):
         mask = _mask(docs_BS, q_BHTK, k_BGSK, 0, q_BHTK.shape[2])
         return _attention(q_BHTK, k_BGSK, v_BGSK, mask)
+    if torch.compiler.is_compiling():
+        return _blockwise(q_BHTK, k_BGSK, v_BGSK, docs_BS)
     return _Blockwise.apply(q_BHTK, k_BGSK, v_BGSK, docs_BS)
 
 
@@ -79,14 +83,23 @@ class _With(torch.autograd.Function):
         return *ctx.saved_tensors, None
 
 
+def _room(q: Tensor, v: Tensor) -> Tensor:
+    """For the output, laid out as the kernels lay it."""
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
+
+
+def _all_blocks(q: Tensor, k: Tensor, v: Tensor, docs_BS: Tensor | None) -> Tensor:
+    y_BHTK = _room(q, v)
+    for queries, keys, mask in _blocks(docs_BS, q, k):
+        y_BHTK[:, :, queries] = _attention(q[:, :, queries], k[:, :, keys], v[:, :, keys], mask)
+    return y_BHTK
+
+
 class _Blockwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, docs_BS):
         ctx.save_for_backward(q, k, v, docs_BS)
-        y_BHTK = q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)  # as the kernels lay it
-        for queries, keys, mask in _blocks(docs_BS, q, k):
-            y_BHTK[:, :, queries] = _attention(q[:, :, queries], k[:, :, keys], v[:, :, keys], mask)
-        return y_BHTK
+        return _all_blocks(q, k, v, docs_BS)
 
     @staticmethod
     @once_differentiable
@@ -103,3 +116,51 @@ class _Blockwise(torch.autograd.Function):
             grad_k[:, :, keys] += own_k
             grad_v[:, :, keys] += own_v
         return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), None
+
+
+# The same as two operators that a compiler takes as they are, since it has no better attention and would write out the
+# loop. Inside an operator nothing is differentiated, so that the gradient is written by hand. (In eager PyTorch their
+# products would be hidden from whoever counts FLOPs.)
+@torch.library.custom_op("tryplicity::blockwise_attention", mutates_args=())
+def _blockwise(q: Tensor, k: Tensor, v: Tensor, docs_BS: Tensor | None) -> Tensor:
+    return _all_blocks(q, k, v, docs_BS)
+
+
+@torch.library.custom_op("tryplicity::blockwise_attention_backward", mutates_args=())
+def _blockwise_backward(grad_BHTK: Tensor, y_BHTK: Tensor, q: Tensor, k: Tensor, v: Tensor,
+                        docs_BS: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    (H, G), dtype, wide = (q.shape[1], k.shape[1]), k.dtype, torch.promote_types(k.dtype, torch.float32)
+    grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
+    along_BHT1 = (grad_BHTK.to(wide) * y_BHTK.to(wide)).sum(-1, keepdim=True)
+    scale = q.shape[-1] ** -0.5
+    for queries, keys, mask in _blocks(docs_BS, q, k):
+        own_q, own_grad = q[:, :, queries], grad_BHTK[:, :, queries].to(dtype)
+        own_k, own_v = (t[:, :, keys].repeat_interleave(H // G, 1) for t in (k, v))
+        scores = (own_q @ own_k.mT).to(wide).mul_(scale).masked_fill_(~mask, -torch.inf)
+        p = scores.softmax(-1)
+        ds = ((own_grad @ own_v.mT).to(wide) - along_BHT1[:, :, queries]).mul_(p).mul_(scale).to(dtype)
+        grad_q[:, :, queries] = ds @ own_k
+        grad_k[:, :, keys] += (ds.mT @ own_q).unflatten(1, (G, H // G)).sum(2, dtype=wide)
+        grad_v[:, :, keys] += (p.to(dtype).mT @ own_grad).unflatten(1, (G, H // G)).sum(2, dtype=wide)
+    return grad_q, grad_k.to(dtype), grad_v.to(dtype)
+
+
+@_blockwise.register_fake
+def _(q, k, v, docs_BS):
+    return _room(q, v)
+
+
+@_blockwise_backward.register_fake
+def _(grad_BHTK, y_BHTK, q, k, v, docs_BS):
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    ctx.save_for_backward(output, *inputs)
+
+
+def _gradients(ctx, grad_BHTK):
+    return *_blockwise_backward(grad_BHTK, *ctx.saved_tensors), None
+
+
+_blockwise.register_autograd(_gradients, setup_context=_save_for_backward)

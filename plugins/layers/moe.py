@@ -24,6 +24,7 @@ from tryplicity import (
     Some,
     check_experts,
     check_routing,
+    grouped_product_works,
     kernels,
     output_and_report,
     uses,
@@ -78,7 +79,8 @@ def lay_out(experts_NK: Tensor, experts: int) -> Layout:
 
     # GROUP_ROWS for each thread, too: where the shares of two threads meet inside a row, its last elements
     # take the scalar code of sigmoid and the like, which rounds unlike the vector code
-    step = GROUP_ROWS * (torch.get_num_threads() if device.type == "cpu" else 1)
+    eager_cpu = device.type == "cpu" and not torch.compiler.is_compiling()
+    step = GROUP_ROWS * (torch.get_num_threads() if eager_cpu else 1)
     rows = -(-(tokens * slots + experts * (GROUP_ROWS - 1)) // step) * step
     token_NK = torch.arange(tokens, device=device)[:, None].expand(tokens, slots)
     token_S = slot_NK.new_zeros(rows).scatter_(0, slot_NK.flatten(), token_NK.flatten())
@@ -91,17 +93,20 @@ class _Spread(torch.autograd.Function):
     """Tokens to their rows. Both ways a gather: no sum whose order could change."""
 
     @staticmethod
-    def forward(ctx, x_ND, layout):
-        ctx.save_for_backward(layout.slot_NK, layout.used_NK)
-        return x_ND.index_select(0, layout.token_S)
+    def forward(ctx, x_ND, slot_NK, used_NK, token_S):
+        ctx.save_for_backward(slot_NK, used_NK)
+        return x_ND.index_select(0, token_S)
 
     @staticmethod
     def backward(ctx, grad_SD):
         slot_NK, used_NK = ctx.saved_tensors
+        if torch.compiler.is_compiling():
+            grad_NKD = grad_SD.index_select(0, slot_NK.flatten()).view(*slot_NK.shape, -1).float()
+            return (grad_NKD * used_NK[..., None]).sum(1).to(grad_SD.dtype), None, None, None
         grad_ND = torch.zeros(len(slot_NK), grad_SD.shape[1], device=grad_SD.device)
         for slot_N, used_N in zip(slot_NK.T, used_NK.float().T, strict=True):
             grad_ND.addcmul_(grad_SD.index_select(0, slot_N), used_N[:, None])
-        return grad_ND.to(grad_SD.dtype), None
+        return grad_ND.to(grad_SD.dtype), None, None, None
 
 
 def spread(x_ND: Tensor, layout: Layout) -> Tensor:
@@ -109,17 +114,20 @@ def spread(x_ND: Tensor, layout: Layout) -> Tensor:
     kind = x_ND.device.type
     if kind != "meta" and torch.is_autocast_enabled(kind):
         x_ND = x_ND.to(torch.get_autocast_dtype(kind))
-    return _Spread.apply(x_ND, layout)
+    return _Spread.apply(x_ND, layout.slot_NK, layout.used_NK, layout.token_S)
 
 
 class _Collect(torch.autograd.Function):
     """Rows back to their tokens, weighted and summed in fp32."""
 
     @staticmethod
-    def forward(ctx, y_SD, weights_NK, layout):
-        ctx.save_for_backward(y_SD, weights_NK, layout.slot_NK, layout.used_NK, layout.token_S)
+    def forward(ctx, y_SD, weights_NK, slot_NK, used_NK, token_S):
+        ctx.save_for_backward(y_SD, weights_NK, slot_NK, used_NK, token_S)
+        if torch.compiler.is_compiling():
+            y_NKD = y_SD.index_select(0, slot_NK.flatten()).view(*slot_NK.shape, -1)
+            return _cast((y_NKD.float() * weights_NK.float()[..., None]).sum(1), y_SD.dtype)
         out_ND = torch.zeros(len(weights_NK), y_SD.shape[1], device=y_SD.device)
-        for slot_N, weight_N in zip(layout.slot_NK.T, weights_NK.float().T, strict=True):
+        for slot_N, weight_N in zip(slot_NK.T, weights_NK.float().T, strict=True):
             out_ND.addcmul_(y_SD.index_select(0, slot_N), weight_N[:, None])
         return out_ND.to(y_SD.dtype)
 
@@ -128,10 +136,24 @@ class _Collect(torch.autograd.Function):
         y_SD, weights_NK, slot_NK, used_NK, token_S = ctx.saved_tensors
         weight_S = torch.zeros(len(y_SD), device=y_SD.device, dtype=y_SD.dtype)
         weight_S.scatter_add_(0, slot_NK.flatten(), weights_NK.flatten().to(y_SD.dtype))
+        if torch.compiler.is_compiling():
+            y_NKD = y_SD.index_select(0, slot_NK.flatten()).view(*slot_NK.shape, -1)
+            grad_NK = ((grad_ND[:, None] * y_NKD).sum(-1) * used_NK).to(weights_NK.dtype)
+            return grad_ND.index_select(0, token_S) * weight_S[:, None], grad_NK, None, None, None
         grad_SD = grad_ND.index_select(0, token_S).mul_(weight_S[:, None])
         grad_w = [(grad_ND * y_SD.index_select(0, slot_N)).sum(-1) for slot_N in slot_NK.T]
         grad_NK = torch.stack(grad_w, -1).where(used_NK, 0)
-        return grad_SD, grad_NK.to(weights_NK.dtype), None
+        return grad_SD, grad_NK.to(weights_NK.dtype), None, None, None
+
+
+def collect(y_SD: Tensor, weights_NK: Tensor, layout: Layout) -> Tensor:
+    """Rows back to their tokens, weighted and summed: [N, D]."""
+    return _Collect.apply(y_SD, weights_NK, layout.slot_NK, layout.used_NK, layout.token_S)
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """In torch 2.11 a compiled Function loses its gradient if its forward ends in a cast that changes nothing."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def pairs(router: Router, experts: int, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -215,11 +237,7 @@ class MixtureOfExperts(FeedForward):
             if x_BTD.shape[0] == 1 and x_BTD.shape[1] == 1:
                 return self._one_token(x_BTD.view(-1)).view(x_BTD.shape)
             return torch.stack([self._one_token(x_D) for x_D in x_BTD.flatten(0, 1)]).view(x_BTD.shape)
-        report = Report()
-        inhibition = getattr(self.router, "inhibition", None)
-        wanted = self.router.wants_sketch or (inhibition is not None and inhibition.wants_sketch)
-        sketch_EM = self._sketch() if wanted and self.training else None
-        routing = self.router(x_BTD, sketch_EM)
+        report, routing = Report(), self.router(x_BTD)
         check_routing(self.router, routing, x_BTD.shape[0] * x_BTD.shape[1], self.config.experts)
         report.include("router", routing.report)
         layout = lay_out(routing.experts_NK, self.config.experts)
@@ -229,10 +247,24 @@ class MixtureOfExperts(FeedForward):
         gate_SF, said = output_and_report(self.activation(gate_SF, layout.expert_S))
         report.include("activation", said)
         y_SD = self.down(gate_SF * up_SF, layout.offsets_E)
-        y_BTD = _Collect.apply(y_SD, routing.weights_NK, layout).view_as(x_BTD)
+        y_BTD = collect(y_SD, routing.weights_NK, layout).view_as(x_BTD)
         if self.config.shared_experts:
             y_BTD = y_BTD + self._shared(x_BTD, report)
         return y_BTD, report
+
+    def path(self, device: torch.device, compiled: bool) -> str:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        return ("slots sorted by expert; " + ("gathered and combined in one pass each, " if compiled else "") +
+                ("torch's grouped product" if grouped_product_works(device.type, dtype)
+                 else "one product for each expert, since torch's grouped one fails here"))
+
+    def before_step(self, step: int) -> None:
+        """Once per optimizer step, and not in the forward passes, which are many, and computed again."""
+        inhibition = getattr(self.router, "inhibition", None)
+        asking = [part for part in (self.router, inhibition) if part is not None and part.wants_sketch(step)]
+        sketch_EM = self._sketch() if asking else None
+        for part in asking:
+            part.take_sketch(sketch_EM)
 
     def _in_c(self) -> Told | None:
         """What C must know to do all of a packed layer in one call; None where a part is not known to it."""
@@ -325,6 +357,8 @@ class MixtureOfExperts(FeedForward):
         sketches = []
         for linear in (self.gate_up, self.down):
             weight_EOI = linear.weight
+            if hasattr(weight_EOI, "full_tensor"):  # sharded, as it lies between the steps
+                weight_EOI = weight_EOI.full_tensor()
             signs = torch.Generator(weight_EOI.device).manual_seed(0)
             left_OM, right_IM = (
                 torch.randint(0, 2, (size, SKETCH_SIZE), generator=signs, device=weight_EOI.device) * 2.0 - 1

@@ -27,6 +27,13 @@ def _rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return (x * rstd).mul_(weight_D).to(x.dtype), rstd
 
 
+def plain_rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """The same as a compiler likes it, in operations of their own and without a function to differentiate."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    rstd = (x.to(wide).square().mean(-1, keepdim=True) + eps).rsqrt()
+    return (x.to(wide) * rstd * weight_D.to(wide)).to(x.dtype)
+
+
 class _RMSNorm(torch.autograd.Function):
     """RMS norm with a hand-written backward: torch's on CPU is a chain of a dozen passes over x."""
 
@@ -69,6 +76,12 @@ class RMSNorm(Norm):
     def reset_parameters(self) -> None:
         nn.init.ones_(self.weight)
 
+    def path(self, device: torch.device, compiled: bool) -> str:
+        if compiled:
+            return "plain operations, which the compiler makes one of"
+        return ("a backward pass written by hand: torch's is a dozen passes over x" if device.type == "cpu"
+                else "torch's fused kernel")
+
     def forward(self, x: Tensor) -> Tensor:
         if native.works_on(x):
             norm, weight = native.function("rms_norm", "pppiif"), native.own_parameters(self, "weight")
@@ -82,6 +95,8 @@ class RMSNorm(Norm):
             # multiplies by it on the way, where a product with a number first makes a tensor of that
             mean_square = float(torch.linalg.vector_norm(x)) ** 2 / self.size
             return torch.addcmul(ZERO, x, self.weight, value=(mean_square + self.eps) ** -0.5)
+        if torch.compiler.is_compiling():
+            return plain_rms_norm(x, self.weight, self.eps)
         if x.device.type == "cpu":  # elsewhere torch has a fused kernel
             return _RMSNorm.apply(x, self.weight, self.eps) if torch.is_grad_enabled() else _rms_norm(
                 x, self.weight, self.eps)[0]

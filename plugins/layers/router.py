@@ -94,14 +94,13 @@ class BalancedRouter(Router):
             logits_NE = F.linear(x_BTD.reshape(-1, x_BTD.shape[-1]).float(), self.weight.float())
             return logits_NE, logits_NE.sigmoid() if self.config.score == "sigmoid" else logits_NE.softmax(-1)
 
-    def best(self, scores_NE: Tensor, k_N: Tensor | None = None,
-             sketch_EM: Tensor | None = None) -> tuple[Tensor, Report]:
+    def best(self, scores_NE: Tensor, k_N: Tensor | None = None) -> tuple[Tensor, Report]:
         """The `max_k` experts of each token, best first, and what their inhibition reports. k_N: how many are used."""
         scores_NE = scores_NE.detach()
         standing_NE = scores_NE + self.bias
         if self.inhibition is None:
             return standing_NE.topk(self.max_k).indices, Report()
-        return self.inhibition.choose(scores_NE, standing_NE, self.max_k, k_N, sketch_EM)
+        return self.inhibition.choose(scores_NE, standing_NE, self.max_k, k_N)
 
     def weigh(self, scores_NK: Tensor) -> Tensor:
         """The weights of chosen experts from their scores."""
@@ -212,9 +211,9 @@ class TopKRouter(BalancedRouter):
 
     name = "top_k"
 
-    def forward(self, x_BTD: Tensor, sketch_EM: Tensor | None = None) -> Routing:
+    def forward(self, x_BTD: Tensor) -> Routing:
         logits_NE, scores_NE = self.score(x_BTD)
-        experts_NK, inhibited = self.best(scores_NE, sketch_EM=sketch_EM)
+        experts_NK, inhibited = self.best(scores_NE)
         weights_NK = self.weigh(scores_NE.gather(1, experts_NK)).to(x_BTD.dtype)
         return Routing(experts_NK, weights_NK, self.report(x_BTD, logits_NE, scores_NE, experts_NK, inhibited))
 

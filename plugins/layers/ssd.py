@@ -8,7 +8,7 @@ state S [P, N] and, token by token, does
 `scan` computes the same in chunks of Q tokens: inside a chunk as masked matrix products, between chunks
 through the states at the chunk borders. The gradients are written out because autograd would keep and walk
 over several times as many large tensors; each function works through the batch in blocks of rows that stay in
-cache.
+cache. A compiler is given the plain forms of `ssd_traced.py`: these it could not fuse.
 
 Packed documents: `runs_BT` numbers the documents of a row, 0 being the one the incoming state belongs to. A
 foreign token enters every product with a factor that is exactly zero, and no sum of decays runs across a
@@ -27,6 +27,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from tryplicity_plugins.layers import ssd_traced
 
 
 def _row_blocks(like: Tensor, batch: int, row_elements: int) -> list[slice]:
@@ -143,7 +145,8 @@ def conv_silu(x_BTC: Tensor, weight_WC: Tensor, bias_C: Tensor, *, sizes: list[i
     weight_WC: the last of the W taps meets the current token. lead: how many of the first tokens are only
     looked back on (the tail of what came before) and give no output. same_BWT: from `conv_masks`.
     """
-    return _ConvSiLU.apply(x_BTC, weight_WC, bias_C, same_BWT, lead, list(sizes))
+    run = ssd_traced.conv_silu if torch.compiler.is_compiling() else _ConvSiLU.apply
+    return run(x_BTC, weight_WC, bias_C, same_BWT, lead, list(sizes))
 
 
 # --- the scan ---
@@ -332,7 +335,8 @@ def scan(x_BTHP: Tensor, dt_BTH: Tensor, A_H: Tensor, B_BTGN: Tensor, C_BTGN: Te
         to_end = (runs_BkQ == last_Bk[..., None]).to(dt_BTH.dtype)
         from_start = (runs_BkQ == F.pad(last_Bk, (1, 0))[:, :k, None]).to(dt_BTH.dtype)
     x, dt, a, Bs, Cs = (t.unflatten(1, (k, chunk)) for t in (x_BTHP, dt_BTH, a_BTH, B_BTGN, C_BTGN))
-    y, last_BHPN = _Scan.apply(x, dt, a, Bs, Cs, start_BHPN, mask, to_end, from_start)
+    run = ssd_traced.scan if torch.compiler.is_compiling() else _Scan.apply
+    y, last_BHPN = run(x, dt, a, Bs, Cs, start_BHPN, mask, to_end, from_start)
     return y.flatten(1, 2)[:, :time], last_BHPN
 
 
@@ -399,4 +403,5 @@ def gated_norm(y_BTHP: Tensor, x_BTHP: Tensor, D_H: Tensor, z_BTC: Tensor, weigh
                groups: int = 1, eps: float = 1e-5) -> Tensor:
     """rms_norm((y + D x) * silu(z)) * weight, the mean square taken over each of `groups` parts: [B, T, C],
     C = H * P."""
-    return _GatedNorm.apply(y_BTHP, x_BTHP, D_H, z_BTC, weight_C, groups, eps)
+    run = ssd_traced.gated_norm if torch.compiler.is_compiling() else _GatedNorm.apply
+    return run(y_BTHP, x_BTHP, D_H, z_BTC, weight_C, groups, eps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -29,12 +30,14 @@ class DistributedData(Parallelism):
 
         if world.size == 1:
             raise UserError("ddp: this process is alone; it needs several ranks: a launcher starts them, or use single")
-        model = initialise(model, world.device, seed)
+        model, self.world = initialise(model, world.device, seed), world
         self.sums = ExactSums(model, world) if self.config.exact else None
         if self.sums is not None:
             return model
         # buffers are changed by what all ranks summed, alike: there is nothing to send
-        self.wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 calls it otherwise, older ones know no other
+            self.wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.wrapped.register_comm_hook(None, _summed)
         return model
 
@@ -45,6 +48,9 @@ class DistributedData(Parallelism):
         if self.sums is not None:
             return self.sums.micro_batch(last)
         return nullcontext() if last else self.wrapped.no_sync()
+
+    def weights(self, model):
+        return super().weights(model) if self.world.first_rank else {}
 
     def refuses(self, hardware) -> str | None:
         return "it needs more than one device" if hardware.count == 1 else None

@@ -5,10 +5,11 @@ from tryplicity import hookimpl
 
 @hookimpl
 def tryplicity_components():
+    from tryplicity_plugins.sources.corpus import Corpus
     from tryplicity_plugins.sources.files import Files
     from tryplicity_plugins.sources.huggingface import HuggingFace
     from tryplicity_plugins.sources.python_docs import PythonDocs
     from tryplicity_plugins.sources.python_docs_chat import PythonDocsChat
     from tryplicity_plugins.sources.python_reference import PythonReference
 
-    return [Files, HuggingFace, PythonDocs, PythonDocsChat, PythonReference]
+    return [Corpus, Files, HuggingFace, PythonDocs, PythonDocsChat, PythonReference]

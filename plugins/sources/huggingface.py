@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from tryplicity import Conversation, Document, LeftOut, Source, Steps, UserError, escaped
+from tryplicity import Conversation, Document, LeftOut, Reading, Source, Steps, Unreachable, UserError, escaped
 from tryplicity_plugins.sources.chat_rows import conversation_of
 from tryplicity_plugins.sources.rows import BadRow, BadRows, text_of
 
@@ -48,8 +48,17 @@ class HuggingFace(Source):
         """the commit, branch or tag to read"""
         domain: Literal["text", "code", "math"] = "text"
         """what kind of text it is"""
+        score_key: str | None = None
+        """the column that holds what the data set itself says of a row's quality"""
+        least_score: float | None = None
+        """with score_key: rows with a lower one are left out"""
         bad_rows: Literal["error", "skip"] = "error"
         """a row that cannot be used: stop and say which, or leave it out and count it"""
+
+    @classmethod
+    def check(cls, config: Config, site: Any) -> Iterator[tuple[str, str]]:
+        if config.least_score is not None and config.score_key is None:
+            yield "least_score", "of which column? give score_key too"
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -70,32 +79,49 @@ class HuggingFace(Source):
 
     def documents(self) -> Iterator[Document]:
         """Raises UserError when the data set cannot be reached and, unless they are skipped, for a row without text."""
-        key = self.config.text_key
-        for number, text in self._used(lambda row: text_of(row.get(key), key, row)):
-            yield Document(self._id(number), text, self.config.domain, self._url(number))
+        yield from self.reading()
+
+    def reading(self, position: Any = None) -> Reading:
+        """The position is `datasets`' own state of the stream: what was read is not asked for again."""
+        return _Stream(self, position)
+
+    def read(self, rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[Document]:
+        """The documents of rows, each with its number."""
+        key, scored, least = self.config.text_key, self.config.score_key, self.config.least_score
+
+        def made_of(row: dict[str, Any]) -> tuple[str, float | None] | None:
+            text = text_of(row.get(key), key, row)
+            return (text, _score(row, scored)) if text and text.strip() else None
+
+        for number, (text, score) in self._used(made_of, rows):
+            if least is not None and score < least:
+                self.left_out.add(f"with a {scored} under {least:g}", f"row {number}")
+            else:
+                yield Document(self._id(number), text, self.config.domain, self._url(number), score)
 
     def conversations(self) -> Iterator[Conversation]:
         """Each row is one, in OpenAI's form or another common one (see `chat_rows`). Raises UserError when the data
         set cannot be reached and, unless they are skipped, for a row that is none."""
-        for number, (messages, unused) in self._used(conversation_of):
+        for number, (messages, unused) in self._used(conversation_of, self.numbered_rows(self.open(), 0)):
             for key in unused:
                 self.left_out.add(f"fields {key!r} of rows", f"row {number}")
             yield Conversation(self._id(number), messages, self._url(number))
 
-    def _used(self, made_of: Callable[[dict[str, Any]], Any]) -> Iterator[tuple[int, Any]]:
+    def _used(self, made_of: Callable[[dict[str, Any]], Any], rows: Iterator[tuple[int, dict[str, Any]]],
+              ) -> Iterator[tuple[int, Any]]:
         """The number of each row that can be used, and what `made_of` makes of it."""
         self.left_out = LeftOut("items")
         name = self.config.dataset
         quoted = name if re.fullmatch(r"[\w./-]+", name) else json.dumps(name)
         remedy = f"'{{type: huggingface, dataset: {quoted}, bad_rows: skip}}'"
         bad = BadRows(self.config.bad_rows, self.left_out, remedy)
-        for number, row in self._numbered_rows():
+        for number, row in rows:
             try:
                 made = made_of(row)
             except BadRow as odd:
                 bad(odd, f"{self._called()}: row {number}", f"row {number}")
                 continue
-            if made is None or (isinstance(made, str) and not made.strip()):
+            if made is None:
                 bad.empty(f"row {number}")
             else:
                 yield number, made
@@ -108,28 +134,32 @@ class HuggingFace(Source):
         page = quote(self.config.data_files or f"https://huggingface.co/datasets/{self.config.dataset}", safe=":/*@")
         return f"{page}#{quote(self.config.split)}-{number}"
 
-    def _numbered_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, row in enumerate(itertools.islice(self._rows(), self.config.limit)):
-            if self.config.limit:
-                self.read_share = (number + 1) / self.config.limit
-            yield number, row
+    def numbered_rows(self, dataset: Any, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows of a data set that was opened, and of which so many are behind us. Raises UserError."""
+        try:
+            most = self.config.limit and max(0, self.config.limit - first)
+            for number, row in enumerate(itertools.islice(dataset, most), first):
+                if self.config.limit:
+                    self.read_share = (number + 1) / self.config.limit
+                yield number, row
+        except Exception as error:      # of datasets, huggingface_hub, fsspec, pyarrow and what these use
+            raise self.explained(error) from error
 
     def _called(self) -> str:
         return f"huggingface:{self.config.dataset}" + (f" ({self.config.name})" if self.config.name else "")
 
-    def _open(self) -> Any:
-        from datasets import load_dataset
-
-        return load_dataset(self.config.dataset, self.config.name, split=self.config.split, streaming=True,
-                            data_files=self.config.data_files, revision=self.config.revision)
-
-    def _rows(self) -> Iterator[dict[str, Any]]:
+    def open(self) -> Any:
+        """The data set as `datasets` streams it. Raises UserError."""
         try:
-            yield from self._open()
-        except Exception as error:      # of datasets, huggingface_hub, fsspec, pyarrow and what these use
-            raise UserError(self._explained(error)) from error
+            from datasets import load_dataset
 
-    def _explained(self, error: Exception) -> str:
+            return load_dataset(self.config.dataset, self.config.name, split=self.config.split, streaming=True,
+                                data_files=self.config.data_files, revision=self.config.revision)
+        except Exception as error:
+            raise self.explained(error) from error
+
+    def explained(self, error: Exception) -> UserError:
+        """What went wrong and what to do; Unreachable where waiting may help."""
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if "script" in reason.lower():
             remedy = ("it has a loader script, which `datasets` no longer runs; name its data files: "
@@ -140,7 +170,42 @@ class HuggingFace(Source):
                       "python-docs, or --data path/to/folder")
         else:
             remedy = "check dataset, name, split, data_files and revision"
-        return f"{self._called()}: {reason}: {remedy}"
+        return (Unreachable if _is_offline(error) else UserError)(f"{self._called()}: {reason}: {remedy}")
+
+
+class _Stream(Reading):
+    """A data set's documents, gone on with from a state of its stream."""
+
+    rereads = False
+
+    def __init__(self, source: HuggingFace, position: Any = None) -> None:
+        self.dataset, self.row = source.open(), 0
+        if position:
+            self.row = position["row"]
+            self.dataset.load_state_dict(position["stream"])
+        self._documents = source.read(self._counted(source.numbered_rows(self.dataset, self.row)))
+
+    def _counted(self, rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, row in rows:
+            self.row = number + 1
+            yield number, row
+
+    def __next__(self) -> Document:
+        return next(self._documents)
+
+    def position(self) -> Any:
+        return {"row": self.row, "stream": self.dataset.state_dict()}
+
+
+def _score(row: dict[str, Any], key: str | None) -> float | None:
+    """What a row says of its quality. Raises BadRow where it should and does not."""
+    if key is None:
+        return None
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadRow(f"no number under the key {key!r}", f"its keys are {', '.join(map(str, row))}; name the key that "
+                     "holds the score: score_key")
+    return float(value)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -164,3 +164,34 @@ def test_a_grammar_allows_just_what_fits(tokenizer):
     broken = Grammars(tokenizer).json({"type": "null"})
     with pytest.raises(UserError, match=r"schema: .*satisfy the grammar"):
         broken.take(tokenizer.token_to_id("x"))
+
+
+@pytest.mark.parametrize("schema", [
+    lambda levels: functools.reduce(lambda inner, _: {"items": inner}, range(levels), {}),
+    lambda levels: {"const": functools.reduce(lambda inner, _: [inner], range(levels), 1)},
+    lambda levels: {"enum": [functools.reduce(lambda inner, _: {"a": inner}, range(levels - 1), 1)]}])
+def test_a_schema_may_be_64_levels_deep(tokenizer, schema):
+    grammars = Grammars(tokenizer)
+    for levels in (1, 63, 64):
+        grammars.json(schema(levels))
+    with pytest.raises(UserError, match="is deeper than 64 levels"):
+        grammars.json(schema(65))
+
+
+def test_a_number_has_sixteen_digits_at_most(tokenizer):
+    """Counted one after the other, however it is written; a point or an exponent needs one more after it."""
+    grammars, texts = Grammars(tokenizer), token_bytes(tokenizer)
+
+    def after(text, *, schema="number"):
+        """Which of a digit, a point and an exponent may follow."""
+        grammar = grammars.json({"type": schema})
+        for sign in text:
+            grammar.take(texts.index(sign.encode()))
+        allowed_V = grammar.allowed()
+        return "".join(sign for sign in "7.e" if allowed_V[texts.index(sign.encode())])
+
+    assert after("1" * 15) == "7.e" and after("1" * 16) == "" and after("-" + "1" * 15) == "7.e"
+    assert after("1." + "2" * 14) == "7e" and after("1." + "2" * 15) == ""
+    assert after("1" * 15 + ".") == "7" and after("1" * 15 + ".1") == ""
+    assert after("1e") == "7" and after("1e5") == "7" and after("1e55") == ""
+    assert after("1" * 15, schema="integer") == "7" and after("1" * 16, schema="integer") == ""

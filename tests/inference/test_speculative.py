@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from tryplicity.components import Head
 from tryplicity.errors import UserError
 from tryplicity.inference.engine import Engine, Request
 from tryplicity.inference.sampler import Sampling
@@ -133,3 +134,40 @@ def test_a_draft_is_what_the_heads_say(packed_model):
 def test_a_model_without_such_heads_says_so(make_packed):
     with pytest.raises(UserError, match="no head of this model can guess ahead"):
         Engine(make_packed("heads=[]"), None, speculative=True)
+
+
+class Ahead(Head):
+    """A stranger's, which sees so many tokens ahead, or for once none."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.tokens = tokens
+
+    def forward(self, h_BTD, targets, unembedding_VD):
+        raise NotImplementedError
+
+    def draft(self, h_BTD):
+        steps = torch.arange(1.0, self.tokens + 1)
+        return None if not self.tokens else torch.stack([h_BTD.roll(int(step), -1) for step in steps], dim=-2)
+
+
+def test_of_several_heads_the_one_that_sees_furthest_guesses(make_packed, plain):
+    model, h_D = make_packed(), torch.randn(32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert len(Drafter(model)(h_D)) == 2
+        model.heads.update({"none": Ahead(0), "four": Ahead(4), "one": Ahead(1)})
+        wanted = [int((h_D.roll(step) @ model.unembedding_VD.T).argmax()) for step in (1, 2, 3, 4)]
+        assert Drafter(model)(h_D) == wanted
+    engine = Engine(model, None, speculative=True)
+    assert tokens(engine, ask(0, 20, SAMPLINGS[0])) == plain(model, ask(0, 20, SAMPLINGS[0]))
+    assert engine.statistics()["drafted_total"] >= 4
+    engine.close()
+
+
+def test_heads_of_which_none_has_a_guess_leave_it_to_plain_decoding(make_packed, plain):
+    model = make_packed("heads=[]")
+    model.heads["none"] = Ahead(0)
+    engine = Engine(model, None, speculative=True)
+    assert tokens(engine, ask(0, 5, SAMPLINGS[0])) == plain(model, ask(0, 5, SAMPLINGS[0]))
+    assert engine.statistics()["drafted_total"] == 0
+    engine.close()

@@ -99,3 +99,13 @@ def test_a_stop_string_ends_the_text_before_it(tokenizer, stop, shown):
     assert "".join(out) == shown and stream.stopped == (shown != TEXT)
     for i in range(len(out)):  # at no moment was a part of it on the screen
         assert shown.startswith("".join(out[:i]))
+
+
+def test_signs_that_stand_for_no_byte_are_a_fault():
+    """68 bytes are no visible sign of Latin-1: chr(256) to chr(323) stand for them."""
+    from tokenizers import Tokenizer, models
+
+    assert token_bytes(Tokenizer(models.BPE({"\u0100": 0, "\u0143": 1, "ÿ": 2}, []))) == [b"\0", b"\xad", b"\xff"]
+    for wrong in ("\u0144", " ", "語"):
+        with pytest.raises(KeyError):
+            token_bytes(Tokenizer(models.BPE({"a": 0, wrong: 1}, [])))

@@ -1,6 +1,7 @@
 """Do the tests notice? One-place changes to the code, each tried on the tests that reach it.
 
     python -m tests.mutation map                          which tests reach which line (as long as the suite takes)
+    python -m tests.mutation map --add tests/search       of these alone, beside what the map holds already
     python -m tests.mutation run --package training       every mutant of a package; --sample 60, --part 3/20
     python -m tests.mutation planted                      known faults of the wiring, singly and all at once
     python -m tests.mutation report                       the score by package, and the survivors
@@ -12,6 +13,7 @@ seconds of importing for each of 7,000 mutants that is not a night. Here a fork 
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
 import json
 import queue
 import sys
@@ -35,10 +37,11 @@ def main() -> None:
 
 
 @main.command("map", context_settings={"ignore_unknown_options": True})
+@click.option("--add", is_flag=True, help="Keep what the map says of other tests: for tests that are new or changed.")
 @click.argument("arguments", nargs=-1)
-def make_map(arguments: tuple[str, ...]) -> None:
+def make_map(add: bool, arguments: tuple[str, ...]) -> None:
     """Measure which tests reach which line. ARGUMENTS go to pytest."""
-    coverage_map.make(list(arguments))
+    coverage_map.make(list(arguments), add)
 
 
 @main.command()
@@ -50,7 +53,8 @@ def make_map(arguments: tuple[str, ...]) -> None:
 @click.option("--seconds", default=40.0, show_default=True, help="Of tests for one mutant; the rest is not tried.")
 def run(packages: tuple[str, ...], sample: int | None, part: str, files: tuple[str, ...], workers: int,
         seconds: float) -> None:
-    """Try mutants; what was tried already is not tried again unless its file or its tests changed."""
+    """Try mutants; what was tried already is not tried again unless it has moved in its file, or it survived tests
+    that were others or have changed since."""
     number, parts = map(int, part.split("/"))
     chosen = []
     for package in packages or PACKAGES:
@@ -64,28 +68,30 @@ def run(packages: tuple[str, ...], sample: int | None, part: str, files: tuple[s
 
 def _try(chosen: list[tuple[str, Mutant]], workers: int, seconds: float) -> None:
     reached = coverage_map.load()
-    done = {r["lot"] for r in map(json.loads, RESULTS.read_text().splitlines())} if RESULTS.exists() else set()
-    todo = [(p, m) for p, m in chosen if m.lot not in done and m.key not in EQUIVALENT]
+    known = {r["lot"]: r for r in map(json.loads, RESULTS.read_text().splitlines())} if RESULTS.exists() else {}
+    todo = []
+    for package, mutant in chosen:
+        tests = reached.tests(mutant.file, mutant.line, mutant.line + mutant.before.count("\n"), seconds)
+        before = known.get(mutant.lot)
+        again = before is None or (before["outcome"] not in ("killed", "time")
+                                   and before.get("tests") != _digest(tests))
+        if again and mutant.key not in EQUIVALENT:
+            todo.append((package, mutant, tests))
     click.echo(f"{len(chosen)} mutants, {len(todo)} to try", err=True)
     benches: queue.Queue[Bench] = queue.Queue()
 
-    def one(package: str, mutant: Mutant) -> dict:
-        source = (ROOT / mutant.file).read_bytes()
-        last = mutant.line + mutant.before.count("\n")
-        tests = reached.tests(mutant.file, mutant.line, last, seconds)
+    def one(package: str, mutant: Mutant, tests: list[str]) -> dict:
         if not tests:
             outcome = {"outcome": "unreached", "test": ""}
         else:
             bench = benches.get()
             try:
-                bench.change({mutant.file: mutant.apply(source)})
-                limit = 15 + 2.5 * sum(reached.seconds[t] for t in tests)
-                outcome = bench.run(tests, limit)
+                changed = {mutant.file: mutant.apply((ROOT / mutant.file).read_bytes())}
+                outcome = bench.judge(changed, tests, 15 + 2.5 * sum(reached.seconds[t] for t in tests))
             finally:
-                bench.restore()
                 benches.put(bench)
         return {"package": package, "lot": mutant.lot, "key": mutant.key, "file": mutant.file, "line": mutant.line,
-                **outcome}
+                "tests": _digest(tests), **outcome}
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool, open(RESULTS, "a") as results:
         opened = [Bench().__enter__() for _ in range(min(workers, len(todo)))]
@@ -96,11 +102,17 @@ def _try(chosen: list[tuple[str, Mutant]], workers: int, seconds: float) -> None
                 result = future.result()
                 results.write(json.dumps(result) + "\n")
                 results.flush()
-                if result["outcome"] in ("survived", "unreached"):
+                if result["outcome"] not in ("killed", "time"):
                     click.echo(f"{i}/{len(todo)} {result['outcome']}: line {result['line']} {result['key']}", err=True)
         finally:
             for bench in opened:
                 bench.__exit__()
+
+
+def _digest(tests: list[str]) -> str:
+    """Of the tests' names and of the files they are in."""
+    files = sorted({test.partition("::")[0] for test in tests})
+    return hashlib.sha256(repr([tests, [(ROOT / file).read_bytes() for file in files]]).encode()).hexdigest()[:16]
 
 
 @main.command()

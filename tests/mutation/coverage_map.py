@@ -6,6 +6,8 @@ are left out. The map is kept in `.mutation/`, which git ignores.
 
 from __future__ import annotations
 
+import ast
+import functools
 import json
 import os
 import subprocess
@@ -30,6 +32,14 @@ data_file = {folder}/coverage
 """
 
 
+@functools.cache
+def _functions(file: str) -> list[tuple[int, range]]:
+    """Of each function of a file: the line where it is defined, and the lines that run when it is called."""
+    return [(node.lineno, range(node.body[0].lineno, node.end_lineno + 1))
+            for node in ast.walk(ast.parse((ROOT / file).read_bytes()))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
 @dataclass(frozen=True)
 class Map:
     """The tests that reach each line, and what each takes."""
@@ -38,19 +48,23 @@ class Map:
     seconds: dict[str, float]  # test -> seconds, of those that pass
 
     def tests(self, file: str, first: int, last: int, most_seconds: float) -> list[str]:
-        """Tests of these lines, near ones first, then the quick ones, for at most so many seconds.
+        """Tests of these lines, quick ones first, near ones before others, for at most so many seconds.
 
-        A line that runs when its module is imported is no test's: then those that reach anything in the file.
+        A line that runs when its module is imported is no test's, though the first to import it is noted beside it:
+        then those that call the function whose defaults it holds, or reach anything in the file.
         """
-        reached = self.lines.get(file, {})
-        tests = {t for line in range(first, last + 1) for t in reached.get(line, ())}
+        reached, functions, lines = self.lines.get(file, {}), _functions(file), range(first, last + 1)
+        if not any(first in body for _, body in functions):
+            lines = next((body for begin, body in functions if begin <= first < body.start), range(0))
+        tests = {t for line in lines for t in reached.get(line, ())}
         if not tests:
             tests = {t for those in reached.values() for t in those}
         stem, folder = Path(file).stem, Path(file).parent.name
         name = folder if stem == "__init__" else stem
 
         def rank(test: str) -> tuple:
-            return name not in test, folder not in test, self.seconds[test], test
+            far = 1 if name in test else 2 if folder in test else 8
+            return far * self.seconds[test], test
 
         chosen, total = [], 0.0
         for test in sorted(tests & self.seconds.keys(), key=rank):
@@ -60,9 +74,20 @@ class Map:
             chosen.append(test)
         return chosen
 
+    def with_new(self, new: Map) -> Map:
+        """With what was measured again, in place of what was known of the same tests, and with what is new."""
+        lines: dict[str, dict[int, list[str]]] = {}
+        for file in self.lines.keys() | new.lines.keys():
+            before, now = self.lines.get(file, {}), new.lines.get(file, {})
+            both = {line: sorted({*(t for t in before.get(line, ()) if t not in new.seconds), *now.get(line, ())})
+                    for line in before.keys() | now.keys()}
+            lines[file] = {line: tests for line, tests in both.items() if tests}
+        return Map(lines, self.seconds | new.seconds)
 
-def make(arguments: list[str]) -> None:
-    """Run the suite (or what `arguments` name) under coverage and keep the map."""
+
+def make(arguments: list[str], add: bool = False) -> None:
+    """Run the suite (or what `arguments` name) under coverage and keep the map; add: beside what it says of other
+    tests, which is of use as long as the lines that these reach have not moved."""
     FOLDER.mkdir(exist_ok=True)
     for old in FOLDER.glob("coverage*"):
         old.unlink()
@@ -71,10 +96,10 @@ def make(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "coverage", "run", f"--rcfile={FOLDER / 'coveragerc'}", "-m", "pytest",
                     "-p", "tests.mutation.durations", "-p", "no:cacheprovider", *arguments],
                    cwd=ROOT, env=environment, check=False)
-    _keep()
+    _keep(load() if add else Map({}, {}))
 
 
-def _keep() -> None:
+def _keep(before: Map) -> None:
     import coverage
 
     seconds = json.loads((FOLDER / "seconds.json").read_text())
@@ -97,10 +122,11 @@ def _keep() -> None:
                 elif test in seconds:
                     found[line].add(test)
         lines[path.relative_to(ROOT).as_posix()] = {line: sorted(tests) for line, tests in found.items()}
+    kept = before.with_new(Map(lines, seconds))
     whole = FOLDER / "map.json.part"
-    whole.write_text(json.dumps({"lines": lines, "seconds": seconds}))
+    whole.write_text(json.dumps({"lines": kept.lines, "seconds": kept.seconds}))
     whole.replace(FOLDER / "map.json")
-    print(f"{len(seconds):,} tests, {sum(map(len, lines.values())):,} lines reached by one")
+    print(f"{len(kept.seconds):,} tests, {sum(map(len, kept.lines.values())):,} lines reached by one")
 
 
 def _test_and_phase(context: str) -> tuple[str, str]:

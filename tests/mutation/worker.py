@@ -9,21 +9,30 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import sys
 import time
 
 import click
 import datasets
+import httpx
 import hypothesis
 import numpy
+import openai
+import prometheus_client
 import pydantic
 import pytest
 import rich
+import safetensors.torch
+import sanic
 import tokenizers
 import torch
 
-HEAVY = (click, datasets, hypothesis, numpy, pydantic, rich, tokenizers, torch)  # shared by all forks
+HEAVY = (click, datasets, httpx, hypothesis, numpy, openai, prometheus_client, pydantic, rich, safetensors, sanic,
+         tokenizers, torch)  # shared by all forks
+
+MEMORY = 8 << 30  # bytes for the tests of one change
 
 
 class _First:
@@ -42,6 +51,7 @@ class _First:
 
 def _child(tests: list[str], answer: int) -> None:
     os.setsid()
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))  # a loop that never ends fills what there is
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)

@@ -101,7 +101,7 @@ AT_TRAINING = {
         def __init__(self, config, site, experts, top_k):
             super().__init__()
             self.max_k, self.mean_k, self.most = top_k, float(top_k), experts
-        def forward(self, x_BTD, sketch_EM=None):
+        def forward(self, x_BTD):
             N = x_BTD.shape[0] * x_BTD.shape[1]
             ids_NK = torch.full((N, self.max_k), self.most + 3, device=x_BTD.device)
             return Routing(ids_NK, x_BTD.new_ones(N, self.max_k), Report())

@@ -140,3 +140,74 @@ def test_no_passage_no_mark(answer):
     assert not checked.supported and checked.sources == []
     if not re.search(r"[`=~]|[\w)\]][ \t]*\[", answer):        # nothing that makes brackets other than marks
         assert not re.search(r"\[[0-9]+\]", checked.text)
+
+
+ZEBRA = Passage("z", "", "u:z", "A striped wild zebra soon quickly also eats fresh green sweet grass beside rivers "
+                "almost daily.", 1.0)
+HELD = ["striped", "zebra", "quickly", "eats", "green", "grass", "rivers", "daily"]     # no two of them side by side
+OTHER = ["apples", "clouds", "pencils", "mountains"]
+
+
+@pytest.mark.parametrize("held, of, kept, attached", [
+    (1, 1, True, False), (1, 2, False, False), (2, 2, True, False), (2, 3, True, False), (3, 3, True, False),
+    (3, 5, False, False), (4, 4, True, True), (4, 5, True, True), (4, 6, True, False), (5, 7, True, False),
+    (5, 8, False, False), (6, 8, True, True), (6, 9, True, False), (0, 1, False, False), (0, 4, False, False)])
+def test_how_many_words_a_mark_needs(held, of, kept, attached):
+    """Two thirds where the model set it; three quarters, and four at least, where it set none."""
+    sentence = " ".join([*HELD[:held], *OTHER[:of - held]])
+    assert check(f"{sentence} [1].", [ZEBRA]).text == (f"{sentence} [1]." if kept else f"{sentence}.")
+    assert check(f"{sentence}.", [ZEBRA]).text == (f"{sentence} [1]." if attached else f"{sentence}.")
+
+
+def test_what_it_is_about_must_be_there():
+    assert check("Apples: striped zebra eats grass [1].", [ZEBRA]).sources == []
+    assert check("Apples, striped zebra quickly eats green grass.", [ZEBRA]).sources == []
+    assert check("The example of striped zebra quickly eats green grass.", [ZEBRA]).supported
+
+
+@pytest.mark.parametrize("text, attached", [
+    ("Striped wild zebra", True), ("Striped wild", False), ("Is it a striped wild zebra?", False),
+    ("A striped wild zebra soon", True), ("striped-wild ZEBRA!", True), ("triped wild zebra", False),
+    ("also it", False)])
+def test_three_words_quoted_to_the_letter_are_enough(text, attached):
+    assert check(text, [ZEBRA]).supported == attached
+
+
+def test_the_passage_that_holds_most_is_attached_and_of_equals_the_first():
+    less = Passage("l", "", "u:l", "A striped wild zebra soon quickly also eats fresh green moss.", 1.0)
+    said = "Striped zebra quickly eats green grass."
+    for passages, wanted in (([less, ZEBRA], "z"), ([ZEBRA, less], "z"), ([less, less._replace(id="m")], "l"),
+                             ([JOIN, ZEBRA, ZEBRA._replace(id="y")], "z")):
+        assert [passage.id for _, passage in check(said, passages).sources] == [wanted]
+
+
+def test_a_range_of_marks_names_fifty_at_most():
+    many = [ZEBRA._replace(id=str(n)) for n in range(60)]
+    assert len(check("A striped zebra eats grass [1-60].", many).sources) == 50
+    assert len(check("A striped zebra eats grass [3-52].", many).sources) == 50
+    some = check("A striped zebra eats grass [9, 3-5; 1].", many).sources
+    assert [passage.id for _, passage in some] == list("82340")
+    assert check("A striped zebra eats [5-3].", many).sources == []
+
+
+@pytest.mark.parametrize("end", [".", "!", ":", "...", '."', ".)", "", "*", ".**"])
+def test_a_mark_is_added_before_what_ends_a_sentence(end):
+    said = "Striped zebra quickly eats green grass"
+    assert check(f"{said}{end}  \nBye.", [ZEBRA]).text == f"{said} [1]{end}  \nBye."
+
+
+def test_an_abbreviation_ends_no_sentence():
+    said = "Striped zebra, e.g. young, quickly eats green grass [1]. Bye."
+    assert check(said, [ZEBRA]).text == said
+    assert check("He sleeps. Striped zebra quickly eats grass [1].", [ZEBRA]).text.endswith("grass [1].")
+
+
+@pytest.mark.parametrize("answer, text", [
+    ("Nothing of it [1, 2], [1, 3].", "Nothing of it, [1, 3]."),       # a list that names no passage is a list
+    ("Striped zebra `quickly. eats` green grass.", "Striped zebra `quickly. eats` green grass [1]."),   # one sentence
+    ("Striped zebra quickly eats `grass`[1].", "Striped zebra quickly eats `grass`[1]."),
+    ("[1] Striped zebra eats grass [1].", "[1] Striped zebra eats grass."),
+    ("Striped clouds [1] zebra quickly eats green grass.", "Striped clouds [1] zebra quickly eats green grass."),
+    ("Striped clouds [1]. Zebra.", "Striped clouds. Zebra.")])
+def test_what_a_mark_stands_for(answer, text):
+    assert check(answer, [ZEBRA, JOIN]).text == text

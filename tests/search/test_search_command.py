@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import types
 from contextlib import closing
 
 import pytest
@@ -111,3 +112,37 @@ def test_what_is_left_out_is_counted_and_said(tmp_path, monkeypatch, cached):
     assert command.index_page(done).split("\n")[1:-1] == [
         "left out 3 files: 2 of another kind (.o) (a.o, ...), 1 not UTF-8 (old .txt)",
         "left out 2 passages: 2 the same as one before (Page, ...)"]
+
+
+def test_a_passage_is_shown_by_four_lines_of_a_hundred_signs_at_most():
+    def shown(text):
+        result = {"title": "A\tb", "url": "u:\x07", "text": text}
+        return command.ask_page({"results": [result, result]}).split("\n\n")
+
+    first, second = shown("a " * 50)        # 99 signs: one more word would be 101
+    assert first.split("\n") == ["[1] A b", "    u: ", "    " + "a " * 49 + "a"] and second.startswith("[2] A b\n")
+    lines = shown("a " * 51)[0].split("\n")[2:]
+    assert [len(line) for line in lines] == [4 + 99, 4 + 1]
+    lines = shown("x" * 100 + " y\n\n" + "z " * 500)[0].split("\n")[2:]
+    assert len(lines) == 4 and len(lines[0]) == 104 and lines[3].endswith(" ...") and len(lines[3]) <= 104
+
+
+def test_what_begins_with_a_line_is_for_people():
+    assert json.loads(command.as_json({"a": "é", "_left_out": ["b"]})) == {"a": "é"}
+    assert "é" in command.as_json({"a": "é"})
+    page = command.index_page({"passages": 1234, "megabytes": 0.1, "seconds": 2.5, "index": "i",
+                               "_left_out": ["x\x1b"]})
+    assert page == '1,234 passages, 0.1 MB, in 2.5 s: i\nx \nask it: tryplicity search ask "..." --index i'
+
+
+def test_how_long_and_how_large_is_told_to_a_tenth(tmp_path, registry, monkeypatch):
+    """And an answer's time to a tenth of a millisecond, by a clock of our own."""
+    notes = tmp_path / "a.md"
+    notes.write_text("# Zebras\n\nA zebra eats grass.\n")
+    moments = iter([100.0, 102.345678, 7.0, 7.00123456])
+    monkeypatch.setattr(command, "time", types.SimpleNamespace(perf_counter=lambda: next(moments)))
+    done = command.index(str(notes), tmp_path / "i.sqlite", registry)
+    size = (tmp_path / "i.sqlite").stat().st_size
+    assert (done["seconds"], done["megabytes"]) == (2.3, round(size / 1e6, 1))
+    assert (done["repeated"], done["left_out"]) == (0, {})
+    assert command.ask("zebra", done["index"], 5, registry)["seconds"] == 0.0012

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tryplicity import Document
 from tryplicity.search.index import PassageIndex, build_index
-from tryplicity.search.words import content_words, folded, stem, words
+from tryplicity.search.words import content_words, folded, humps, joined, parted, runs, stem, words
 
 
 def found(tmp_path, texts, question):
@@ -90,3 +90,37 @@ def test_stems_are_porters():
                 "formalize": "formal", "adjustment": "adjust", "controll": "control"}
     assert {word: stem(word) for word in examples} == examples
     assert content_words("He was joining the joined joins") == ["join"] * 3
+
+
+def test_what_is_no_english_word_has_no_english_ending():
+    """Neither with a digit or a sign in it, nor in other letters, nor of two letters."""
+    for word in ("mp3s", "x86ing", "łodzies", "c++", "c#", "is", "as", "новыйs", "東京s", ""):
+        assert stem(word) == word
+    assert stem("its") == "it" and stem("agreed") == "agre"
+
+
+@pytest.mark.parametrize("text, wanted", [
+    ("a_b os.path", ["a", "b", "os", "path"]), ("C++ c# f#m x++y", ["c++", "c#", "f", "m", "x++", "y"]),
+    ("É c# x", ["e", "c#", "x"]), ("東京都 é", ["東", "京", "都", "e"]), ("กา", ["ก", "า"]), ("ก็ข", ["ก็", "ข"]),
+    ("", []), ("한국 a1 ２", ["한", "국", "a1", "2"])])
+def test_words_by_hand(text, wanted):
+    assert words(text) == [unicodedata.normalize("NFC", word) for word in wanted]
+
+
+def test_words_that_nothing_parts_are_a_run():
+    assert list(runs("Go 東京都 now")) == [("go",), ("東", "京", "都"), ("now",)]
+    assert list(runs("a b")) == [("a",), ("b",)]
+
+
+def test_names_in_pieces():
+    """Of dotted ones each end; of humped ones each hump."""
+    assert list(joined("os.path.join")) == ["ospathjoin0", "pathjoin0"] and list(joined("os")) == []
+    assert list(joined("a_b.c_d")) == ["abcd0"] and list(joined("__x.__.y")) == ["xy0"]
+    assert list(humps("the TemporaryDirectory of HTTPServer, parseInt and os.ENOENT")) == [
+        "temporary", "directory", "http", "server", "parse", "int"]
+    assert list(humps("Only plain Words")) == []
+
+
+def test_what_an_index_cannot_part_is_parted_before():
+    assert parted("plain Text, as_is") == "plain Text, as_is"
+    assert parted("C++ x") == "c++ x" and parted("a C#.") == "a c#" and parted("Été東京") == "ete 東 京"

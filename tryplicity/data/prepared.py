@@ -163,7 +163,7 @@ def prepare(source: Source, vocab_size: int, cache: str | Path | None = None,
     if tokenizer is not None:
         load_tokenizer(tokenizer, vocab_size)
     collection = collect(source, root, progress)
-    path = Path(tokenizer or _trained_tokenizer(collection, vocab_size, root, progress))
+    path = Path(tokenizer or trained_tokenizer(collection, vocab_size, root, progress))
     content = path.read_bytes()
     described = json.dumps([FORMAT, collection.identity, hashlib.sha256(content).hexdigest()])
     key = hashlib.sha256(described.encode()).hexdigest()
@@ -176,7 +176,8 @@ def prepare(source: Source, vocab_size: int, cache: str | Path | None = None,
     return Prepared(folder, collection, json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
 
 
-def _trained_tokenizer(collection: Collection, vocab_size: int, root: Path, progress: Progress) -> Path:
+def trained_tokenizer(collection: Collection, vocab_size: int, root: Path, progress: Progress) -> Path:
+    """The file of a tokenizer trained on the training part, made now or found in the cache."""
     folder = root / "tokenizers" / f"{collection.folder.name}-{vocab_size}-{FORMAT}"
     if not folder.exists():
         progress("training the tokenizer", 0, None)

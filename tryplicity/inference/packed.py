@@ -41,7 +41,7 @@ RESTS = ("bf16", "int8", "fp32")
 _NAMES = {torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16",
           torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 
-Progress = Callable[[int, int], None]  # parameters done, of all
+Progress = Callable[[int, int], None]  # numbers done, of all
 
 
 @dataclass(frozen=True)
@@ -381,7 +381,7 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
         out = Path(spec.name + ending) if initialised else run.folder / f"model{ending}"
     may_be_written(out, "an exported model", is_exported, sources)
     weights_of = _initial(seed) if initialised else _of_run(weights)
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(tensor.numel() for tensor in model.state_dict().values())
     done, sizes = 0, Sizes(out, packed_as)
     with _told_as(out), whole_file(out) as temporary, open(temporary, "wb") as file:
         writer = _Writer(file, {"format": FORMAT, "spec": spec.as_yaml(), "tokenizer": words or ""},

@@ -27,7 +27,10 @@ class Drafter:
         return bool(self.heads)
 
     def __call__(self, h_D: Tensor) -> list[int]:
-        """The likeliest tokens 2, 3, ... after the one whose last hidden state this is."""
-        drafts = [head.draft(h_D[None, None]) for head in self.heads]
-        h_BTKD = max((own for own in drafts if own is not None), key=lambda own: own.shape[2])
+        """The likeliest tokens 2, 3, ... after the one whose last hidden state this is, by the head that sees furthest;
+        [] where none has a guess."""
+        drafts = [own for head in self.heads if (own := head.draft(h_D[None, None])) is not None]
+        if not drafts:
+            return []
+        h_BTKD = max(drafts, key=lambda own: own.shape[2])
         return self.model.logits(h_BTKD[0]).argmax(-1)[0].tolist()

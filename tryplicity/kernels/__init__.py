@@ -1,8 +1,9 @@
 """Products with ternary matrices kept in 2 bits a weight, and the packing in 1.6 bits that a file has.
 
-On the CPU own C++ does the work, compiled when first used; plain PyTorch (plain.py) where there is no compiler, where
-TRYPLICITY_KERNELS=0 says so, and on other devices, with the same numbers. The result of a row has the same bits
-whatever other rows it comes with and however many threads there are.
+On the CPU own C++ does the work, compiled when first used; on a card Triton does that of few tokens (cards.py
+chooses). Plain PyTorch (plain.py) does the rest, and all where there is no compiler or TRYPLICITY_KERNELS=0 says so,
+with the same numbers. The result of a row has the same bits whatever other rows it comes with and however many threads
+there are.
 
 Shapes: N tokens, O out, D in, E experts, S pairs of a token and an expert, V rows of a table, P = ceil(D / 5).
 """
@@ -21,11 +22,12 @@ import torch
 from torch import Tensor
 
 from tryplicity.errors import UserError
-from tryplicity.kernels import compiling, plain
+from tryplicity.kernels import cards, compiling, plain
 from tryplicity.kernels.compiling import compile_library
+from tryplicity.kernels.trying import tried
 
 __all__ = ["TernaryMatrix", "compile_library", "entry", "pack", "quantise", "rows_linear", "ternary_experts",
-           "ternary_linear", "unpack", "why_not"]
+           "ternary_linear", "tried", "unpack", "why_not"]
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("ternary.cpp", "parallel.cpp")]
 HUGE_PAGE, BLOCK = 1 << 21, 1 << 25
@@ -206,7 +208,8 @@ def ternary_linear(x: Tensor, matrix: TernaryMatrix, bias: Tensor | None = None)
         raise ValueError(f"tokens of {shape[-1]} features for a matrix of {matrix.in_features}")
     library = matrix._library
     if library is None or not x.is_cpu:
-        y_NO = plain.linear(_rows(x), matrix.planes, matrix.scale_E, matrix.out_features, bias)
+        products = cards.products(x, x.numel() // shape[-1], cards.FEW_TOKENS)
+        y_NO = (products or plain).linear(_rows(x), matrix.planes, matrix.scale_E, matrix.out_features, bias)
         return y_NO.view(*shape[:-1], matrix.out_features).to(x.dtype)
     if x.dtype != torch.float32 or not x.is_contiguous():
         return ternary_linear(x.float().contiguous(), matrix, bias).to(x.dtype)
@@ -223,7 +226,8 @@ def ternary_experts(x_ND: Tensor, matrix: TernaryMatrix, row_S: Tensor | None, e
     """y [S, O]: token row_S[s] (None: s itself) of x [N, D] by expert expert_S[s], int64; only those are read.
 
     With weight_S fp32 the weighted sum instead: out[into_S[s]] += weight_S[s] * y[s], in the order of s; into_S is
-    row_S unless given, out zeros [N, O] unless given.
+    row_S unless given, out zeros [N, O] unless given. A pair of a token or an expert that does not exist is an
+    IndexError; on a card, where nobody waits to look, one of few pairs gives zeros and adds nothing.
     """
     if x_ND.shape[-1] != matrix.in_features:
         raise ValueError(f"tokens of {x_ND.shape[-1]} features for experts of {matrix.in_features}")
@@ -231,12 +235,17 @@ def ternary_experts(x_ND: Tensor, matrix: TernaryMatrix, row_S: Tensor | None, e
     if weight_S is not None and out is None:
         out = x_ND.new_zeros((len(x_ND), columns), dtype=torch.float32)
     if library is None or not x_ND.is_cpu:
-        if row_S is None:
+        products = cards.products(x_ND, pairs, cards.FEW_PAIRS)
+        if row_S is None and (products is None or into_S is None):
             row_S = torch.arange(pairs, device=x_ND.device)
-        y_SO = plain.experts(_rows(x_ND), matrix.planes, matrix.scale_E, columns, row_S, expert_S)
+        y_SO = (products or plain).experts(_rows(x_ND), matrix.planes, matrix.scale_E, columns, row_S, expert_S)
         if weight_S is None:
             return y_SO
-        return out.index_add_(0, row_S if into_S is None else into_S, y_SO.mul_(weight_S[:, None]))
+        into_S = row_S if into_S is None else into_S
+        if products is None or out.dtype != torch.float32 or not out.is_contiguous():
+            return out.index_add_(0, into_S, y_SO.mul_(weight_S[:, None]))
+        products.add_weighted_rows(out, y_SO, _plain_float(weight_S), into_S)
+        return out
     x_ND, expert_S = _plain_float(x_ND), _plain_int(expert_S)
     row_S = None if row_S is None else _plain_int(row_S)
     into_S = None if into_S is None else _plain_int(into_S)

@@ -194,7 +194,7 @@ def _numbers(mark: re.Match[str]) -> list[int]:
     found: list[int] = []
     for part in re.split(r"[ \t]?[,;][ \t]?", mark[1]):
         first, *last = (int(number) for number in re.split(r"[ \t]?[\u2013-][ \t]?", part))
-        found += range(first - 1, min(last[-1], first + _LONGEST_RANGE)) if last else [first - 1]
+        found += range(first - 1, min(last[-1], first - 1 + _LONGEST_RANGE)) if last else [first - 1]
     return found
 
 

@@ -36,9 +36,10 @@ _PARTS = frozenset((                # words that begin a clause
 _CONDITIONS = frozenset(("if", "when", "whenever", "unless"))
 _DIRECTIONS = frozenset((
     "to", "from", "into", "onto", "before", "after", "by", "than", "over", "under", "through", "for"))
-# how strong a claim is, and the words of a passage that are as strong
-_STRONG = {"always": {"always", "all", "every", "each"}, "only": {"only"}, "must": {"must"}, "exactly": {"exactly"},
-           "every": {"all", "every", "each", "any"}, "all": {"all", "every", "each", "any"}}
+# how strong a claim is, and the words of a passage that are as strong; stems
+_STRONG = {stem(word): frozenset(map(stem, strong)) for word, strong in (
+    ("always", ("always", "all", "every", "each")), ("only", ("only",)), ("must", ("must",)),
+    ("exactly", ("exactly",)), ("every", ("all", "every", "each", "any")), ("all", ("all", "every", "each", "any")))}
 _NUMBERS = {word: str(number) for number, word in enumerate((
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"))}
 _VALUES = frozenset(map(stem, ("true", "false", "none")))
@@ -142,7 +143,7 @@ class Claim:
     """A sentence, taken apart."""
 
     def __init__(self, text: str) -> None:
-        text = text.replace("\u2019", "'")
+        text = text.replace("\u2019", "'").replace("None of", "none of")    # which is no value
         self.names = _names(text) & frozenset(words(text))
         self.order: list[str] = []                          # content, numbers and directions as they follow each other
         self.conditional: dict[str, set[bool]] = defaultdict(set)   # of each of these: whether in a condition
@@ -188,7 +189,8 @@ _NUMBER = re.compile(r"-?\d+(?:[.,:]\d+)*")
 _TOKEN = re.compile(r"([,;:()\u2013\u2014]|\s-\s)|(?<![\w.])(-?\d+(?:[.,:]\d+)*)(?!\w)|"
                     r"[^\W_]+(?:'[^\W_]+)?(?:\+\+|#(?!\w))?")
 _PASSIVE = re.compile(r"\b(?:is|are|was|were|be|been|being)\s+(?:\w+\s+)?\w+(?:ed|en|wn|un|t)\s+by\b", re.IGNORECASE)
-_NAME = re.compile(r"`([^`]+)`|(\w+(?:\.\w+)+|\w+_\w+|\w+(?=\(\))|\w*[a-z0-9][A-Z]\w*|[A-Z][A-Z0-9]+\b)")
+_NAME = re.compile(r"`([^`]+)`|(?!e\.g\.|i\.e\.)"
+                   r"(\w+(?:\.\w+)+|\w+_\w+|\w+(?=\(\))|\w*[a-z0-9][A-Z]\w*|[A-Z][A-Z0-9]+\b)")
 _COMPOUND = re.compile(r"\w+(?:\.\w+)+|\w*_\w+")
 _PROPER = re.compile(r"(?<=[\w,;] )[A-Z][a-z]\w*")
 
@@ -210,14 +212,15 @@ def disagreement(said: Claim, written: Claim, title: frozenset[str] = frozenset(
     title: words of what stands above, which may hold names."""
     if not said.numbers <= written.numbers | title:
         return "numbers"
-    if not {stem(name) for name in said.names} <= written.all | {stem(word) for word in title}:
+    above = written.all | {stem(word) for word in title}
+    if not {stem(name) for name in said.names} <= above:
         return "names"
     if any(signs.isdisjoint(written.signs[word]) for word, signs in said.signs.items() if word in written.stems):
         return "negation"
     if _opposite(said.plain - written.plain, written.plain - said.plain):
         return "opposites"
     for word in said.all & _STRONG.keys():
-        if _STRONG[word].isdisjoint(written.all | title):
+        if _STRONG[word].isdisjoint(above):
             return "strength"
     if _misplaced(said, written):
         return "values"
@@ -238,8 +241,9 @@ def _opposite(said: set[str], written: set[str]) -> bool:
             sides[line].add(side)
     if any(sides.get(line, {side}) - {side} for word in said for line, side in _SIDES.get(word, ())):
         return True
-    return any(long == prefix + short for a in said for b in written for short, long in [sorted((a, b), key=len)]
-               for prefix in _PREFIXES if len(short) > 2)
+    return any(long.startswith(prefix) and long in (prefix + short, stem(prefix + short))
+               for a in said for b in written for short, long in ((a, b), (b, a)) if len(short) > 2
+               for prefix in _PREFIXES)
 
 
 def _triples(said: Claim, written: Claim) -> tuple[bool, bool]:

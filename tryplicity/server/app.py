@@ -61,10 +61,12 @@ class AnyRequest(Request):
 
 class EitherHttp(Http):
     """Sanic would answer HTTP/1.0 in chunks, which that version does not know: there the end of the connection is the
-    end of the answer."""
+    end of the answer. And what every answer must have is put into it here: before a plugin's middleware, which may fail
+    or give another answer, it could get lost."""
 
     async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
         response = self.response
+        self.request.app.ctx.finish(self.request, response)
         known = end_stream or (not data and response.body) or "content-length" in response.headers
         if known or self.head_only or self.request.version != "1.0" or not has_message_body(response.status):
             return await super().http1_response_header(data, end_stream)
@@ -157,7 +159,7 @@ def create_app(service: Service, plugins: Plugins | None = None, *, page_folder:
             raise errors.draining()
         return None
 
-    async def after(request: Request, response: HTTPResponse) -> None:
+    def finish(request: Request, response: HTTPResponse) -> None:
         request.ctx.status = response.status
         response.headers.update({k: v for k, v in security.HEADERS.items() if k not in response.headers})
         response.headers.setdefault("Cache-Control", "no-store")
@@ -186,7 +188,7 @@ def create_app(service: Service, plugins: Plugins | None = None, *, page_folder:
         return HTTPResponse(text, content_type=content_type)
 
     app.on_request(before)
-    app.on_response(after)
+    app.ctx.finish = finish
     routing.add(app, "GET", "/health", health)
     routing.add(app, "GET", "/metrics", counts)
     page.add_routes(app, page_folder)

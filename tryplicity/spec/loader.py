@@ -391,12 +391,12 @@ def read_config(path: str | Path, config_class: type, registry: Registry, settin
 
 
 #: what is looked for -> the package that installs such files
-INSTALLED = {"spec": "tryplicity_specs", "hardware": "tryplicity_hardware"}
-_CALLED = {"spec": "spec", "hardware": "hardware profile"}
+INSTALLED = {"spec": "tryplicity_specs", "hardware": "tryplicity_hardware", "recipe": "tryplicity_recipes"}
+_CALLED = {"spec": "spec", "hardware": "hardware profile", "recipe": "recipe of a corpus"}
 
 
 def installed_files(kind: str) -> dict[str, Path]:
-    """The YAML files that come with the package, by name. kind: "spec" or "hardware"."""
+    """The YAML files that come with the package, by name. kind: "spec", "hardware" or "recipe"."""
     from importlib import resources
 
     return {Path(entry.name).stem: Path(str(entry)) for entry in resources.files(INSTALLED[kind]).iterdir()
@@ -416,8 +416,8 @@ def find_file(name: str | Path, kind: str) -> Path:
     if is_there(path):
         raise UserError(f"{name}: this is a folder; a YAML file is wanted, or an installed {kind}: "
                         f"{', '.join(sorted(installed))}")
-    other = next(k for k in INSTALLED if k != kind)
-    if path.stem in installed_files(other):
+    other = next((k for k in INSTALLED if k != kind and path.stem in installed_files(k)), None)
+    if other is not None:
         raise UserError(f"{name}: this is a {_CALLED[other]}, and a {_CALLED[kind]} is wanted here; "
                         f"installed: {', '.join(sorted(installed))}")
     hint = did_you_mean(path.stem, installed) if nearest(path.stem, installed) else ""
@@ -438,12 +438,16 @@ def is_there(path: Path) -> bool:
 
 #: keys that tell one kind of file from the other
 _SIGNS = {"spec": {"vocab_size", "hidden_size", "context_length", "layers", "blocks"},
-          "hardware": {"device", "accelerator", "memory_gb", "tflops", "memory_bandwidth_gbs"}}
+          "hardware": {"device", "accelerator", "memory_gb", "tflops", "memory_bandwidth_gbs"},
+          "recipe": {"sources", "judges", "shard_mb", "near_duplicates", "votes"}}
 
 
 def check_kind(source: Source, kind: str) -> None:
-    """Raises UserError for a spec where a profile is wanted, and the other way round."""
-    other = next(k for k in INSTALLED if k != kind)
-    if not _SIGNS[kind] & set(source.data) and len(_SIGNS[other] & set(source.data)) > 1:
-        where = {"spec": "give it as SPEC", "hardware": "give it to --hw"}[other]
-        raise UserError(f"{source.file}: this is a {_CALLED[other]}, and a {_CALLED[kind]} is wanted here; {where}")
+    """Raises UserError where another kind of file is wanted."""
+    if _SIGNS[kind] & set(source.data):
+        return
+    for other in INSTALLED:
+        if other != kind and len(_SIGNS[other] & set(source.data)) > 1:
+            where = {"spec": "give it as SPEC", "hardware": "give it to --hw",
+                     "recipe": "give it to `tryplicity data`"}[other]
+            raise UserError(f"{source.file}: this is a {_CALLED[other]}, and a {_CALLED[kind]} is wanted here; {where}")

@@ -59,6 +59,8 @@ class Training:
     """optimizer steps between two checkpoints"""
     keep_checkpoints: Steps = 2
     """how many of the newest checkpoints stay on disk"""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """whether blocks go through torch's compiler, checked against eager PyTorch at the start; auto: on a GPU"""
     bad_steps: Steps = 5
     """steps in a row with a loss that is not a number after which training stops"""
 

@@ -42,7 +42,7 @@ class Progress:
 
     step: int = 0
     tokens: int = 0
-    seconds: float = 0.0  # spent training
+    seconds: float = 0.0  # of training: steps, and what is done between them
     phase: int = 0  # the training phase of the last step
     phase_step: int = 0  # steps done in it
     sleeps: int = 0  # sleep phases done

@@ -130,11 +130,17 @@ class _Worker:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
 
+    def ended(self) -> bool:
+        """Whether it has; its number is still its own then, until `end`."""
+        return self.process.returncode is not None or os.waitid(
+            os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
     def end(self) -> None:
         """It, and what it started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
         if self.reader is not None:
             self.reader.join(1.0)
 
@@ -170,7 +176,7 @@ def _store() -> Iterator[int]:
     wanted = os.environ.get("MASTER_PORT", "0")
     try:
         store = TCPStore("127.0.0.1", int(wanted), is_master=True, wait_for_workers=False)
-    except ValueError:
+    except (ValueError, TypeError):
         raise UserError(f"MASTER_PORT={wanted}: not a port number; leave it out, and any free one is taken") from None
     except DistNetworkError:
         raise UserError(f"MASTER_PORT={wanted}: the port is taken by another process of this machine; leave it out, "
@@ -227,8 +233,10 @@ def _wait(workers: Sequence[_Worker], signals: _Signals) -> dict[int, int]:
     themselves did, by rank, in order."""
     until, ended = None, {}
     while len(ended) < len(workers) and (until is None or time.monotonic() < until):
-        now = {worker.rank: worker.process.poll() for worker in workers if worker.rank not in ended}
-        ended |= {rank: code for rank, code in now.items() if code is not None}
+        for worker in workers:
+            if worker.rank not in ended and worker.ended():
+                worker.end()
+                ended[worker.rank] = worker.process.returncode
         for number in signals.waiting:
             for worker in workers:
                 worker.send(number)
@@ -272,7 +280,10 @@ def _verdict(workers: Sequence[_Worker], ended: dict[int, int], stopped: int | N
         say(f"error: {' and '.join(silent) or 'the ranks'} did not answer {'the others' if silent else 'each other'}; "
             f"{what_is_kept(run)}")
         return 3
-    return ended.get(0) or max(codes, default=0)
+    code = ended.get(0) or max(codes, default=0)
+    if stopped is not None and (code or len(ended) < len(workers)):
+        return exit_code(stopped)  # to them a Ctrl-C came as SIGTERM
+    return code
 
 
 def what_is_kept(run: Run) -> str:

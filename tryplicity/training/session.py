@@ -29,6 +29,7 @@ from tryplicity.run import Run
 from tryplicity.training import checkpoint
 from tryplicity.training import resume as resuming
 from tryplicity.training.checkpoint import Progress
+from tryplicity.training.compiling import compile_blocks
 from tryplicity.training.evaluate import bits_per_byte
 from tryplicity.training.folder import check_free
 from tryplicity.training.pace import Pace
@@ -64,6 +65,8 @@ class Session:
         self.strategy = build.strategy
         self.model: Model = self.strategy.place(assemble(self.spec), world, self.training.seed,
                                                 self.hardware.precision)
+        if said := compile_blocks(self.model, self.training.compile, self.device):
+            say(said)
         self.model.activation_checkpointing = self.hardware.activation_checkpointing
         self.optimizer = self.training.optimizer.build().build(*decay_groups(self.model))
         check_optimizer(self.training.optimizer, self.optimizer, dict(self.model.named_parameters()))
@@ -121,7 +124,6 @@ class Session:
         progress.phase_step += 1
         progress.tokens += tokens
         seconds = time.perf_counter() - started
-        progress.seconds += seconds
         return Stepped(result, batch, stage, good, tokens, seconds, left_out)
 
     def _rows_to_learn(self, mixture: Mixture, positions: Mapping[str, int], rows: int, context: int,
@@ -201,7 +203,7 @@ class Session:
         The checkpoint written before is what an interrupted sleep is resumed from: nothing of it is saved.
         """
         self.model.set_factors(self.stages.at(self.progress.phase, spent).factors)
-        progress, started = self.progress, time.perf_counter()
+        progress = self.progress
         self.await_saved()
         saved = progress.step == self.saved_step or (self.save() and self.await_saved())
         interrupted = stopping if saved else lambda: False
@@ -217,7 +219,6 @@ class Session:
             return None
         progress.slept_at = progress.step
         progress.sleeps += self.spec.phases[phase].kind == "sleep"
-        progress.seconds += time.perf_counter() - started
         return said
 
     def _replay(self, documents: np.ndarray, steps: int, factor: float, stopping: Callable[[], bool]) -> float:

@@ -55,7 +55,7 @@ def pair_up(moe, like=0.1):
 
 def step(moe, number, x):
     """A training step: what the inhibition said in it."""
-    for module in (moe.router, moe.router.inhibition):
+    for module in moe.modules():
         module.before_step(number)
     stats = moe(x)[1].stats
     routers = own(stats, "router.")
@@ -78,29 +78,18 @@ def test_the_sketch_estimates_the_similarity_of_the_weights():
     assert torch.equal(estimate.diagonal(), torch.zeros(8))
 
 
-def test_similarity_is_measured_in_some_steps_only_and_applied_after_them():
+def test_similarity_is_measured_before_some_steps_only():
     moe = make_moe(refresh_steps=3)
-    pair_up(moe)
-    x = torch.randn(2, 8, 32)
-    measured = ["similarity" in step(moe, number, x) for number in range(5)]
+    inhibition, x = moe.router.inhibition, torch.randn(2, 8, 32)
+    measured = ["similarity" in inhibition.metrics(step(moe, number, x)) for number in range(5)]
     assert measured == [True, False, False, True, False]
-    assert moe.router.inhibition.similarity_EE[0, 1] > 0.9 and moe.router.inhibition.similarity_EE[0, 2] < 0.4
-    moe.router.inhibition.before_step(6)
-    before = moe.router.inhibition.similarity_EE.clone()
-    moe(x)
-    assert torch.equal(moe.router.inhibition.similarity_EE, before)  # a forward pass changes nothing
-    moe.eval()
-    assert "router.inhibition.similarity" not in moe(x)[1].stats
-
-
-def test_measured_in_parts_as_in_one():
-    moe = make_moe()
     pair_up(moe)
-    moe.router.inhibition.before_step(0)
-    x = torch.randn(4, 8, 32)
-    whole = moe(x)[1].stats["router.inhibition.similarity"]
-    first, second = (moe(part)[1].stats["router.inhibition.similarity"] for part in x.chunk(2))
-    torch.testing.assert_close((first + second).value, whole.value)
+    before = inhibition.similarity_EE.clone()
+    step(moe, 5, x)
+    assert torch.equal(inhibition.similarity_EE, before)
+    logged = inhibition.metrics(step(moe, 6, x))["similarity"]
+    assert inhibition.similarity_EE[0, 1] > 0.9 and inhibition.similarity_EE[0, 2] < 0.4
+    assert logged == pytest.approx(inhibition.similarity_EE.sum().item() / (8 * 7))
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.3, 2.0])
@@ -227,10 +216,10 @@ class Strangers(Router):
     def reset_parameters(self):
         torch.nn.init.normal_(self.weight)
 
-    def forward(self, x_BTD, sketch_EM=None):
+    def forward(self, x_BTD):
         scores_NE = (x_BTD.flatten(0, 1) @ self.weight.T).softmax(-1)
         chosen = scores_NE.detach()
-        experts_NK, said = self.inhibition.choose(chosen, chosen, self.max_k, sketch_EM=sketch_EM)
+        experts_NK, said = self.inhibition.choose(chosen, chosen, self.max_k)
         report = Report()
         report.include("inhibition", said)
         return Routing(experts_NK, scores_NE.gather(1, experts_NK), report)
@@ -244,7 +233,7 @@ def test_a_stranger_s_router_is_inhibited_with_the_same_option():
     x = torch.randn(4, 32, 32)
     before = moe.router(x).experts_NK
     assert (before[:, 0] // 2 == before[:, 1] // 2).float().mean() > 0.9
-    assert "similarity" in step(moe, 0, x), "the layer gives it the sketch of its weights"
+    assert "similarity" in moe.router.inhibition.metrics(step(moe, 0, x)), "the layer gives it its weights' sketch"
     assert moe.router.inhibition.similarity_EE[0, 1] > 0.9
     after = moe.router(x).experts_NK
     assert (after[:, 0] // 2 == after[:, 1] // 2).float().mean() < 0.1

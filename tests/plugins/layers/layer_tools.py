@@ -114,3 +114,10 @@ def threads(count):
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def as_a_compiler_sees_them():
+    """The layers take the forms that they have for torch's compiler, here in eager PyTorch: exact and quick to test."""
+    with mock.patch.object(torch.compiler, "is_compiling", lambda: True):
+        yield

@@ -265,7 +265,7 @@ def test_a_batch_in_parts_balances_as_the_whole(router, parts):
 @every_router
 def test_checkpointing_changes_no_loss_statistic_or_gradient(router):
     moe = make(router, "spike")
-    moe.router.wants_sketch = router in INHIBITED
+    moe.before_step(0)
     x = torch.randn(2, 16, HIDDEN, requires_grad=True)
     plain, plain_report = moe(x)
     recomputed, report = checkpoint(moe, x, use_reentrant=False)
@@ -287,7 +287,7 @@ def test_runs_on_fake_tensors(router, activation):
         config = MixtureOfExperts.Config(experts=6, top_k=2, inner_size=16, router=ROUTERS[router],
                                          activation=ACTIVATIONS[activation])
         moe = MixtureOfExperts(config, SITE)
-        moe.router.wants_sketch = router in INHIBITED
+        moe.before_step(0)
         x = torch.randn(2, 16, HIDDEN, requires_grad=True)
         y, report = moe(x)
         (y.sum() + sum(report.losses.values())).backward()
@@ -343,7 +343,7 @@ def test_a_router_of_someone_else_with_unused_slots():
         """Expert 0 for every token, expert 1 for every other one."""
         name = "first"
 
-        def forward(self, x_BTD, sketch_EM=None):
+        def forward(self, x_BTD):
             tokens = x_BTD.shape[0] * x_BTD.shape[1]
             experts = torch.tensor([[0, 6], [0, 1]]).repeat(tokens, 1)[:tokens]
             weights = torch.tensor([[1.0, 0.0], [0.5, 0.5]]).repeat(tokens, 1)[:tokens]

@@ -42,7 +42,7 @@ class Sometimes(BalancedRouter):
 
     name = "test_sometimes"
 
-    def forward(self, x_BTD, sketch_EM=None):
+    def forward(self, x_BTD):
         none_N1 = x_BTD.reshape(-1, x_BTD.shape[-1])[:, :1] < 0
         experts_NK = torch.tensor([[4, 1]]).expand(len(none_N1), -1).masked_fill(none_N1, self.experts)
         return Routing(experts_NK, torch.tensor([[0.3, 0.7]]).masked_fill(none_N1, 0.0), Report())

@@ -1,0 +1,11 @@
+"""Judges of the project: what is worth learning from."""
+
+from tryplicity import hookimpl
+
+
+@hookimpl
+def tryplicity_components():
+    from tryplicity_plugins.judges.neural import FineWebEdu, LanguageModelRater
+    from tryplicity_plugins.judges.statistical import Statistical
+
+    return [FineWebEdu, LanguageModelRater, Statistical]

@@ -1,0 +1,39 @@
+"""The command for a rented card, at tiny sizes on a CPU: every part runs, and one that does not costs itself alone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def benchmark(tmp_path, *options):
+    done = subprocess.run([sys.executable, "-m", "tests.benchmarks.gpu", "--device", "cpu", "--spec",
+                           str(ROOT / "tests" / "small.yaml"), "--json", str(tmp_path / "gpu.json"), *options],
+                          capture_output=True, text=True, cwd=ROOT)
+    return done, json.loads((tmp_path / "gpu.json").read_text())
+
+
+def test_two_parts(tmp_path):
+    done, found = benchmark(tmp_path, "--only", "eager,decoding")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert list(found["parts"]) == ["eager", "decoding"]
+    assert all(part["ok"] and part["tokens_per_second"] > 0 for part in found["parts"].values())
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["eager", "decoding", "all"]
+
+
+def test_a_part_that_takes_too_long_is_ended_and_said(tmp_path):
+    done, found = benchmark(tmp_path, "--only", "eager,decoding", "--minutes", "0.1")
+    assert done.returncode == 1 and "not done after" in found["parts"]["eager"]["result"]
+    assert found["parts"]["decoding"]["result"].startswith(("no time was left", "not done after"))
+
+
+@pytest.mark.slow
+def test_all_parts(tmp_path):
+    done, found = benchmark(tmp_path)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert list(found["parts"])[:2] == ["right", "compiled"] and len(found["parts"]) == 8
+    assert not found["parts"]["compiled"]["fell_back"]
