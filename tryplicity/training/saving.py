@@ -82,17 +82,16 @@ class Saver:
         target = self.folder / f"step-{progress.step}"  # one that is there is damaged, or of the moment before a sleep
         temporary = self._room(target)
         try:
-            staged = stage(tensors, self.world, self._buffers)
+            staged, texts = stage(tensors, self.world, self._buffers), {}
+            if self.world.first_rank:
+                plain = io.BytesIO()
+                torch.save({"groups": state["optimizer"]["groups"], "others": others, "options": asdict(options),
+                            "random": random}, plain)
+                texts = {INDEX: json.dumps(staged.index, separators=(",", ":")).encode(), "state.pt": plain.getvalue(),
+                         "progress.json": json.dumps(asdict(progress), indent=1, sort_keys=True).encode()}
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        texts = {}
-        if self.world.first_rank:
-            plain = io.BytesIO()
-            torch.save({"groups": state["optimizer"]["groups"], "others": others, "options": asdict(options),
-                        "random": random}, plain)
-            texts = {INDEX: json.dumps(staged.index, separators=(",", ":")).encode(), "state.pt": plain.getvalue(),
-                     "progress.json": json.dumps(asdict(progress), indent=1, sort_keys=True).encode()}
         self.job = Job(progress.step, target, temporary, staged, texts)
         self.job.thread = threading.Thread(target=self._work, args=(self.job,), daemon=True, name="checkpoint")
         self.job.thread.start()
