@@ -1,8 +1,8 @@
 """The Mamba-2 mixer: a selective state space with one decay per head, in the state-space dual form.
 
 Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060). One projection gives z, x, B, C and dt of every token;
-x, B and C pass a short causal convolution; the scan (`ssd.py`) carries a state of constant size; z gates the
-result before the norm.
+x, B and C pass a short causal convolution; the scan (`ssd.py`, or as `scans.py` chooses) carries a state of
+constant size; z gates the result before the norm.
 
 Shapes: B batch, T time, D hidden, C channels of the convolution, I inner (hidden * expand), H heads,
 P head dim, G groups, N state, W conv width.
@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tryplicity import Count, Mixer, Positive, Rows, Size, State
-from tryplicity_plugins.layers import native
+from tryplicity_plugins.layers import native, scans
 from tryplicity_plugins.layers.norms import ZERO
 from tryplicity_plugins.layers.prepared import Products, Told, packed, prepared, products
-from tryplicity_plugins.layers.scans import scan
 from tryplicity_plugins.layers.ssd import conv_masks, conv_silu, gated_norm
 
 GPU_CHUNK = 128  # the least there, when compiled
@@ -121,6 +120,8 @@ class Mamba2(Mixer):
         nn.init.ones_(self.norm_weight)
 
     def path(self, device: torch.device, compiled: bool) -> str:
+        if triton := scans.path(device, self.config.head_dim, self.config.state_size):
+            return triton
         how = ("as plain products, which the compiler fuses with what is around them" if compiled else
                "with gradients written by hand, in blocks of rows that fit a cache")
         return f"the scan in chunks of {self._chunk(device, compiled)}, {how}"
@@ -170,9 +171,9 @@ class Mamba2(Mixer):
         Bs, Cs = (t.unflatten(-1, (config.groups, config.state_size)) for t in (Bs, Cs))
         wide = torch.promote_types(x.dtype, torch.float32)
         dt_BTH = F.softplus(dt_BTH.to(wide) + self.dt_bias.to(wide))
-        y_BTHP, last_BHPN = scan(x_BTHP, dt_BTH, -self.A_log.to(wide).exp(), Bs, Cs,
-                                 chunk=self._chunk(x.device, torch.compiler.is_compiling()),
-                                 start_BHPN=None if state is None else state["ssm"].to(wide), runs_BT=runs_BT)
+        y_BTHP, last_BHPN = scans.scan(x_BTHP, dt_BTH, -self.A_log.to(wide).exp(), Bs, Cs,
+                                       chunk=self._chunk(x.device, torch.compiler.is_compiling()),
+                                       start_BHPN=None if state is None else state["ssm"].to(wide), runs_BT=runs_BT)
         if state is not None:
             tail_BWC = xBC_BTC.detach()[:, xBC_BTC.shape[1] - lead :]
             if runs_BT is not None:

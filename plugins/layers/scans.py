@@ -33,6 +33,16 @@ def scan(x_BTHP: Tensor, dt_BTH: Tensor, A_H: Tensor, B_BTGN: Tensor, C_BTGN: Te
     return ssd.scan(x_BTHP, dt_BTH, A_H, B_BTGN, C_BTGN, chunk=chunk, start_BHPN=start_BHPN, runs_BT=runs_BT)
 
 
+def path(device: torch.device, head_dim: int, state_size: int) -> str | None:
+    """What is to be said of a scan that Triton does, in what a card trains in; None where PyTorch does it."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if not _triton_is_chosen(device.type, device.index, dtype, head_dim, state_size):
+        return None
+    from tryplicity_plugins.layers import triton_ssd
+
+    return f"the scan in Triton, in chunks of {triton_ssd.CHUNK}, with kernels of its own for the gradients"
+
+
 @torch.compiler.assume_constant_result
 def _triton_is_chosen(device_type: str, index: int | None, dtype: torch.dtype, head_dim: int, state_size: int) -> bool:
     wanted = os.environ.get("TRYPLICITY_SCAN") or "auto"

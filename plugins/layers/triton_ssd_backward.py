@@ -18,7 +18,6 @@ from tryplicity_plugins.layers.triton_ssd_forward import (
     decay_between,
     from_start,
     run_at,
-    run_before,
     through,
     to_end,
     within,
@@ -215,17 +214,15 @@ def da_passes_kernel(written, dthrough, runs, da, T, H, BLOCKS, Q: tl.constexpr,
     start = chunk * Q
     t = start + tl.arange(0, Q)
     valid = t < T
+    # of a token whose document ends in this chunk it is zero, as the other is where any document ends in it
     flow = tl.load(written + (b * H + h) * T + t - 1, mask=valid & (t > start), other=0.0)
     begins = tl.zeros([Q], tl.int32)
-    alive = valid
     if HAS_RUNS:
-        run = run_at(runs, b * T, t, valid, HAS_RUNS)
-        begins = (run != run_at(runs, b * T, t - 1, valid & (t > start), HAS_RUNS)).to(tl.int32)
-        flow = tl.where(begins != 0, 0.0, flow)
-        alive = alive & (run == run_before(runs, b * T, start, HAS_RUNS))
+        earlier = run_at(runs, b * T, t - 1, valid & (t > start), HAS_RUNS)
+        begins = (run_at(runs, b * T, t, valid, HAS_RUNS) != earlier).to(tl.int32)
     block = tl.arange(0, BLOCKS_TILE)
     whole = tl.load(dthrough + ((b * H + h) * tl.num_programs(0) + chunk) * BLOCKS + block, mask=block < BLOCKS,
                     other=0.0)
     here = da + (b * T + t) * H + h
-    passed = within(flow, begins, HAS_RUNS) + tl.where(alive, tl.sum(whole, 0), 0.0)
+    passed = within(flow, begins, HAS_RUNS) + tl.sum(whole, 0)
     tl.store(here, tl.load(here, mask=valid, other=0.0) + passed, mask=valid)

@@ -163,7 +163,7 @@ class Saver:
             commit_folder(job.temporary, job.target)
             if self.holder is not None:
                 self.holder.add(job.target)
-            self._drop_old(job.step)
+            self.drop_old(job.step)
             job.state = "committed"
         except Exception as error:  # whatever it is must not be lost with the thread
             job.error = "" if isinstance(error, _Stopped) else " ".join(str(error).split()) or type(error).__name__
@@ -173,7 +173,8 @@ class Saver:
         finally:
             job.staged.files.clear()
 
-    def _drop_old(self, step: int) -> None:
+    def drop_old(self, step: int) -> None:
+        """Remove what the rule does not keep; on rank 0, no checkpoint being on its way."""
         found = [one for one in steps(self.folder) if one <= step]  # a later one is damaged: see `newest`
         for old in sorted(set(found) - to_keep(found, self.keep, self.every)):
             folder = self.folder / f"step-{old}"

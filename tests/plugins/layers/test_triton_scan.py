@@ -160,11 +160,12 @@ def test_reads_slices_of_one_projection_where_they_lie():
     assert not sliced[0].is_contiguous()
     whole, parts = (triton_ssd.scan(*own[:5], start_BHPN=own[5]) for own in (inputs, sliced))
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
-    x, weight = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (x, weights[0]))  # heads before time
-    x.requires_grad_()
-    got = torch.autograd.grad(triton_ssd.scan(x, *inputs[1:5])[0], x, weight)[0]
-    x = inputs[0].clone().requires_grad_()
-    assert torch.equal(got, torch.autograd.grad(triton_ssd.scan(x, *inputs[1:5])[0], x, weights[0])[0])
+    found = []
+    for lay in (torch.clone, lambda t: t.transpose(1, 2).contiguous().transpose(1, 2)):  # heads before time
+        x, weight = lay(inputs[0]).requires_grad_(), lay(weights[0])
+        y = triton_ssd.scan(x, *inputs[1:5])[0]
+        found.append((y, *torch.autograd.grad(y, x, weight)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -296,7 +297,9 @@ def test_in_the_layer_whole_and_in_pieces(monkeypatch, asked):
         return {"y": y.detach(), "x": own.grad, **{name: p.grad.clone() for name, p in mixer.named_parameters()}}
 
     right = run("torch")
+    assert "hand" in mixer.path(x.device, False)
     whole = run("triton")
+    assert mixer.path(x.device, False).startswith("the scan in Triton, in chunks of 32")
     assert_near(whole, right, 2e-5)
     state = mixer.new_state(2, device=DEVICE)
     with torch.no_grad():
