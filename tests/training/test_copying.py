@@ -130,6 +130,25 @@ def test_a_checkpoint_is_copied_again_only_if_it_is_another(url, run):
     assert target.system.cat_file(target.path("checkpoints", "step-2", "state.pt")).startswith(b"after the sleep")
 
 
+@pytest.mark.parametrize("files", [0, 1, 2])
+def test_a_copy_that_is_cut_short_is_none_even_where_one_was(run, tmp_path, monkeypatch, files):
+    target, folder, put = Target(f"file://{tmp_path}/far"), saved(run, 2), Target.put
+
+    def cut_short(self, file, *place):
+        if len(done) == files:
+            raise ConnectionError("gone")
+        done.append(file)
+        put(self, file, *place)
+
+    target.put_checkpoint(folder)
+    assert target.steps() == [2]
+    done = []
+    monkeypatch.setattr(Target, "put", cut_short)
+    with pytest.raises(ConnectionError):
+        target.put_checkpoint(folder)
+    assert target.steps() == []
+
+
 def test_a_target_that_is_not_there_is_said_once_and_tried_again(run, tmp_path, capsys):
     (tmp_path / "far").write_text("a file where the folder should be")
     copier = Copier(f"file://{tmp_path}/far/away", run, keep=2, every=2, waits=(0.05,) * 100)
@@ -221,7 +240,7 @@ def test_a_run_is_gone_on_with_on_another_machine(command, tmp_path, capfd, monk
         for file in (tmp_path / "far" / "checkpoints" / gone).iterdir():
             file.unlink()
     assert train(command("second", *few, "--resume", "--copy-to", far)) == 0
-    assert steps(tmp_path / "far" / "checkpoints") == [3, 6, 8]
+    assert steps(tmp_path / "far" / "checkpoints") == steps(tmp_path / "second" / "checkpoints") == [3, 6, 8]
     whole, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "second"))
     assert all(bool((second[name] == tensor).all()) for name, tensor in whole.items())
     # a copy that cannot be written is said, and the run ends well
