@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 from tryplicity import Facts, MemoryPlan, Parallelism, UserError, finish_plan, initialise, moments
+from tryplicity_plugins.parallelism.buckets import Buckets
 from tryplicity_plugins.parallelism.exact import ExactSums
 
 
@@ -39,16 +39,14 @@ class DistributedData(Parallelism):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 calls it otherwise, older ones know no other
             self.wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-        self.wrapped.register_comm_hook(None, _summed)
+        self.buckets = Buckets(self.wrapped)
         return model
 
     def forward(self, model, *args, **kwargs):
         return (model if self.sums else self.wrapped)(*args, **kwargs)
 
     def micro_batch(self, model, last):
-        if self.sums is not None:
-            return self.sums.micro_batch(last)
-        return nullcontext() if last else self.wrapped.no_sync()
+        return (self.sums or self.buckets).micro_batch(last)
 
     def weights(self, model):
         return super().weights(model) if self.world.first_rank else {}
@@ -73,11 +71,3 @@ class DistributedData(Parallelism):
                                      (facts.optimizer_state_bytes + facts.optimizer_step_bytes) * size}
 
         return finish_plan(hardware, candidates(), sent_per_step=2 * summed * size * (n - 1) // n)
-
-
-def _summed(_, bucket):
-    """Where DistributedDataParallel would take the mean of gradients."""
-    from torch import distributed
-
-    sent = distributed.all_reduce(bucket.buffer(), async_op=True).get_future()
-    return sent.then(lambda done: done.value()[0])
