@@ -24,6 +24,7 @@ class DistributedData(Parallelism):
 
     def __init__(self, config: Config) -> None:
         self.config, self.row_by_row = config, config.exact
+        self.sums: ExactSums | None = None
 
     def place(self, model, world, seed, precision="fp32"):
         from torch.nn.parallel import DistributedDataParallel
@@ -31,8 +32,8 @@ class DistributedData(Parallelism):
         if world.size == 1:
             raise UserError("ddp: this process is alone; it needs several ranks: a launcher starts them, or use single")
         model, self.world = initialise(model, world.device, seed), world
-        self.sums = ExactSums(model, world) if self.config.exact else None
-        if self.sums is not None:
+        if self.config.exact:
+            self.sums = ExactSums(model, world)
             return model
         # buffers are changed by what all ranks summed, alike: there is nothing to send
         with warnings.catch_warnings():

@@ -266,6 +266,8 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     if copier is not None:
         with StopSignals(f"waiting for the copy to {copy_to}; Ctrl-C again ends without it"):
             copier.finish(None if interrupted else run.weights)
+    if world.first_rank:
+        session.saver.drop_old(progress.step)  # what was being copied when its time came
     reason = "interrupted" if interrupted else "budget"
     plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason=reason, scores=scores)
     return Outcome(reason, progress, scores.get(_score_name("pretrain")), together.signal or signals.received,
