@@ -43,7 +43,7 @@ def path(device: torch.device, head_dim: int, state_size: int) -> str | None:
     return f"the scan in Triton, in chunks of {triton_ssd.CHUNK}, with kernels of its own for the gradients"
 
 
-@torch.compiler.assume_constant_result
+@kernels.constant
 def _triton_is_chosen(device_type: str, index: int | None, dtype: torch.dtype, head_dim: int, state_size: int) -> bool:
     wanted = os.environ.get("TRYPLICITY_SCAN") or "auto"
     if wanted not in CHOICES:

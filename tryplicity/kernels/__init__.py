@@ -24,10 +24,10 @@ from torch import Tensor
 from tryplicity.errors import UserError
 from tryplicity.kernels import cards, compiling, plain
 from tryplicity.kernels.compiling import compile_library
-from tryplicity.kernels.trying import tried
+from tryplicity.kernels.trying import constant, tried
 
-__all__ = ["TernaryMatrix", "compile_library", "entry", "pack", "quantise", "rows_linear", "ternary_experts",
-           "ternary_linear", "tried", "unpack", "why_not"]
+__all__ = ["TernaryMatrix", "compile_library", "constant", "entry", "pack", "quantise", "rows_linear",
+           "ternary_experts", "ternary_linear", "tried", "unpack", "why_not"]
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("ternary.cpp", "parallel.cpp")]
 HUGE_PAGE, BLOCK = 1 << 21, 1 << 25

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tryplicity.kernels import compiling, plain
-from tryplicity.kernels.trying import tried
+from tryplicity.kernels.trying import constant, tried
 
 #: up to so many it pays to read the weights as they are packed; of more, PyTorch's products of whole tiles are faster
 FEW_TOKENS, FEW_PAIRS = 16, 256
@@ -26,7 +26,7 @@ def products(x: Tensor, rows: int, most: int) -> ModuleType | None:
     return triton_ternary
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _works(index: int | None) -> bool:
     return compiling.enabled() and why_not("cuda", index) is None
 

@@ -8,6 +8,13 @@ from collections.abc import Callable
 import torch
 
 
+def constant(function: Callable) -> Callable:
+    """Tell torch's compiler that what a function gives does not change: what torch.compiler.assume_constant_result
+    does, which imports the compiler first, and that takes as long as torch itself."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def tried(test: Callable[[torch.device], str | None], device: torch.device) -> str | None:
     """What `test` finds wrong on the device, in one line, an error that it raises included; None if nothing.
 
