@@ -18,6 +18,7 @@ import click
 
 from tryplicity import __version__
 from tryplicity.commands.data import data
+from tryplicity.commands.eval import eval_
 from tryplicity.commands.launch import launch
 from tryplicity.commands.options import (
     SEED,
@@ -213,6 +214,7 @@ def build(spec: str, hardware: str, settings: tuple[str, ...], as_json: bool, pl
 
 main.add_command(train)
 main.add_command(launch)
+main.add_command(eval_)
 
 
 def sampling_options(command: Callable) -> Callable:
