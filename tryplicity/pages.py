@@ -323,6 +323,21 @@ def evaluation_page(said: dict[str, Any]) -> None:
         console.print(sentence, style="dim", markup=False)
 
 
+def tasks_page(said: dict[str, Any]) -> None:
+    """A model's results in tasks, as the harness names them."""
+    table = _plain_table("task", "metric", "value", "standard error", right=(2, 3))
+    for name, metrics in said["tasks"].items():
+        for key, value in metrics.items():
+            metric, _, kind = key.partition(",")
+            if isinstance(value, int | float) and kind and not metric.endswith("_stderr"):
+                error = metrics.get(f"{metric}_stderr,{kind}")
+                table.add_row(name, metric if kind == "none" else f"{metric} ({kind})", f"{value:.4f}",
+                              f"{error:.4f}" if isinstance(error, int | float) else "-")
+    console.print(table)
+    limit = f", the first {said['limit']} documents of each" if said["limit"] else ""
+    console.print(f"lm-eval {said['lm_eval']}{limit}", style="dim")
+
+
 def doctor_page(findings: Any) -> None:
     """What a machine has, which way the parts of a spec go on it, and what came of trying."""
     found = Console(highlight=False, soft_wrap=True)

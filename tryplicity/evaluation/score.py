@@ -70,9 +70,17 @@ def _domains(tokens: TokenFile, batch: Batch) -> np.ndarray:
 
 def nats(model: Model, ids_BT: Tensor, targets_BT: Tensor, doc_ids_BT: Tensor | None = None) -> Tensor:
     """What each target costs the model, in fp32 on its device: [B, T], zero where the target is IGNORE."""
+    return nats_and_choice(model, ids_BT, targets_BT, doc_ids_BT)[0]
+
+
+def nats_and_choice(model: Model, ids_BT: Tensor, targets_BT: Tensor,
+                    doc_ids_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """As `nats`; and whether each target is the token that the model finds likeliest: bool [B, T]."""
     device = model.embedding.weight.device
     h_BTD, _ = model.hidden(ids_BT.to(device), doc_ids_BT=None if doc_ids_BT is None else doc_ids_BT.to(device))
-    h_ND, targets_N = h_BTD.flatten(0, 1), targets_BT.to(device).flatten()
-    parts = [F.cross_entropy(model.logits(h_ND[None, i:i + LOGITS])[0].float(), targets_N[i:i + LOGITS],
-                             ignore_index=IGNORE, reduction="none") for i in range(0, len(h_ND), LOGITS)]
-    return torch.cat(parts).view_as(targets_BT)
+    h_ND, targets_N, costs, likeliest = h_BTD.flatten(0, 1), targets_BT.to(device).flatten(), [], []
+    for i in range(0, len(h_ND), LOGITS):
+        logits_NV, part_N = model.logits(h_ND[None, i:i + LOGITS])[0].float(), targets_N[i:i + LOGITS]
+        costs.append(F.cross_entropy(logits_NV, part_N, ignore_index=IGNORE, reduction="none"))
+        likeliest.append(logits_NV.argmax(-1) == part_N)
+    return torch.cat(costs).view_as(targets_BT), torch.cat(likeliest).view_as(targets_BT)
