@@ -55,27 +55,27 @@ def together(size: int, work: Callable[..., Any], *arguments: Any, limit: float 
 def _answers(ranks: list[tuple[Any, Connection, str]], end: float) -> list[Any]:
     """Each rank's answer; as soon as one has failed, what every one of them has to say."""
     answers, faults = {}, {}
+
+    def hear(rank: int) -> None:
+        process, ours, _ = ranks[rank]
+        try:
+            good, answer = pickle.loads(ours.recv_bytes())
+        except EOFError:
+            process.join()
+            good, answer = False, f"ended with exit code {process.exitcode}"
+        (answers if good else faults)[rank] = answer
+
     while len(answers) < len(ranks) and not faults:
-        open_ones = {ours: rank for rank, (_, ours, _) in enumerate(ranks) if rank not in answers}
-        ready = wait(list(open_ones), timeout=max(0.0, end - time.monotonic()))
+        silent = {ours: rank for rank, (_, ours, _) in enumerate(ranks) if rank not in answers}
+        ready = wait(list(silent), timeout=max(0.0, end - time.monotonic()))
         for ours in ready:
-            rank = open_ones[ours]
-            try:
-                good, answer = pickle.loads(ours.recv_bytes())
-            except EOFError:
-                ranks[rank][0].join()
-                good, answer = False, f"ended with exit code {ranks[rank][0].exitcode}"
-            (answers if good else faults)[rank] = answer
+            hear(silent[ours])
         if not ready:
-            faults = {rank: "took too long" for rank in open_ones.values()}
+            faults |= dict.fromkeys(silent.values(), "took too long")
     if faults:
         for rank, (_, ours, _) in enumerate(ranks):
             if rank not in faults and rank not in answers and ours.poll(1):  # an error that another rank's led to
-                try:
-                    good, answer = pickle.loads(ours.recv_bytes())
-                    faults |= {} if good else {rank: answer}
-                except EOFError:
-                    pass
+                hear(rank)
         raise AssertionError("\n".join(f"rank {rank}: {fault}\n{_read(ranks[rank][2])}"
                                        for rank, fault in sorted(faults.items())))
     return [answers[rank] for rank in range(len(ranks))]

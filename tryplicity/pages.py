@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -74,8 +75,8 @@ def _plain_table(*columns: str, right: tuple[int, ...] = ()) -> Table:
     return table
 
 
-def build_page(built: Any) -> None:
-    """The answer to: will it fit, how fast, what does it cost."""
+def build_page(built: Any, verdict: Any = None) -> None:
+    """The answer to: will it fit, how fast, what does it cost. verdict: of `--simulate`."""
     plan = built.plan.as_dict()
     hardware, memory, strategy = built.hardware, plan["memory"], plan["strategy"]
     console.print(Text.assemble((plan["name"], "bold"), f" on {hardware.count} x {hardware.accelerator} "
@@ -92,15 +93,11 @@ def build_page(built: Any) -> None:
     facts.add_row("packed bytes read per token", f"{plan['packed_bytes_per_token']:,}")
     console.print(facts)
     console.print()
-    table = _plain_table("memory per device", "GB", right=(1,))
-    for name, size in memory["parts"].items():
-        if size >= 0.005:
-            table.add_row(f"  {name}", f"{size:.2f}")
-    table.add_row(Text("  peak", style="bold"), Text(f"{memory['total_gb']:.2f}", style="bold"),)
-    table.add_row(f"  at the {memory['moment']}", "")
-    console.print(table)
+    _print_memory(memory, verdict and verdict.as_dict()["simulated"])
     console.print()
-    if plan["fits"]:
+    if verdict:
+        _print_verdict(verdict)
+    elif plan["fits"]:
         console.print(Text.assemble(("fits", "bold green"), f": {strategy['chosen']}, {memory['total_gb']:.1f} of "
                                     f"{memory['budget_gb']:g} GB, {memory['headroom_gb']:.1f} GB to spare"))
     else:
@@ -114,6 +111,54 @@ def build_page(built: Any) -> None:
     console.print(f"  {speed['basis']}", style="dim")
     if cost["per_hour"]:
         console.print(f"money: ${cost['per_hour']:,.2f} an hour, ${cost['per_billion_tokens']:,.0f} per billion tokens")
+
+
+def _print_memory(memory: dict[str, Any], simulated: dict[str, Any] | None) -> None:
+    """The peak part by part: as planned, and as simulated."""
+    plans = [memory, simulated] if simulated else [memory]
+    heads = ("planned, GB", "simulated, GB") if simulated else ("GB",)
+    table = _plain_table("memory per device", *heads, right=(1, 2))
+    for name in dict.fromkeys(name for plan in plans for name in plan["parts"]):
+        sizes = [plan["parts"].get(name, 0.0) for plan in plans]
+        if max(sizes) >= 0.005:
+            table.add_row(f"  {name}", *(f"{size:.2f}" for size in sizes))
+    table.add_row(Text("  peak", style="bold"), *(Text(f"{plan['total_gb']:.2f}", style="bold") for plan in plans))
+    if simulated is None or simulated["moment"] == memory["moment"]:
+        table.add_row(f"  at the {memory['moment']}")
+    console.print(table)
+    if simulated and simulated["moment"] != memory["moment"]:
+        console.print(f"  planned at the {memory['moment']}, simulated at the {simulated['moment']}")
+    if simulated:
+        differs = simulated["closed_form_differs"]
+        console.print(f"  the closed form is {abs(differs):.2%} {'above' if differs >= 0 else 'below'} what the "
+                      f"simulation counted ({simulated['seconds']:.0f} s of processor time, "
+                      f"{simulated['resident_gb']:.1f} GB)", style="dim")
+
+
+def _print_verdict(verdict: Any) -> None:
+    """Whether the simulated step fits, and what would be faster."""
+    said, asked = verdict.as_dict(), verdict.asked
+    word, style = ("fits", "bold green") if verdict.fits else ("does not fit", "bold red")
+    console.print(Text.assemble((word, style), f", simulated: {asked.strategy}, {said['simulated']['total_gb']:.1f} of "
+                                f"{asked.hardware.memory_gb:g} GB"))
+    table = _plain_table("neighbours", "batch", "checkpointing", "GB", "tokens/s", "", right=(3, 4))
+    unfit = 0
+    for one in said["neighbours"]:
+        if not one["fits"] and one["simulated_gb"] is None:
+            unfit += 1
+            continue
+        size = one["simulated_gb"] or one["total_gb"]
+        notes = ["simulated" if one["simulated_gb"] else "", "" if one["fits"] else "does not fit",
+                 "fastest" if said["fastest"] == {name: one[name] for name in said["fastest"] or {}} else ""]
+        table.add_row(f"  {one['strategy']}", f"{one['batch']} x {one['accumulation']}",
+                      "yes" if one["activation_checkpointing"] else "no", f"{size:.1f}",
+                      f"{one['tokens_per_second']:,.0f}", ", ".join(filter(None, notes)))
+    console.print(table)
+    if unfit:
+        console.print(f"  and {unfit} that do not fit", style="dim")
+    if verdict.fastest not in (None, asked):
+        settings = (f"--set hardware.{name}={str(value).lower()}" for name, value in said["fastest"].items())
+        console.print(f"the fastest that fits: {' '.join(settings)}", markup=False)
 
 
 def _print_training(spec: Any) -> None:
@@ -273,6 +318,22 @@ def training_summary(run: Any, outcome: Any, prepared: Any) -> None:
         if outcome.chat_bits_per_byte is not None:
             console.print(f"held-out bits per byte of the assistant's answers: {outcome.chat_bits_per_byte:.3f}")
         console.print(f"weights: {run.weights}   every step: {run.metrics}", style="dim")
+    _print_measured(json.loads(run.build.read_text(encoding="utf-8")))
+
+
+def _print_measured(build: dict[str, Any]) -> None:
+    """What was planned and what it came to."""
+    measured = build.get("measured")
+    if measured is None:
+        return
+    tensors = (f"; tensors {measured['tensors_gb']:.2f} GB (planned {measured['planned_tensors_gb']:.2f})"
+               if "tensors_gb" in measured else "")
+    console.print(f"peak memory of a device: {measured['peak_gb']:.2f} GB "
+                  f"(planned {measured['planned_peak_gb']:.2f}){tensors}", style="dim")
+    if "utilisation" in measured:
+        console.print(f"speed: {measured['tokens_per_second']:,.0f} tokens/s (planned "
+                      f"{measured['planned_tokens_per_second']:,.0f}); for plans as fast as this, the profile's "
+                      f"utilisation: {measured['utilisation']:.2g}", style="dim")
 
 
 def plugin_table(plugins: Any) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 from tryplicity import Facts, MemoryPlan, Parallelism, UserError, finish_plan, initialise, moments
+from tryplicity_plugins.parallelism.buckets import Buckets
 from tryplicity_plugins.parallelism.exact import ExactSums
 
 
@@ -24,6 +24,7 @@ class DistributedData(Parallelism):
 
     def __init__(self, config: Config) -> None:
         self.config, self.row_by_row = config, config.exact
+        self.sums: ExactSums | None = None
 
     def place(self, model, world, seed, precision="fp32"):
         from torch.nn.parallel import DistributedDataParallel
@@ -31,23 +32,21 @@ class DistributedData(Parallelism):
         if world.size == 1:
             raise UserError("ddp: this process is alone; it needs several ranks: a launcher starts them, or use single")
         model, self.world = initialise(model, world.device, seed), world
-        self.sums = ExactSums(model, world) if self.config.exact else None
-        if self.sums is not None:
+        if self.config.exact:
+            self.sums = ExactSums(model, world)
             return model
         # buffers are changed by what all ranks summed, alike: there is nothing to send
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 calls it otherwise, older ones know no other
             self.wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-        self.wrapped.register_comm_hook(None, _summed)
+        self.buckets = Buckets(self.wrapped)
         return model
 
     def forward(self, model, *args, **kwargs):
         return (model if self.sums else self.wrapped)(*args, **kwargs)
 
     def micro_batch(self, model, last):
-        if self.sums is not None:
-            return self.sums.micro_batch(last)
-        return nullcontext() if last else self.wrapped.no_sync()
+        return (self.sums or self.buckets).micro_batch(last)
 
     def weights(self, model):
         return super().weights(model) if self.world.first_rank else {}
@@ -72,11 +71,3 @@ class DistributedData(Parallelism):
                                      (facts.optimizer_state_bytes + facts.optimizer_step_bytes) * size}
 
         return finish_plan(hardware, candidates(), sent_per_step=2 * summed * size * (n - 1) // n)
-
-
-def _summed(_, bucket):
-    """Where DistributedDataParallel would take the mean of gradients."""
-    from torch import distributed
-
-    sent = distributed.all_reduce(bucket.buffer(), async_op=True).get_future()
-    return sent.then(lambda done: done.value()[0])

@@ -162,31 +162,42 @@ class FullyShardedData(Parallelism):
         return None
 
     def memory(self, facts: Facts, hardware) -> MemoryPlan:
-        """With c bytes a gathered weight, p the largest block and r what lies outside the blocks: at work are the
-        block's weights, those of the next one already gathered, the buffer they arrive in (3 p c), and r, which stays
-        gathered (r c). The backward pass adds the block's gradients and the fp32 buffer they are reduced from
-        (p c + 4 p), and the gradients of r (r c).
-
-        Blocks that stay gathered are all there when the backward pass begins. Gradients that wait for the last
-        micro-batch are whole, in the dtype that they are summed in.
+        """With c bytes a gathered weight, p a block's parameters and r those outside the blocks, which stay gathered
+        (r c): a block at work has its weights and the buffer that they arrived in, going back that of the block before
+        it (2 p c). Its gradients, whole, are then written into the fp32 buffer that they are reduced from (4 p), which
+        is there until the next block has come so far. Gradients that wait for the last micro-batch are whole, in the
+        dtype that they are summed in.
         """
-        size, copies, accumulates = facts.parameters, hardware.count // (self.config.shards or hardware.count), (
-            hardware.accumulation > 1)
-        n = hardware.count // copies
-        shard = -(-size // n)
-        c = 2 if hardware.precision == "bf16" else 4
-        summed = 8 if self.config.exact else 4
-        waits = accumulates and (self.config.accumulate_locally or self.config.exact)
-        block, root = facts.largest_block, facts.root_parameters
+        size, accumulates = facts.parameters, hardware.accumulation > 1
+        n = self.config.shards or hardware.count
+        copies, shard = hardware.count // n, -(-size // n)
+        c, summed = 2 if hardware.precision == "bf16" else 4, 8 if self.config.exact else 4
+        sizes = [stage.parameters for stage in facts.stages]
+        costs, root, last = facts.measured("bf16" if c == 2 else "fp32", False), facts.root_parameters, len(sizes) - 1
         static = {"weights": 4 * shard, "optimizer": facts.optimizer_state_bytes * shard, "buffers": facts.buffer_bytes}
-        gathered = 3 * c * block + c * root if self.config.reshard_after_forward else c * size + 2 * c * block
+        waits = accumulates and (self.config.accumulate_locally or self.config.exact)
+
+        def block(i: int) -> int:
+            return sizes[i] if 0 < i < last else 0
+
+        def gathered(moment) -> int:
+            i, others = moment.stage, 0 if self.config.reshard_after_forward else sum(sizes[1:min(moment.stage, last)])
+            if moment.backward:
+                arriving = block(i - 1) if self.config.reshard_after_forward else 0
+            else:
+                arriving = root if i == 0 else block(min(i, last - 1))
+            return c * (root + block(i) + arriving + others)
 
         def candidates():
-            for moment in moments(facts.stages, facts.measured("bf16" if c == 2 else "fp32", False)):
-                gradients = 4 * (shard if accumulates else -(-moment.finished // n)) + (summed * size if waits else 0)
-                buckets = c * block + summed * block + c * root if moment.backward else 0
+            for moment in moments(facts.stages, costs):
+                reduced = sum(sizes[moment.stage + 1:last])  # what is outside the blocks comes last
+                gradients, buckets = 4 * shard + (summed * size if waits else 0) if accumulates else 0, 0
+                if moment.backward:
+                    gradients = gradients or 4 * -(-reduced // n)
+                    outside = costs[-1].made if moment.stage < last else 0
+                    buckets = moment.made + outside + summed * block(moment.stage + 1)
                 yield moment.name, {**static, "gradients": gradients, "activations": moment.activations,
-                                    "workspace": moment.workspace, "gathered": gathered, "buckets": buckets}
+                                    "workspace": moment.workspace, "gathered": gathered(moment), "buckets": buckets}
             yield "optimizer step", {**static, "gradients": 4 * shard, "optimizer":
                                      (facts.optimizer_state_bytes + facts.optimizer_step_bytes) * shard}
 

@@ -23,12 +23,14 @@ class SingleDevice(Parallelism):
 
     def __init__(self, config: Config) -> None:
         self.config, self.row_by_row = config, config.exact
+        self.sums: ExactSums | None = None
 
     def place(self, model, world, seed, precision="fp32"):
         if world.size > 1:
             raise UserError(f"single: uses one device, and there are {world.size} ranks; ddp or fsdp uses them all")
         model = initialise(model, world.device, seed)
-        self.sums = ExactSums(model, world) if self.config.exact else None
+        if self.config.exact:
+            self.sums = ExactSums(model, world)
         return model
 
     def micro_batch(self, model, last):

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import threading
+import time
 
 import fsspec
 import pytest
@@ -44,7 +45,9 @@ def url(request, tmp_path):
             Target(address).system.rm("bucket/runs", recursive=True)
         return address
     if request.param == "memory":
-        fsspec.filesystem("memory").store.clear()
+        memory = fsspec.filesystem("memory")
+        memory.store.clear()
+        memory.pseudo_dirs[:] = [""]
         return "memory://runs/first"
     return f"file://{tmp_path}/far/away"
 
@@ -69,12 +72,18 @@ def saved(run, step, text="weights"):
     return folder
 
 
+def until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_what_is_complete_is_copied_and_comes_back(url, run, tmp_path):
     copier = Copier(url, run, keep=2, every=2)
     for step in (2, 4, 6, 7):
         copier.add(saved(run, step))
-        while copier.copied != step:
-            assert copier._thread.is_alive()
+        until(lambda step=step: copier.copied == step)
     run.weights.write_text("the end")
     assert copier.finish(run.weights)
     assert Target(url).steps() == [4, 6, 7]  # as in the run folder
@@ -121,14 +130,32 @@ def test_a_checkpoint_is_copied_again_only_if_it_is_another(url, run):
     assert target.system.cat_file(target.path("checkpoints", "step-2", "state.pt")).startswith(b"after the sleep")
 
 
+@pytest.mark.parametrize("files", [0, 1, 2])
+def test_a_copy_that_is_cut_short_is_none_even_where_one_was(run, tmp_path, monkeypatch, files):
+    target, folder, put = Target(f"file://{tmp_path}/far"), saved(run, 2), Target.put
+
+    def cut_short(self, file, *place):
+        if len(done) == files:
+            raise ConnectionError("gone")
+        done.append(file)
+        put(self, file, *place)
+
+    target.put_checkpoint(folder)
+    assert target.steps() == [2]
+    done = []
+    monkeypatch.setattr(Target, "put", cut_short)
+    with pytest.raises(ConnectionError):
+        target.put_checkpoint(folder)
+    assert target.steps() == []
+
+
 def test_a_target_that_is_not_there_is_said_once_and_tried_again(run, tmp_path, capsys):
     (tmp_path / "far").write_text("a file where the folder should be")
     copier = Copier(f"file://{tmp_path}/far/away", run, keep=2, every=2, waits=(0.05,) * 100)
     copier.add(saved(run, 2))
-    while "cannot be written now" not in capsys.readouterr().err:
-        assert copier._thread.is_alive()
+    until(lambda: copier._fault)
     (tmp_path / "far").unlink()
-    assert copier.finish() and capsys.readouterr().err == ""
+    assert copier.finish() and capsys.readouterr().err.count("cannot be written now") == 1
     assert steps(tmp_path / "far" / "away" / "checkpoints") == [2]
 
 
@@ -213,7 +240,7 @@ def test_a_run_is_gone_on_with_on_another_machine(command, tmp_path, capfd, monk
         for file in (tmp_path / "far" / "checkpoints" / gone).iterdir():
             file.unlink()
     assert train(command("second", *few, "--resume", "--copy-to", far)) == 0
-    assert steps(tmp_path / "far" / "checkpoints") == [3, 6, 8]
+    assert steps(tmp_path / "far" / "checkpoints") == steps(tmp_path / "second" / "checkpoints") == [3, 6, 8]
     whole, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "second"))
     assert all(bool((second[name] == tensor).all()) for name, tensor in whole.items())
     # a copy that cannot be written is said, and the run ends well

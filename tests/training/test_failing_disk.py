@@ -3,27 +3,26 @@
 import errno
 
 import pytest
-import torch
 
 from tests.training.plain import steps_of
-from tests.training.test_told_and_scored import SLEEPER, SMALL, Ear
+from tests.training.test_told_and_scored import SLEEPER, SMALL
 from tryplicity import load_plugins
 from tryplicity.errors import Refused
-from tryplicity.training import checkpoint
+from tryplicity.training import checkpoint, saving
 from tryplicity.training.metrics import read_lines
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told_and_the_next_one_is(go, monkeypatch, capsys):
-    saving, failing, ear = torch.save, {4, 6}, Ear()
+    write, failing = saving.write_tensors, {4, 6}
 
-    def save(*given):
-        if ear.steps[-1][0] in failing:     # the step that was told last
+    def write_or_fail(path, tensors):
+        if int(path.parent.name.split(".")[1].removeprefix("step-")) in failing:
             raise OSError(errno.ENOSPC, "no space left on device")
-        saving(*given)
+        return write(path, tensors)
 
-    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(saving, "write_tensors", write_or_fail)
     settings = [*SMALL, "training.checkpoint_every=2", "training.keep_checkpoints=9"]
-    run = go("run", settings, steps=8, watcher=ear)
+    run = go("run", settings, steps=8)
     assert checkpoint.steps(run.checkpoints) == [2, 8] and run.weights.exists()
     said = [line for line in capsys.readouterr().err.splitlines() if "could not be written" in line]
     assert [line.partition(":")[0] for line in said] == ["warning"] * 2
@@ -31,7 +30,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_next_one_is(go, mon
     assert all("the newest complete one is step 2; training goes on" in line for line in said)
     failing |= {2, 8}
     with pytest.raises(Refused, match=r"step 8: .*could not be written .*there is no older one; free some"):
-        go("other", settings, steps=8, watcher=ear)
+        go("other", settings, steps=8)
     assert capsys.readouterr().err.count("there is no older one; training goes on") == 4
 
 
@@ -39,15 +38,15 @@ def test_a_sleep_that_nothing_could_be_saved_before_is_slept_to_its_end(go, tmp_
     """A signal in the middle of it must wait: there would be nothing to go on from."""
     text = SLEEPER.replace("time.sleep(0.4)", "os.kill(os.getpid(), signal.SIGTERM)")
     (tmp_path / "sleeper.py").write_text("import os\nimport signal\n" + text)
-    plugins, saving, failed = load_plugins((str(tmp_path / "sleeper.py"),)), torch.save, []
+    plugins, write, failed = load_plugins((str(tmp_path / "sleeper.py"),)), saving.write_tensors, []
 
-    def save(*given):
+    def fail_once(path, tensors):
         if not failed:
             failed.append(True)
             raise OSError(errno.ENOSPC, "no space left on device")
-        saving(*given)
+        return write(path, tensors)
 
-    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(saving, "write_tensors", fail_once)
     run = go("run", [*SMALL, "brain=[{type: sleeper, replayed: 2}]", "training.validation_rows=2"], steps=4,
              plugins=plugins)
     [slept] = [line for line in read_lines(run.metrics) if "sleep" in line]

@@ -1,6 +1,7 @@
 """Runs as a user starts them, in a process of their own: killed, starved of disk, given wrong folders."""
 
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -107,7 +108,8 @@ def test_ranks_killed_at_any_moment_lose_nothing_that_was_complete(kills, corpus
         try:
             go(str(number), kill)
         except AssertionError as killed:
-            assert f"rank {rank}: ended with exit code -9" in str(killed), (seed, kill)
+            # what the other rank has to say of it may come first
+            assert re.search("exit code -9|by peer|Broken pipe", str(killed)), (seed, kill, str(killed))
             with alone(run):
                 if found := steps(run.checkpoints):
                     assert newest(run.checkpoints) == run.checkpoints / f"step-{found[-1]}", (seed, kill)

@@ -75,6 +75,7 @@ def test_two_ranks_are_killed_stopped_and_resumed(two, start, wait_for_steps, tm
     newest = checkpoint.steps(run / "checkpoints")[-1]
     assert code == 3 and f"error: rank 1 (process {ranks[1]} on {socket.gethostname()}) was ended by SIGKILL" in err
     assert f"the checkpoint of step {newest} is kept: go on from there with the same command and --resume" in err
+    assert err.count("error: ") == 2  # and nothing of what rank 0 met with
     assert "on 2 ranks of this machine, ddp" in err and gone(ranks.values())
 
     process = start(two("--steps", "100000", "--resume"), **PIPES)

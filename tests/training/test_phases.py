@@ -18,7 +18,7 @@ from tryplicity.training import checkpoint
 from tryplicity.training.loop import Budget, train
 from tryplicity.training.metrics import read_lines
 from tryplicity.training.phases import PhasePlan
-from tryplicity.training.session import document_losses
+from tryplicity.training.session import document_losses, mean_losses
 
 
 def test_phases_take_their_shares_in_order_and_a_sleep_lies_between():
@@ -44,9 +44,15 @@ def test_the_losses_of_documents_are_their_means_over_valid_tokens():
     targets = torch.tensor([[5, IGNORE, 5, 5], [5, 5, IGNORE, 5]])
     nll = torch.tensor([[1.0, 0.0, 2.0, 4.0], [7.0, 3.0, 0.0, 5.0]])
     batch = Batch(targets, targets, doc_ids, 0, (np.array([9, 4]), np.array([4, 2, 9])))
-    documents, losses = document_losses(batch, nll)
-    assert documents.tolist() == [2, 4, 9]
-    assert losses.tolist() == [3.0, (2.0 + 4.0 + 7.0) / 3, (1.0 + 5.0) / 2]
+    rows = [batch._replace(**{name: value[i:i + 1] for name, value in batch._asdict().items() if name != "bytes"})
+            for i in range(2)]
+    whole = document_losses(batch, list(nll.split(1)))  # in parts, as a step gives them
+    apart = [document_losses(row, [nll[i:i + 1]]) for i, row in enumerate(rows)]  # as two ranks have them
+    nothing = document_losses(batch, [])  # a rank without a row
+    for parts in ([whole], apart, [*apart, nothing]):
+        documents, losses = mean_losses(parts)
+        assert documents.tolist() == [2, 4, 9]
+        assert losses.tolist() == [3.0, (2.0 + 4.0 + 7.0) / 3, (1.0 + 5.0) / 2]
 
 
 PLUGIN = """

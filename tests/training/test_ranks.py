@@ -19,7 +19,7 @@ COMMON = ["vocab_size=300", "context_length=48", "phases=[]", "hardware.batch=1"
 CLOCKS = {"seconds", "tokens_per_second"}
 
 
-def training(world, corpus, cache, folder, spec, settings, steps):
+def training(world, corpus, cache, folder, spec, settings, steps, plugins=()):
     """A whole training; rank 0 gives what it wrote down, by step, and its weights."""
     from tryplicity import load_plugins
     from tryplicity.builder import build
@@ -28,7 +28,7 @@ def training(world, corpus, cache, folder, spec, settings, steps):
     from tryplicity.training.loop import Budget, train
     from tryplicity.training.metrics import read_lines
 
-    plugins = load_plugins()
+    plugins = load_plugins(plugins)
     prepared = prepare(parse_source(plugins.registry, corpus), 300, Path(cache))
     built, run = build(spec, "cpu", plugins.registry, [*COMMON, *settings]), Run(Path(folder))
     world.decided(lambda: run.create(spec=built.spec.as_yaml(), hardware="", build={}, data={},
@@ -119,3 +119,44 @@ def test_fifty_steps_of_tiny_are_the_same_on_any_ranks(trained, size, strategy):
     several = trained(size, strategy, TINY, [*MANY, "hardware.count=2", "hardware.accumulation=3"], 50, limit=900)
     compare(several, one)
     assert all(math.isfinite(line["loss"]) for line in several[0] if "loss" in line)
+
+
+SICK = """
+import os
+from tryplicity import FeedForward, hookimpl
+
+class Sick(FeedForward):
+    '''Not a number on rank 1.'''
+    name = "sick"
+
+    def __init__(self, config, site):
+        super().__init__()
+
+    def forward(self, x_BTD, *, state=None, doc_ids=None):
+        return x_BTD * float("nan") if os.environ["RANK"] == "1" and self.training else x_BTD
+
+@hookimpl
+def tryplicity_layers():
+    return [Sick]
+"""
+
+
+def refused(world, plugin, *arguments):
+    from tryplicity.errors import Refused
+
+    try:
+        training(world, *arguments, plugins=(plugin,))
+    except Refused as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_loss_that_is_no_number_on_one_rank_ends_all_and_says_where(uneven, tmp_path, strategy):
+    plugin = tmp_path / "sick.py"
+    plugin.write_text(SICK)
+    said, same = together(2, refused, str(plugin), str(uneven), str(tmp_path / "cache"), str(tmp_path / "run"), SMALL,
+                          ["layers=[attention]", "blocks.attention.feed_forward=sick", "hardware.count=2",
+                           "training.bad_steps=2", f"hardware.strategy={strategy}"], 5)
+    assert said == same and "not a number 2 steps in a row" in said and "(rank 1: the document" in said
+    assert "rank 0" not in said
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2

@@ -1,6 +1,7 @@
 """A checkpoint of one world and strategy, read by another: the same numbers, each rank taking its share."""
 
 import resource
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 
 from tests.ranks import together
 from tests.training.conftest import SPEC
-from tryplicity.training import checkpoint
+from tryplicity.training import checkpoint, saving
 from tryplicity.training.checkpoint import Options, Progress
 from tryplicity.training.saved import indexed, saved_weights
 from tryplicity.training.saving import Saver
@@ -55,12 +56,14 @@ def everything(strategy, model, optimizer):
 def write(world, strategy, folder):
     strategy, model, optimizer = placed(world, strategy, 0)
     step(model, optimizer)
-    saver = Saver(Path(folder), world, keep=2, every=1)
+    saver, changed, write_tensors = Saver(Path(folder), world, keep=2, every=1), threading.Event(), saving.write_tensors
+    saving.write_tensors = lambda *given: changed.wait() and write_tensors(*given)
     torch.manual_seed(10 + world.rank)
     saver.begin(strategy, model, optimizer, Options.of("adamw", optimizer), Progress(step=1))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.zero_()  # what training does meanwhile is not in it
+            parameter.zero_()  # what training does before it is written is not in it
+    changed.set()
     job = saver.finish()
     assert (job.state, job.error) in (("committed", ""), ("written", ""))
 

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from tryplicity import UserError
 from tryplicity.run import Run
 from tryplicity.training import launching
 from tryplicity.training.launching import LOST, NAMED, NOTHING_LOST
+from tryplicity.training.process import allocator_settings
 
 COMMAND = """
 import click, os, signal, subprocess, sys, time
@@ -102,6 +104,12 @@ def test_a_rank_that_does_not_end_is_named(supervise):
     assert code == 3 and "error: rank 1 (process " in err and "did not answer the others" in err and KEPT in err
 
 
+def test_who_was_waited_for_is_named_too(supervise):
+    code, err = supervise("", "os.kill(os.getpid(), signal.SIGABRT)")
+    assert code == 3 and "error: rank 1 (process " in err and "was ended by SIGABRT" in err
+    assert "error: rank 0 (process " in err and "had not ended by then" in err
+
+
 def test_ranks_that_all_lost_each_other(supervise):
     code, err = supervise(f"os._exit({LOST})", f"os._exit({LOST})")
     assert code == 3 and "error: the ranks did not answer each other; " in err and KEPT in err
@@ -150,3 +158,36 @@ def test_a_port_that_is_none(monkeypatch, port):
     monkeypatch.setenv("MASTER_PORT", port)
     with pytest.raises(UserError, match=f"MASTER_PORT={port}"):
         launching.supervise([], 2, Run(Path("nowhere")))
+
+
+def test_data_is_prepared_by_one_process_after_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRYPLICITY_CACHE", str(tmp_path))
+    done, inside = [], []
+
+    def prepare(name):
+        with launching.in_turn():
+            inside.append(name)
+            time.sleep(0.2)
+            done.append(inside.copy())
+            inside.clear()
+
+    threads = [threading.Thread(target=prepare, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(done) == [["a"], ["b"], ["c"]]
+
+
+@pytest.mark.parametrize(("device", "given", "expected"), [
+    ("cuda", {}, "expandable_segments:True"), ("rocm", {}, "expandable_segments:True"), ("cpu", {}, None),
+    ("cuda", {"PYTORCH_ALLOC_CONF": "backend:native"}, None),
+    ("cuda", {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native")])
+def test_the_profile_s_allocator_settings_hold_unless_the_user_has_some(monkeypatch, device, given, expected):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "")  # so that what is set is taken back
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    allocator_settings(SimpleNamespace(device=device, expandable_segments=True))
+    assert os.environ.get("PYTORCH_CUDA_ALLOC_CONF") == expected

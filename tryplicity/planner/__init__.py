@@ -82,13 +82,32 @@ def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
     names one gets that one, fitting or not.
     """
     from tryplicity.planner.count import count
-    from tryplicity.promises import check_memory
 
     counts = count(model)
     facts = gather_facts(model, hardware, counts)
     costs = facts.measured("fp32", hardware.accumulation > 1 or hardware.count > 1)  # a layer's fault is no strategy's
+    options, refused = plan_strategies(facts, hardware, registry)
+
+    asked = [o for o in options if o.memory is not None and hardware.strategy_name in ("auto", o.name)]
+    if not asked:
+        raise PluginFault("no parallelism strategy can plan: " + "; ".join(f"{o.name}: {o.reason}" for o in options))
+    chosen = next((o for o in asked if o.reason is None), None)
+    nearest = chosen or min([o for o in asked if o.name not in refused] or asked, key=lambda o: o.memory.total)
+    unasked = (f"{chosen.name} is the first that fits" if hardware.strategy_name == "auto" and chosen else
+               f"the profile asks for {hardware.strategy_name}")
+    rejected = [replace(o, reason=o.reason or unasked) for o in options if o is not chosen]
+
+    speed = estimate_speed(flops_of_a_token(costs, facts), facts.tokens, nearest.memory, hardware)
+    cost = estimate_cost(speed, hardware)
+    return Plan(model.spec.name, hardware, counts, chosen, rejected, nearest, speed, cost)
+
+
+def plan_strategies(facts: Facts, hardware: Hardware, registry: Registry) -> tuple[list[Option], set[str]]:
+    """What becomes of each strategy, in the order in which they are tried, and the names of those that cannot be used
+    on this hardware at all."""
+    from tryplicity.promises import check_memory
+
     names = sorted(registry.names("parallelism"), key=lambda name: (registry.get("parallelism", name).order, name))
-    costs = facts.measured("fp32", hardware.accumulation > 1 or hardware.count > 1)  # a layer's fault is no strategy's
     options, refused = [], set()
     for name in names:
         try:
@@ -105,20 +124,11 @@ def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
         elif not memory.fits(hardware.memory_bytes):
             reason = f"{memory.total / GB:.1f} GB > {hardware.memory_gb:g} GB"
         options.append(Option(name, memory, reason))
+    return options, refused
 
-    asked = [o for o in options if o.memory is not None and hardware.strategy_name in ("auto", o.name)]
-    if not asked:
-        raise PluginFault("no parallelism strategy can plan: " + "; ".join(f"{o.name}: {o.reason}" for o in options))
-    chosen = next((o for o in asked if o.reason is None), None)
-    nearest = chosen or min([o for o in asked if o.name not in refused] or asked, key=lambda o: o.memory.total)
-    unasked = (f"{chosen.name} is the first that fits" if hardware.strategy_name == "auto" and chosen else
-               f"the profile asks for {hardware.strategy_name}")
-    rejected = [replace(o, reason=o.reason or unasked) for o in options if o is not chosen]
 
-    flops = sum(c.flops_forward + c.flops_backward for c in costs) / facts.tokens
-    speed = estimate_speed(flops, facts.tokens, nearest.memory, hardware)
-    cost = estimate_cost(speed, hardware)
-    return Plan(model.spec.name, hardware, counts, chosen, rejected, nearest, speed, cost)
+def flops_of_a_token(costs: Sequence[Cost], facts: Facts) -> float:
+    return sum(c.flops_forward + c.flops_backward for c in costs) / facts.tokens
 
 
 def gather_facts(model: Model, hardware: Hardware, counts: Counts) -> Facts:

@@ -54,6 +54,9 @@ class Cost:
     flops_forward: int
     flops_backward: int
     """Recomputation included."""
+    left: int = 0
+    """Held from its backward pass to the step's last: the gradient of a tied table from the losses waits for that of
+    the embedding before both are added to what there is."""
 
 
 # --- FLOPs ---
@@ -371,6 +374,8 @@ def _measure_batch(model: Model, hardware: Hardware, batch: int, weights: str, g
         costs.append(cost)
     last, _ = measure(losses, [_leaf(streams)], parameters, autocast=autocast,
                       gradients_exist=gradients_exist)
+    if gradients_exist and model.unembedding is None:
+        last = replace(last, left=embedding.weight.numel() * embedding.weight.element_size())
     return [*costs, last]
 
 

@@ -44,6 +44,11 @@ class MemoryPlan:
     def total(self) -> int:
         return sum(self.parts.values())
 
+    @property
+    def counted(self) -> int:
+        """Bytes of tensors: all but the overhead."""
+        return self.total - self.parts["overhead"]
+
     def fits(self, capacity: int) -> bool:
         return self.total <= capacity
 
@@ -102,20 +107,27 @@ class Moment:
     finished: int
     """Parameters of the stages whose backward pass has begun."""
     backward: bool
+    stage: int = 0
+    """Which of the stages is at work."""
+    made: int = 0
+    """Bytes of the gradients that are of this stage alone, of `gradients`."""
 
 
 def moments(stages: Sequence[Stage], costs: Sequence[Cost]) -> Iterator[Moment]:
     """The work of each stage of one micro-batch, forward then backward."""
-    kept = gradients = finished = 0
-    for stage, cost in zip(stages, costs, strict=True):
-        yield Moment(f"forward of {stage.name}", kept, cost.forward, 0, 0, False)
+    kept = gradients = finished = left = 0
+    pairs = list(enumerate(zip(stages, costs, strict=True)))
+    for i, (stage, cost) in pairs:
+        yield Moment(f"forward of {stage.name}", kept, cost.forward, 0, 0, False, i)
         kept += cost.kept
-    for stage, cost in reversed(list(zip(stages, costs, strict=True))):
+    for i, (stage, cost) in reversed(pairs):
         kept -= cost.kept
         finished += stage.parameters
         made = gradients + cost.made_at_peak
-        yield Moment(f"backward of {stage.name}", kept, cost.backward, made, finished, True)
+        yield Moment(f"backward of {stage.name}", kept, cost.backward + left, made, finished, True, i,
+                     cost.made_at_peak)
         gradients += cost.made
+        left += cost.left
 
 
 def overhead(hardware: Hardware, moving: int) -> int:
@@ -132,12 +144,13 @@ def overhead(hardware: Hardware, moving: int) -> int:
     return int(GB + (GB if hardware.count > 1 else 0) + waste * moving)
 
 
+def with_overhead(hardware: Hardware, moment: str, parts: dict[str, int], sent_per_step: int = 0) -> MemoryPlan:
+    """A plan of tensors' bytes, and what the device holds beside them."""
+    moving = sum(parts.get(name, 0) for name in ("activations", "workspace", "gathered", "buckets"))
+    return MemoryPlan({**parts, "overhead": overhead(hardware, moving)}, moment, sent_per_step)
+
+
 def finish_plan(hardware: Hardware, candidates: Iterable[tuple[str, dict[str, int]]],
                 sent_per_step: int = 0) -> MemoryPlan:
     """The largest of (moment, parts) with its overhead."""
-
-    def complete(moment: str, parts: dict[str, int]) -> MemoryPlan:
-        moving = sum(parts.get(name, 0) for name in ("activations", "workspace", "gathered", "buckets"))
-        return MemoryPlan({**parts, "overhead": overhead(hardware, moving)}, moment, sent_per_step)
-
-    return max((complete(*c) for c in candidates), key=lambda plan: plan.total)
+    return max((with_overhead(hardware, *c, sent_per_step) for c in candidates), key=lambda plan: plan.total)

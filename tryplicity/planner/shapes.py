@@ -7,6 +7,7 @@ and any other is asked of it. The tests hold all of them against tensors with da
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -351,7 +352,11 @@ _KINDS: dict[Any, Kind] = {torch.ops.prim.device.default: Kind("device"), **dict
     (aten._unsafe_view.default, aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default), Kind("view"))}
 
 
-def _kind(func: Any) -> Kind:
+@functools.cache
+def kind_of(func: Any) -> Kind:
+    """How an operation is run, by its schema."""
+    if func in _KINDS:
+        return _KINDS[func]
     schema = func._schema
     written: dict[str, int | str] = {}
     for place, argument in enumerate(schema.arguments):
@@ -368,7 +373,6 @@ def _kind(func: Any) -> Kind:
         kind = Kind("view")
     else:
         kind = Kind("any" if any(aliases) else "new")
-    _KINDS[func] = kind
     return kind
 
 
@@ -428,7 +432,7 @@ class ShapeMode(TorchDispatchMode):
     _seen: ClassVar[dict[Any, Any]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kind = _KINDS.get(func) or _kind(func)
+        kind = kind_of(func)
         kwargs = kwargs or {}
         how = kind.how
         if how == "device":

@@ -5,7 +5,7 @@
     progress.json    how far the run was
     complete.json    the SHA-256 of each of these
 
-Until version 0.1 there were model.safetensors and optimizer.pt, of one process; they are read as well. `saving` writes.
+Earlier ones have model.safetensors and optimizer.pt, of one process, and are read as well. `saving` writes.
 """
 
 from __future__ import annotations

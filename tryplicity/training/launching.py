@@ -267,6 +267,8 @@ def _verdict(workers: Sequence[_Worker], ended: dict[int, int], stopped: int | N
             say(f"error: {culprit.called} {how}{'; what it said last:' if said else ''}")
             for line in said:
                 say(f"  rank {culprit.rank}: {line}")
+            if code == -signal.SIGABRT and len(ended) < len(workers):  # NCCL ends so who waited too long for another
+                say(f"error: {_silent(workers, ended)} had not ended by then")
             say(f"error: {what_is_kept(run)}")
         return code if code in (1, 2, 3) else exit_code(signal.SIGTERM) if code == -signal.SIGTERM else 3
     if NAMED in codes:
@@ -276,14 +278,18 @@ def _verdict(workers: Sequence[_Worker], ended: dict[int, int], stopped: int | N
         say(f"error: {what_is_kept(run)}")
         return 3
     if LOST in codes:
-        silent = [worker.called for worker in workers if worker.rank not in ended]
-        say(f"error: {' and '.join(silent) or 'the ranks'} did not answer {'the others' if silent else 'each other'}; "
+        silent = _silent(workers, ended)
+        say(f"error: {silent or 'the ranks'} did not answer {'the others' if silent else 'each other'}; "
             f"{what_is_kept(run)}")
         return 3
     code = ended.get(0) or max(codes, default=0)
     if stopped is not None and (code or len(ended) < len(workers)):
         return exit_code(stopped)  # to them a Ctrl-C came as SIGTERM
     return code
+
+
+def _silent(workers: Sequence[_Worker], ended: dict[int, int]) -> str:
+    return " and ".join(worker.called for worker in workers if worker.rank not in ended)
 
 
 def what_is_kept(run: Run) -> str:

@@ -18,7 +18,7 @@ from tryplicity.leftout import LeftOut
 from tryplicity.model import NEXT_TOKEN
 from tryplicity.plugins import Plugins
 from tryplicity.run import Run
-from tryplicity.training import checkpoint
+from tryplicity.training import checkpoint, measured
 from tryplicity.training import resume as resuming
 from tryplicity.training.checkpoint import Progress
 from tryplicity.training.copying import Copier
@@ -157,6 +157,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     world = world or World(device=torch.device(build.hardware.torch_device))
     watcher = _Heard(watcher if watcher and world.first_rank else Watcher())
     plugins = plugins if world.first_rank else Unheard()
+    measured.begin(world.device)
     data = data_of_phases(build.spec, prepared, phase_data or {})
     copier = Copier(copy_to, run, training.keep_checkpoints, training.checkpoint_every) if (
         copy_to and world.first_rank) else None
@@ -260,9 +261,13 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     if not interrupted:
         metrics_file.write({"step": progress.step, "tokens": progress.tokens, **scores})
     metrics_file.close()
+    if world.first_rank:
+        measured.note(run, build, world.device)
     if copier is not None:
         with StopSignals(f"waiting for the copy to {copy_to}; Ctrl-C again ends without it"):
             copier.finish(None if interrupted else run.weights)
+    if world.first_rank:
+        session.saver.drop_old(progress.step)  # what was being copied when its time came
     reason = "interrupted" if interrupted else "budget"
     plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason=reason, scores=scores)
     return Outcome(reason, progress, scores.get(_score_name("pretrain")), together.signal or signals.received,

@@ -82,17 +82,16 @@ class Saver:
         target = self.folder / f"step-{progress.step}"  # one that is there is damaged, or of the moment before a sleep
         temporary = self._room(target)
         try:
-            staged = stage(tensors, self.world, self._buffers)
+            staged, texts = stage(tensors, self.world, self._buffers), {}
+            if self.world.first_rank:
+                plain = io.BytesIO()
+                torch.save({"groups": state["optimizer"]["groups"], "others": others, "options": asdict(options),
+                            "random": random}, plain)
+                texts = {INDEX: json.dumps(staged.index, separators=(",", ":")).encode(), "state.pt": plain.getvalue(),
+                         "progress.json": json.dumps(asdict(progress), indent=1, sort_keys=True).encode()}
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        texts = {}
-        if self.world.first_rank:
-            plain = io.BytesIO()
-            torch.save({"groups": state["optimizer"]["groups"], "others": others, "options": asdict(options),
-                        "random": random}, plain)
-            texts = {INDEX: json.dumps(staged.index, separators=(",", ":")).encode(), "state.pt": plain.getvalue(),
-                     "progress.json": json.dumps(asdict(progress), indent=1, sort_keys=True).encode()}
         self.job = Job(progress.step, target, temporary, staged, texts)
         self.job.thread = threading.Thread(target=self._work, args=(self.job,), daemon=True, name="checkpoint")
         self.job.thread.start()
@@ -164,7 +163,7 @@ class Saver:
             commit_folder(job.temporary, job.target)
             if self.holder is not None:
                 self.holder.add(job.target)
-            self._drop_old(job.step)
+            self.drop_old(job.step)
             job.state = "committed"
         except Exception as error:  # whatever it is must not be lost with the thread
             job.error = "" if isinstance(error, _Stopped) else " ".join(str(error).split()) or type(error).__name__
@@ -174,7 +173,8 @@ class Saver:
         finally:
             job.staged.files.clear()
 
-    def _drop_old(self, step: int) -> None:
+    def drop_old(self, step: int) -> None:
+        """Remove what the rule does not keep; on rank 0, no checkpoint being on its way."""
         found = [one for one in steps(self.folder) if one <= step]  # a later one is damaged: see `newest`
         for old in sorted(set(found) - to_keep(found, self.keep, self.every)):
             folder = self.folder / f"step-{old}"

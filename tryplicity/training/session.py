@@ -279,8 +279,10 @@ class Session:
 
     def regular_checkpoints(self) -> list[Path]:
         """Those at the steps where one is due whatever happens, oldest first: the same after any interruption."""
-        return [self.run.checkpoints / f"step-{step}" for step in checkpoint.steps(self.run.checkpoints)
-                if step % self.training.checkpoint_every == 0 and step <= self.progress.step]
+        due = [step for step in checkpoint.steps(self.run.checkpoints)
+               if step % self.training.checkpoint_every == 0 and step <= self.progress.step]
+        # of those before there may be one that a killed training did not come to drop, or that is being copied
+        return [self.run.checkpoints / f"step-{step}" for step in due[-self.training.keep_checkpoints:]]
 
     def healthy(self) -> bool:
         """Whether every weight is finite."""

@@ -80,14 +80,27 @@ def test_fsdp_holds_a_quarter_and_gathers_blocks(registry):
     assert parts(plan) == {
         "weights": TOTAL, "gradients": TOTAL, "optimizer": 2 * TOTAL, "buffers": 7,
         "activations": 1000 + 2 * KEPT, "workspace": WORK,
-        "gathered": 3 * 2 * BLOCK + 2 * root, "buckets": (2 + 4) * BLOCK + 2 * root}
+        "gathered": 2 * 2 * BLOCK + 2 * root, "buckets": 4 * BLOCK // 2}
     # two micro-batches: bf16 weights twice and fp32 gradients once, three quarters of each
     assert plan.sent_per_step == 2 * (2 + 2 + 4) * TOTAL * 3 / 4
 
 
 def test_fsdp_in_fp32_gathers_twice_the_bytes(registry):
     plan = planned(registry, "fsdp", dataclasses.replace(GPUS, precision="fp32"))
-    assert plan.parts["gathered"] == 3 * 4 * BLOCK + 4 * (TABLE + REST)
+    assert plan.parts["gathered"] == 2 * 4 * BLOCK + 4 * (TABLE + REST)
+
+
+def test_fsdp_reduces_a_block_s_gradients_while_the_one_before_works(registry):
+    """Where blocks keep little, the second to go back is the peak."""
+    quiet = facts().measured("bf16", False)
+    little = [dataclasses.replace(cost, kept=1000) for cost in quiet]
+    plan = planned(registry, "fsdp", given=dataclasses.replace(facts(), measured=lambda *_: little))
+    assert plan.moment == "backward of layer 1"
+    assert plan.parts["buckets"] == 4 * BLOCK // 2 + 4 * BLOCK
+    once = dataclasses.replace(GPUS, accumulation=1)
+    plan = planned(registry, "fsdp", once, dataclasses.replace(facts(), measured=lambda *_: little))
+    assert plan.moment == "backward of layer 1"
+    assert plan.parts["gradients"] == 4 * BLOCK // 4, "this rank's share of the last block's"
 
 
 def test_fsdp_shards_are_rounded_up(registry):

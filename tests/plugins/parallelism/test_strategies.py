@@ -246,3 +246,40 @@ def refused(world, strategy):
     (3, {"type": "fsdp", "shards": 2}, "shards 2 does not divide the 3 ranks")])
 def test_a_world_that_a_strategy_cannot_use_is_refused(size, strategy, why):
     assert all(why in said for said in together(size, refused, strategy))
+
+
+def sampled(world, strategy, folder):
+    """Tokens that every rank chooses alone from the model as it lies, and that rank 0 chooses from its file."""
+    from safetensors.torch import load_file, save_file
+
+    from tryplicity.inference.engine import decode
+    from tryplicity.inference.sampler import Sampler, Sampling
+    from tryplicity.model import assemble, initialise
+
+    strategy, model, optimizer = placed(world, strategy)
+    for _ in range(2):
+        step_of(strategy, model, optimizer, world)
+
+    def text(model, number):
+        tokens = decode(model, [1, 5, 9 + number], Sampler(Sampling(temperature=0.8, seed=number), []))
+        return [next(tokens) for _ in range(12)]
+
+    model.eval()
+    with strategy.whole(model):
+        own = [text(model, number) for number in range(world.rank + 1)]
+    model.train()
+    weights, path = strategy.weights(model), f"{folder}/model.safetensors"
+    if world.first_rank:
+        save_file(weights, path)
+    world.first(None)
+    plain = initialise(assemble(model.spec), "cpu", 1).eval()
+    plain.load_state_dict(load_file(path))
+    exported = [text(plain, number) for number in range(world.rank + 1)]
+    step_of(strategy, model, optimizer, world)  # training goes on
+    return own, exported
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_text_sampled_while_sharded_is_that_of_the_exported_weights(strategy, tmp_path):
+    for own, exported in together(2, sampled, strategy, str(tmp_path)):
+        assert own == exported and len(set(map(tuple, own))) == len(own)
