@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import time
 
 import pytest
 
@@ -85,6 +86,14 @@ def written_by_wandb(folder):
     return steps, ids
 
 
+def soon(read, whole):
+    """What is read, once it is whole: wandb's own process may write its last records after the run has ended."""
+    until = time.monotonic() + 30
+    while not whole(found := read()) and time.monotonic() < until:
+        time.sleep(0.1)
+    return found
+
+
 def check(steps, lines):
     """What a tracker has of steps is what metrics.jsonl says."""
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
@@ -98,11 +107,11 @@ def check(steps, lines):
 def test_wandb_has_what_the_metrics_say_and_a_resumed_run_is_the_same_one(go, monkeypatch):
     monkeypatch.setenv("TRYPLICITY_WANDB", "1")
     run = go(12)
-    steps, ids = written_by_wandb(run.folder)
+    steps, ids = soon(lambda: written_by_wandb(run.folder), lambda found: 12 in found[0])
     check(steps, read_lines(run.metrics))
     assert len(ids) == 1
     run = go(14, resume=True)
-    more, again = written_by_wandb(run.folder)
+    more, again = soon(lambda: written_by_wandb(run.folder), lambda found: 14 in found[0])
     assert again == ids and sorted(more) == list(range(1, 15))
     check(more, read_lines(run.metrics))
 
