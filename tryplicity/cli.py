@@ -18,6 +18,7 @@ import click
 
 from tryplicity import __version__
 from tryplicity.commands.data import data
+from tryplicity.commands.eval import eval_
 from tryplicity.commands.launch import launch
 from tryplicity.commands.options import (
     SEED,
@@ -224,6 +225,7 @@ def build(spec: str, hardware: str, settings: tuple[str, ...], as_json: bool, si
 
 main.add_command(train)
 main.add_command(launch)
+main.add_command(eval_)
 
 
 def sampling_options(command: Callable) -> Callable:

@@ -369,6 +369,36 @@ def export_page(sizes: Any) -> None:
     Console(highlight=False, soft_wrap=True).print(table)
 
 
+def evaluation_page(said: dict[str, Any]) -> None:
+    """A model's bits per byte by domain, and beside them what needs no model."""
+    from tryplicity.evaluation.report import sentences
+
+    table = _plain_table("held-out text", "bits per byte", "xz alone", "documents", "bytes", right=(1, 2, 3, 4))
+    for domain, figures in said["domains"].items():
+        own = "-" if figures["bits_per_byte"] is None else f"{figures['bits_per_byte']:.3f}"
+        table.add_row(domain, own, f"{figures['xz']:.3f}", f"{figures['documents']:,}", f"{figures['bytes']:,}")
+    table.add_row("all", f"{said['bits_per_byte']:.3f}", f"{said['yardsticks']['xz']:.3f}", f"{said['documents']:,}",
+                  f"{said['bytes']:,}")
+    console.print(table)
+    for sentence in sentences(said):
+        console.print(sentence, style="dim", markup=False)
+
+
+def tasks_page(said: dict[str, Any]) -> None:
+    """A model's results in tasks, as the harness names them."""
+    table = _plain_table("task", "metric", "value", "standard error", right=(2, 3))
+    for name, metrics in said["tasks"].items():
+        for key, value in metrics.items():
+            metric, _, kind = key.partition(",")
+            if isinstance(value, int | float) and kind and not metric.endswith("_stderr"):
+                error = metrics.get(f"{metric}_stderr,{kind}")
+                table.add_row(name, metric if kind == "none" else f"{metric} ({kind})", f"{value:.4f}",
+                              f"{error:.4f}" if isinstance(error, int | float) else "-")
+    console.print(table)
+    limit = f", the first {said['limit']} documents of each" if said["limit"] else ""
+    console.print(f"lm-eval {said['lm_eval']}{limit}", style="dim")
+
+
 def doctor_page(findings: Any) -> None:
     """What a machine has, which way the parts of a spec go on it, and what came of trying."""
     found = Console(highlight=False, soft_wrap=True)

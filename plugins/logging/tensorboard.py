@@ -37,6 +37,8 @@ def wanted() -> bool:
 class EventFiles:
     """Writes the metrics of one run. The writer is imported and opened at the first step."""
 
+    name = "tensorboard"
+
     def __init__(self, folder: Path) -> None:
         self.folder, self._writer, self._said = folder, None, {}
 

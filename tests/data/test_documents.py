@@ -60,6 +60,10 @@ def test_a_single_or_no_document_is_refused(tmp_path, make_source):
     with pytest.raises(UserError, match="the corpus is empty"):
         collect(make_source(texts=["", " \n"]), tmp_path)
     assert list((tmp_path / "documents").iterdir()) == []
+    # measuring alone needs no second one; training on what was found there is refused as before
+    assert [d.text for d in collect(make_source(texts=["alone"]), tmp_path, single=True).documents(True)] == ["alone"]
+    with pytest.raises(UserError, match="single document; at least two"):
+        collect(make_source(texts=["alone"]), tmp_path)
 
 
 def test_documents_come_back_as_they_were_and_the_source_is_read_once(tmp_path, make_source):

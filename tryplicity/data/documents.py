@@ -101,10 +101,12 @@ class Collection:
                     yield document
 
 
-def collect(source: Source, root: Path, progress: Progress = no_progress, longest: int | None = LONGEST) -> Collection:
+def collect(source: Source, root: Path, progress: Progress = no_progress, longest: int | None = LONGEST,
+            single: bool = False) -> Collection:
     """Read a source into the cache at `root`, or find it there.
 
-    longest: characters beyond which a document is cut into parts of one work; None: none is.
+    longest: characters beyond which a document is cut into parts of one work; None: none is. single: whether one work
+    alone will do, as where nothing is trained on.
     Costs disk space of the size of the text. Raises UserError when there is no text, or a single work, of
     which nothing could be held out.
     """
@@ -115,14 +117,16 @@ def collect(source: Source, root: Path, progress: Progress = no_progress, longes
         manifest: dict[str, Any] = {}
         with building(root / "documents" / "new", lambda: manifest["identity"][:24]) as temporary:
             manifest |= {"format": FORMAT, **_write_documents(source, temporary / "documents.jsonl", progress, longest)}
+            _check_single(source, manifest, single)
             (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         left_out = source.left_out
         known = {"documents": manifest["identity"][:24], "kind": left_out.kind, "left_out": left_out.as_dict(),
                  "examples": left_out.examples}
         write_text(note, json.dumps(known, indent=1))
     folder = root / "documents" / known["documents"]
-    return Collection(folder, json.loads((folder / "manifest.json").read_text(encoding="utf-8")),
-                      LeftOut(known["kind"], known["left_out"], known["examples"]))
+    found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    _check_single(source, found, single)
+    return Collection(folder, found, LeftOut(known["kind"], known["left_out"], known["examples"]))
 
 
 def in_parts(document: Document, longest: int) -> Iterator[Document]:
@@ -141,6 +145,12 @@ def in_parts(document: Document, longest: int) -> Iterator[Document]:
         # behind a `#`, so that the parts are trained on or held out together
         yield document._replace(id=f"{document.id}{'.' if '#' in document.id else '#'}{number}", text=text[start:end])
         start = end
+
+
+def _check_single(source: Source, manifest: dict[str, Any], allowed: bool) -> None:
+    if manifest.get("single") and not allowed:
+        raise UserError(f"source {source.name}: the corpus is a single document; at least two are needed, "
+                        "since one is held out to measure the model on text it has not seen")
 
 
 def _write_documents(source: Source, path: Path, progress: Progress, longest: int | None) -> dict[str, Any]:
@@ -169,9 +179,6 @@ def _write_documents(source: Source, path: Path, progress: Progress, longest: in
                 progress("reading documents", *((number, None) if share is None else (share, 1.0)))
     if number == 0:
         raise UserError(f"source {source.name}: the corpus is empty: no document with any text in it")
-    if lowest == highest:
-        raise UserError(f"source {source.name}: the corpus is a single document; at least two are needed, "
-                        "since one is held out to measure the model on text it has not seen")
     held_out_below = HELD_OUT_SHARE
     if below == 0:                  # a small corpus: hold out the one document that comes first
         held_out_below = math.nextafter(lowest, 1.0)
@@ -179,4 +186,4 @@ def _write_documents(source: Source, path: Path, progress: Progress, longest: in
         held_out_below = highest
     return {"documents": number, "bytes": sum(d["bytes"] for d in domains.values()),
             "domains": dict(sorted(domains.items())), "held_out_below": held_out_below,
-            "identity": digest.hexdigest()}
+            "identity": digest.hexdigest(), **({"single": True} if lowest == highest else {})}

@@ -119,8 +119,8 @@ class Prepared:
         if not path.exists():
             sizes = [sum(part["bytes"] for part in self.manifest["parts"][name]["domains"].values())
                      for name in ("train", "heldout")]
-            scored = "".join(self._sample(True, yardsticks.SCORED, sizes[1])).encode()
-            primed = "".join(self._sample(False, yardsticks.PRIMED, sizes[0])).encode()
+            scored = "".join(self.sample(True, yardsticks.SCORED, sizes[1])).encode()
+            primed = "".join(self.sample(False, yardsticks.PRIMED, sizes[0])).encode()
             bigram_bits = self.bigram_bits_per_byte(progress)
             what, done, whole = "measuring the yardsticks", 0, min(yardsticks.COMPARED, sizes[0])
             progress(what, 0, None)
@@ -131,7 +131,7 @@ class Prepared:
                 progress(what, done, whole)
 
             overlap = yardsticks.overlap((d.text for d in self.collection.documents(True)),
-                                         self._sample(False, yardsticks.COMPARED, sizes[0]), told)
+                                         self.sample(False, yardsticks.COMPARED, sizes[0]), told)
             found = Yardsticks(bigram=bigram_bits, xz=yardsticks.xz_bits_per_byte(scored),
                                xz_primed=yardsticks.xz_bits_per_byte(scored, primed),
                                ppm=yardsticks.ppm_bits_per_byte(scored, primed), overlap=overlap,
@@ -140,7 +140,7 @@ class Prepared:
             write_text(path, json.dumps(asdict(found), indent=1))
         return Yardsticks(**json.loads(path.read_text(encoding="utf-8")))
 
-    def _sample(self, held_out: bool, most: int, size: int) -> Iterator[str]:
+    def sample(self, held_out: bool, most: int, size: int) -> Iterator[str]:
         """The texts of a part, or where it has more bytes than `most` an even choice of them of about so many."""
         for document in self.collection.documents(held_out):
             if size <= most or unit_hash(document.id, "yardsticks") < most / size:
