@@ -1,5 +1,6 @@
 import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ os.environ.setdefault("TRYPLICITY_THREADS", str(torch.get_num_threads()))
 # before anything imports triton: without a card its kernels run in its interpreter
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# nohup, and a shell in what it runs in the background, have signals ignored, and so would every process that is
+# started here: what a user's terminal would send must be heard
+for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, default)
 WORDS = [
     "the", "model", "reads", "a", "list", "of", "numbers", "and", "returns", "their", "sum", "if", "it", "is",
     "not", "empty", "otherwise", "it", "raises", "an", "error", "while", "another", "function", "opens",

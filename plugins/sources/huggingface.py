@@ -11,8 +11,10 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
+
+from pydantic import Field
 
 from tryplicity import Conversation, Document, LeftOut, Reading, Source, Steps, Unreachable, UserError, escaped
 from tryplicity_plugins.sources.chat_rows import conversation_of
@@ -50,7 +52,7 @@ class HuggingFace(Source):
         """what kind of text it is"""
         score_key: str | None = None
         """the column that holds what the data set itself says of a row's quality"""
-        least_score: float | None = None
+        least_score: Annotated[float, Field(ge=-1e9, le=1e9)] | None = None
         """with score_key: rows with a lower one are left out"""
         bad_rows: Literal["error", "skip"] = "error"
         """a row that cannot be used: stop and say which, or leave it out and count it"""

@@ -51,8 +51,10 @@ def test_a_stranger_s_strategy_says_when_it_is_tried(tmp_path, order, tried, cho
 
 
 def test_the_core_names_no_strategy(registry):
+    """But for a namespace of torch's operators that is called like one of them."""
     names = set(registry.names("parallelism"))
     named = {f"{path.relative_to(CORE)}:{node.lineno}: {node.value}"
              for path in CORE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))
              if isinstance(node, ast.Constant) and node.value in names}
+    named = {place for place in named if not (place.startswith("planner/ledger.py:") and place.endswith(": fsdp"))}
     assert names >= {"single", "ddp", "fsdp"} and not named

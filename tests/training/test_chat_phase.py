@@ -111,6 +111,9 @@ def test_a_step_without_a_target_changes_nothing(make_model, prepared, registry)
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.5)
     optimizer.param_groups[0]["initial_lr"] = 1e-3
+    for module in model.modules():
+        if hasattr(module, "before_step"):
+            module.before_step(0)  # what is measured of the weights before any step is no change by this one
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     batch = prepared.stream(seed=0).batch(0, 2, 16)
     batch = batch._replace(targets_BT=torch.full_like(batch.targets_BT, IGNORE))

@@ -61,7 +61,7 @@ def supervise(tmp_path, monkeypatch, capfd):
         sender.start()
         code = launching.supervise(["work", "--plugin", "work.py", "--", *lines], len(lines), Run(tmp_path / "run"))
         sender.join()
-        left = subprocess.run(["pgrep", "-f", str(tmp_path / "mark")], capture_output=True, text=True).stdout
+        left = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "work.py"], capture_output=True, text=True).stdout
         assert not left
         return code, capfd.readouterr().err
 

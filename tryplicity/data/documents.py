@@ -148,7 +148,7 @@ def in_parts(document: Document, longest: int) -> Iterator[Document]:
 
 
 def _check_single(source: Source, manifest: dict[str, Any], allowed: bool) -> None:
-    if manifest.get("single") and not allowed:
+    if manifest.get("one_work") and not allowed:
         raise UserError(f"source {source.name}: the corpus is a single document; at least two are needed, "
                         "since one is held out to measure the model on text it has not seen")
 
@@ -186,4 +186,4 @@ def _write_documents(source: Source, path: Path, progress: Progress, longest: in
         held_out_below = highest
     return {"documents": number, "bytes": sum(d["bytes"] for d in domains.values()),
             "domains": dict(sorted(domains.items())), "held_out_below": held_out_below,
-            "identity": digest.hexdigest(), **({"single": True} if lowest == highest else {})}
+            "identity": digest.hexdigest(), **({"one_work": True} if lowest == highest else {})}
