@@ -68,6 +68,9 @@ BOTH = [JOIN, APPEND]
      "An object goes to the end of a list [1], the components of a path are joined [2].", "ba"),
     ("An object goes to the end of a list [1], the components of a path are joined [2].",
      "An object goes to the end of a list, the components of a path are joined.", ""),
+    # where the last mark goes, the one before it stands for the whole sentence
+    ("An object goes to the end of a list [1][2], cats of all colours sleep all day and all night [1].",
+     "An object goes to the end of a list, cats of all colours sleep all day and all night.", ""),
     ("```python\nprint([1])  # [2]\n```\nBye [2].", "```python\nprint([1])  # [2]\n```\nBye.", ""),
     ("~~~\n[1]", "~~~\n[1]", ""),
     ("Zero [0], far [99999], [१].", "Zero, far, [१].", ""),

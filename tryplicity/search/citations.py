@@ -32,6 +32,7 @@ CHECKED_MEANS = (
     "It can still be wrong; the source is one click away.")
 
 _SHARE_KEPT = 2 / 3     # of the words before a mark must be in one sentence of its passage, or of its passages
+_MOST_PASSES = 8        # each removes a mark that the one before left, or none
 _FEWEST_SHARED = 2      # of them at least, in each (1 where there are no more)
 _SHARE_ATTACHED = 0.75  # of a sentence's words must be there if it is given a mark
 _FEWEST_ATTACHED = 4    # of them at least, unless it is quoted to the letter
@@ -48,8 +49,19 @@ class Checked(NamedTuple):
 def check(answer: str, passages: Sequence[Passage]) -> Checked:
     """Keep, remove, add and renumber the marks of an answer. passages: as the answer's marks number them, from 1.
 
-    Beside marks, and the spaces before those removed, nothing of the text changes.
+    Beside marks, and the spaces before those removed, nothing of the text changes. What comes out passes again as it is:
+    where a mark was removed, the one before it in its sentence stands for more words, and must bear them out too.
     """
+    checked = _checked(answer, passages)
+    for _ in range(_MOST_PASSES):
+        again = _checked(checked.text, [passage for _, passage in checked.sources])
+        if again == checked:
+            break
+        checked = again
+    return checked
+
+
+def _checked(answer: str, passages: Sequence[Passage]) -> Checked:
     evidence = [Evidence(passage.title, passage.text) for passage in passages]
     quotable = [_letters(f"{passage.title} {passage.text}") for passage in passages]
     order: list[int] = []       # passages (from 0) in the order of their first mark
