@@ -78,7 +78,11 @@ def test_two_ranks_are_killed_stopped_and_resumed(two, start, wait_for_steps, tm
     assert err.count("error: ") == 2  # and nothing of what rank 0 met with
     assert "on 2 ranks of this machine, ddp" in err and gone(ranks.values())
 
+    before = (run / "metrics.jsonl").stat().st_ino
     process = start(two("--steps", "100000", "--resume"), **PIPES)
+    while (run / "metrics.jsonl").stat().st_ino == before:  # until then it has the lines of the one that was killed
+        assert process.poll() is None
+        time.sleep(0.01)
     wait_for_steps(process, run, newest + 3)
     ranks = ranks_of(process)
     os.kill(ranks[1], signal.SIGTERM)  # one of them is told; all stop, at the same step

@@ -49,7 +49,7 @@ class Checked(NamedTuple):
 def check(answer: str, passages: Sequence[Passage]) -> Checked:
     """Keep, remove, add and renumber the marks of an answer. passages: as the answer's marks number them, from 1.
 
-    Beside marks, and the spaces before those removed, nothing of the text changes. What comes out passes again as it is:
+    Beside marks, and the spaces before those removed, nothing of the text changes. What comes out passes again:
     where a mark was removed, the one before it in its sentence stands for more words, and must bear them out too.
     """
     checked = _checked(answer, passages)
