@@ -1,6 +1,7 @@
 """Questions whose right page is known, asked of what every Python carries and of what stands beside it."""
 
 import hashlib
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -81,6 +82,8 @@ def test_a_question_of_the_library_has_few_right_pages(reference):
     asked = [question["ask"].lower() for part in LIBRARY.values() for question in part]
     assert len(asked) == len(set(asked)) >= 100
     for question in LIBRARY["python"]:
+        if "tkinter" in question["right"] and importlib.util.find_spec("tkinter") is None:
+            continue  # Debian's Python comes without it
         right = sum(bool(re.fullmatch(question["right"], name)) for name in names)
         assert 0 < right < len(names) / 40, (question["ask"], right)
 
