@@ -125,8 +125,9 @@ def sum_kernel(y, weight, into, out, OUT, PAIRS, BLOCK: tl.constexpr):
     here = out + n.to(tl.int64) * OUT + o
     sums = tl.load(here, mask=inside, other=0.0)
     for s in range(0, PAIRS):
-        ours = tl.load(into + s).to(tl.int32) == n  # of one type: the interpreter makes numbers of the masks else
-        product = tl.load(weight + s) * tl.load(y + s * OUT + o, mask=inside & ours, other=0.0)
+        ours = tl.load(into + s) == n
+        mask = tl.where(ours, inside, False)  # not `inside & ours`: Triton 3.9's interpreter makes a number of that
+        product = tl.load(weight + s) * tl.load(y + s * OUT + o, mask=mask, other=0.0)
         sums = tl.where(ours, sums + product, sums)
     tl.store(here, sums, mask=inside)
 
