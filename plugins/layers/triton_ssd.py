@@ -11,13 +11,12 @@ Shapes: B batch, T time, H heads, P head dim, G groups, N state, k chunks, Q tok
 
 from __future__ import annotations
 
-from functools import wraps
-
 import torch
 import triton
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from tryplicity import kernels
 from tryplicity_plugins.layers import triton_ssd_backward as backward
 from tryplicity_plugins.layers import triton_ssd_forward as forward
 
@@ -41,17 +40,6 @@ def interpreted() -> bool:
 
 def _power(number: int, least: int = 16) -> int:
     return max(least, triton.next_power_of_2(number))
-
-
-def _on_its_device(operator):
-    """Triton launches on the current device, which need not be the tensors'."""
-
-    @wraps(operator)
-    def run(first: Tensor, *rest):
-        with torch.cuda.device_of(first):
-            return operator(first, *rest)
-
-    return run
 
 
 class _Plan:
@@ -104,7 +92,7 @@ def _outer(plan: _Plan, u: Tensor, v: Tensor, sums: Tensor, steps: Tensor, runs:
 
 
 @torch.library.custom_op("tryplicity::ssd_scan", mutates_args=())
-@_on_its_device
+@kernels.on_its_device
 def ssd_scan(x: Tensor, dt: Tensor, a: Tensor, B: Tensor, C: Tensor, start: Tensor | None,
              runs: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """y [B, T, H, P], the last state [B, H, P, N], and what the gradients need: the states at the chunks' starts
@@ -139,7 +127,7 @@ def _(x, dt, a, B, C, start, runs):
 
 
 @torch.library.custom_op("tryplicity::ssd_scan_backward", mutates_args=())
-@_on_its_device
+@kernels.on_its_device
 def ssd_scan_backward(dy: Tensor, dlast: Tensor | None, x: Tensor, B: Tensor, C: Tensor, runs: Tensor | None,
                       states: Tensor, sums: Tensor, steps: Tensor
                       ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -18,7 +18,8 @@ _open: dict = {}
 @hookimpl
 def tryplicity_run_started(run, spec):
     trackers = [EventFiles(run / "tensorboard")] if tensorboard.wanted() else []
-    trackers += [module.Tracker(run, spec) for module in (wandb, trackio) if module.wanted()]
+    asked = {wandb: wandb.WeightsAndBiases, trackio: trackio.Trackio}
+    trackers += [tracker(run, spec) for module, tracker in asked.items() if module.wanted()]
     if trackers:
         _open[run] = trackers
 

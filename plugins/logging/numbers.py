@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from tryplicity_plugins.logging.tensorboard import EVERY, SCALARS
@@ -40,3 +41,25 @@ def project(variable: str) -> str | None:
 def config(spec: Any) -> dict[str, Any]:
     """What a tracker shows of a run beside its numbers."""
     return {} if spec is None else {"name": spec.name, **spec.architecture()}
+
+
+class Tracker:
+    """Writes the metrics of one run to other people's tracker, which is imported and begun at the first step."""
+
+    name: str
+
+    def __init__(self, folder: Path, spec: Any) -> None:
+        self.folder, self.spec, self._run = folder, spec, None
+
+    def write(self, step: int, metrics: Mapping[str, Any], keep: bool = False) -> None:
+        if self._run is None:
+            self._run = self._begun()
+        if said := numbers(step, metrics):
+            self._run.log(said, step=step)
+
+    def _begun(self) -> Any:
+        """The tracker's run. Raises UserError where it is not installed or cannot begin."""
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Both write as it comes, in a thread or process of their own."""

@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tryplicity import UserError
-from tryplicity_plugins.logging.numbers import config, numbers, project
+from tryplicity_plugins.logging.numbers import Tracker, config, project
 
 VARIABLE = "TRYPLICITY_TRACKIO"
 
@@ -28,19 +26,8 @@ def wanted() -> bool:
     return project(VARIABLE) is not None
 
 
-class Tracker:
-    """Writes the metrics of one run. trackio is imported and begun at the first step."""
-
+class Trackio(Tracker):
     name = "trackio"
-
-    def __init__(self, folder: Path, spec: Any) -> None:
-        self.folder, self.spec, self._run = folder, spec, None
-
-    def write(self, step: int, metrics: Mapping[str, Any], keep: bool = False) -> None:
-        if self._run is None:
-            self._run = self._begun()
-        if said := numbers(step, metrics):
-            self._run.log(said, step=step)
 
     def _begun(self) -> Any:
         try:
@@ -50,9 +37,6 @@ class Tracker:
         with contextlib.redirect_stdout(sys.stderr):
             return trackio.init(project=project(VARIABLE), name=self.folder.name, resume="allow", embed=False,
                                 config=config(self.spec), auto_log_gpu=False, auto_log_cpu=False)
-
-    def flush(self) -> None:
-        """trackio's own thread writes as it comes."""
 
     def close(self) -> None:
         if self._run is not None:

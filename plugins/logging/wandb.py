@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tryplicity import UserError
-from tryplicity_plugins.logging.numbers import config, numbers, project
+from tryplicity_plugins.logging.numbers import Tracker, config, project
 
 VARIABLE = "TRYPLICITY_WANDB"
 
@@ -28,19 +26,8 @@ def wanted() -> bool:
     return project(VARIABLE) is not None
 
 
-class Tracker:
-    """Writes the metrics of one run. wandb is imported and begun at the first step."""
-
+class WeightsAndBiases(Tracker):
     name = "wandb"
-
-    def __init__(self, folder: Path, spec: Any) -> None:
-        self.folder, self.spec, self._run = folder, spec, None
-
-    def write(self, step: int, metrics: Mapping[str, Any], keep: bool = False) -> None:
-        if self._run is None:
-            self._run = self._begun()
-        if said := numbers(step, metrics):
-            self._run.log(said, step=step)
 
     def _begun(self) -> Any:
         try:
@@ -58,9 +45,6 @@ class Tracker:
         return wandb.init(project=project(VARIABLE), name=self.folder.name, dir=str(self.folder), resume="allow",
                           id=identity.read_text(encoding="utf-8").strip(), config=config(self.spec),
                           settings=wandb.Settings(silent=True, console="off"))
-
-    def flush(self) -> None:
-        """wandb's own process writes as it comes."""
 
     def close(self) -> None:
         if self._run is not None:

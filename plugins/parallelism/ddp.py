@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 
-from tryplicity import Facts, MemoryPlan, Parallelism, UserError, finish_plan, initialise, moments
+from tryplicity import Facts, MemoryPlan, UserError, finish_plan, moments
 from tryplicity_plugins.parallelism.buckets import Buckets
-from tryplicity_plugins.parallelism.exact import ExactSums
+from tryplicity_plugins.parallelism.exact import WholeModel
 
 
-class DistributedData(Parallelism):
+class DistributedData(WholeModel):
     """torch's DistributedDataParallel with gradients that are views of its buckets (`gradient_as_bucket_view`)."""
 
     name = "ddp"
     order = 20
-
-    @dataclass(frozen=True)
-    class Config:
-        exact: bool = False
-        """One row at a time and gradients summed in fp64: the same rows make the same step to the last bits, however
-        ranks and micro-batches divide them. To compare trainings, not for speed; 8 bytes a parameter for gradients."""
-
-    def __init__(self, config: Config) -> None:
-        self.config, self.row_by_row = config, config.exact
-        self.sums: ExactSums | None = None
 
     def place(self, model, world, seed, precision="fp32"):
         from torch.nn.parallel import DistributedDataParallel
 
         if world.size == 1:
             raise UserError("ddp: this process is alone; it needs several ranks: a launcher starts them, or use single")
-        model, self.world = initialise(model, world.device, seed), world
-        if self.config.exact:
-            self.sums = ExactSums(model, world)
+        model = self.initialised(model, world, seed)
+        if self.sums:
             return model
         # buffers are changed by what all ranks summed, alike: there is nothing to send
         with warnings.catch_warnings():

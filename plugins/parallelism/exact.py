@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from tryplicity import World
+from tryplicity import Parallelism, World, initialise
 
 
 class ExactSums:
@@ -41,3 +42,24 @@ class ExactSums:
                 if parameter in self.sums:
                     total, = self.world.total([self.sums.pop(parameter)])
                     parameter.grad = total.to(parameter.dtype)
+
+
+class WholeModel(Parallelism):
+    """What strategies share whose ranks hold the whole model: the option, and the sums where it is chosen."""
+
+    @dataclass(frozen=True)
+    class Config:
+        exact: bool = False
+        """One row at a time and gradients summed in fp64: the same rows make the same step to the last bits, however
+        ranks and micro-batches divide them. To compare trainings, not for speed; 8 bytes a parameter for gradients."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.row_by_row = config, config.exact
+        self.sums: ExactSums | None = None
+
+    def initialised(self, model: nn.Module, world: World, seed: int) -> nn.Module:
+        """The model on this rank's device with its initial values, its sums ready."""
+        model, self.world = initialise(model, world.device, seed), world
+        if self.config.exact:
+            self.sums = ExactSums(model, world)
+        return model

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 
-from tryplicity import Facts, MemoryPlan, Parallelism, UserError, finish_plan, initialise, moments
-from tryplicity_plugins.parallelism.exact import ExactSums
+from tryplicity import Facts, MemoryPlan, UserError, finish_plan, moments
+from tryplicity_plugins.parallelism.exact import WholeModel
 
 
-class SingleDevice(Parallelism):
+class SingleDevice(WholeModel):
     """The whole model, its gradients and its optimizer state on one device: 16 bytes a parameter with AdamW."""
 
     name = "single"
     order = 10
 
-    @dataclass(frozen=True)
-    class Config:
-        exact: bool = False
-        """One row at a time and gradients summed in fp64: the same rows make the same step to the last bits, however
-        ranks and micro-batches divide them. To compare trainings, not for speed; 8 bytes a parameter for gradients."""
-
-    def __init__(self, config: Config) -> None:
-        self.config, self.row_by_row = config, config.exact
-        self.sums: ExactSums | None = None
-
     def place(self, model, world, seed, precision="fp32"):
         if world.size > 1:
             raise UserError(f"single: uses one device, and there are {world.size} ranks; ddp or fsdp uses them all")
-        model = initialise(model, world.device, seed)
-        if self.config.exact:
-            self.sums = ExactSums(model, world)
-        return model
+        return self.initialised(model, world, seed)
 
     def micro_batch(self, model, last):
         return nullcontext() if self.sums is None else self.sums.micro_batch(last)

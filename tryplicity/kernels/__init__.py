@@ -24,9 +24,9 @@ from torch import Tensor
 from tryplicity.errors import UserError
 from tryplicity.kernels import cards, compiling, plain
 from tryplicity.kernels.compiling import compile_library
-from tryplicity.kernels.trying import constant, tried
+from tryplicity.kernels.trying import constant, on_its_device, tried
 
-__all__ = ["TernaryMatrix", "compile_library", "constant", "entry", "pack", "quantise", "rows_linear",
+__all__ = ["TernaryMatrix", "compile_library", "constant", "entry", "on_its_device", "pack", "quantise", "rows_linear",
            "ternary_experts", "ternary_linear", "tried", "unpack", "why_not"]
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("ternary.cpp", "parallel.cpp")]

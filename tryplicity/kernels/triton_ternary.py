@@ -12,14 +12,13 @@ Shapes: N tokens, O out, D in (P padded to whole blocks), E experts, S pairs of 
 
 from __future__ import annotations
 
-from functools import wraps
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from tryplicity.kernels import plain
+from tryplicity.kernels.trying import on_its_device
 
 COLUMNS, LANE, ROWS = (tl.constexpr(size) for size in (plain.COLUMNS, plain.LANE, plain.ROWS))
 NORM_EPS, INPUT_FLOOR = tl.constexpr(plain.NORM_EPS), tl.constexpr(plain.INPUT_FLOOR)
@@ -132,19 +131,8 @@ def sum_kernel(y, weight, into, out, OUT, PAIRS, BLOCK: tl.constexpr):
     tl.store(here, sums, mask=inside)
 
 
-def _on_its_device(operator):
-    """Triton launches on the current device, which need not be the tensors'."""
-
-    @wraps(operator)
-    def run(first: Tensor, *rest):
-        with torch.cuda.device_of(first):
-            return operator(first, *rest)
-
-    return run
-
-
 @torch.library.custom_op("tryplicity::ternary_quantise", mutates_args=())
-@_on_its_device
+@on_its_device
 def ternary_quantise(x: Tensor, padded: int) -> tuple[Tensor, Tensor, Tensor]:
     """As `plain.quantise`: (q int8 [N, P], step fp32 [N], sum of q int32 [N]) of x [N, D] of any dtype."""
     q, step, total = _quantised_like(x, padded)
@@ -160,7 +148,7 @@ def _quantised_like(x, padded):
 
 
 @torch.library.custom_op("tryplicity::ternary_rows", mutates_args=())
-@_on_its_device
+@on_its_device
 def ternary_rows(q: Tensor, step: Tensor, total: Tensor, planes: Tensor, scale: Tensor, out: int,
                  bias: Tensor | None, token: Tensor | None, expert: Tensor | None) -> Tensor:
     """fp32 [S, O]: quantised token token[s] (None: s) by matrix expert[s] (None: the only one), and the bias."""
@@ -184,7 +172,7 @@ def _(q, step, total, planes, scale, out, bias, token, expert):
 
 
 @torch.library.custom_op("tryplicity::add_weighted_rows", mutates_args=("out",))
-@_on_its_device
+@on_its_device
 def add_weighted_rows(out: Tensor, y: Tensor, weight: Tensor, into: Tensor) -> None:
     """out[into[s]] += weight[s] * y[s], in the order of s; out contiguous fp32 [N, O], y and weight fp32."""
     if out.numel():

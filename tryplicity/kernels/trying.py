@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def constant(function: Callable) -> Callable:
@@ -13,6 +16,17 @@ def constant(function: Callable) -> Callable:
     does, which imports the compiler first, and that takes as long as torch itself."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def on_its_device(operator: Callable) -> Callable:
+    """An operator that works on its first tensor's device, which need not be the current one; Triton launches there."""
+
+    @wraps(operator)
+    def run(first: Tensor, *rest: Any) -> Any:
+        with torch.cuda.device_of(first):
+            return operator(first, *rest)
+
+    return run
 
 
 def tried(test: Callable[[torch.device], str | None], device: torch.device) -> str | None:
