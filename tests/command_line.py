@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tryplicity.cli import CODES, main
+from tryplicity.cli import main
+from tryplicity.commands.ending import CODES
 
 
 def call(capfd, *arguments: str) -> tuple[int, str, str]:

@@ -323,14 +323,14 @@ def test_ctrl_c_is_heard_while_waiting(packed_model):
 
 
 def test_ctrl_c_ends_the_text_on_the_screen_where_it_stands(capsys):
-    from tryplicity.cli import _print
+    from tryplicity.commands.generate import print_pieces
 
     def pieces():
         yield "half a "
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit, match="130"):
-        _print(pieces())
+        print_pieces(pieces())
     assert capsys.readouterr().out == "half a \n"
 
 

@@ -68,7 +68,7 @@ PLANTED = [
           "sum(m.extra_flops(doc_ids_BT.numel()) for m in block.modules() if isinstance(m, Layer))", "0"),
     Fault("gradients are not clipped", STEP, "strategy.clip_gradients(model, max_norm)",
           "strategy.clip_gradients(model, 1e9)"),
-    Fault("what writes into the residual begins as large as all else", "tryplicity/components.py",
+    Fault("what writes into the residual begins as large as all else", "tryplicity/components/module.py",
           "0.02 / (2 * self.layers) ** 0.5 if writes_residual else 0.02", "0.02"),
     Fault("a passage's first paragraph counts as the rest", "tryplicity/search/index.py", "_LEAD = 2.0", "_LEAD = 0.0"),
     Fault("Python's own pages do not come first", "tryplicity/search/index.py", "_HOME = 2.0", "_HOME = 1.0"),

@@ -80,3 +80,8 @@ def forget_what_cannot_be_written() -> None:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say(text: str = "", nl: bool = True) -> None:
+    """As click's echo, which by itself writes UTF-8 to what can only take ASCII."""
+    click.echo(text, file=sys.stdout, nl=nl)

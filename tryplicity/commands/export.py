@@ -1,0 +1,47 @@
+"""`tryplicity export`: a model in one file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tryplicity.commands.options import plugin_options
+
+
+@click.command()
+@click.argument("run")
+@click.option("--format", "format_", type=click.Choice(["packed", "ternary"]), default="packed", show_default=True,
+              help="packed: every linear as it packs itself, bitlinear at 1.6 bits a weight; ternary: the same.")
+@click.option("--rest", type=click.Choice(["bf16", "int8", "fp32"]), default="bf16", show_default=True,
+              help="What is not packed; int8: the embedding, with a scale for each row, all else in bf16.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
+              help="By default RUN/model-FORMAT.safetensors, such as model-ternary.safetensors.")
+@click.option("--initialised", is_flag=True, help="RUN is a spec: pack its initial weights, module by module.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), metavar="FILE",
+              help="With --initialised: the tokenizer.json to put inside.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@plugin_options
+def export(run: str, format_: str, rest: str, out: Path | None, initialised: bool, tokenizer: Path | None,
+           as_json: bool, plugins: Any) -> None:
+    """Pack the model of a run folder into one file, with its spec and tokenizer inside.
+
+    \b
+    Example: tryplicity export runs/first --format ternary
+             tryplicity export full --initialised --rest int8 --out full.safetensors
+    """
+    from tryplicity import pages
+    from tryplicity.inference import packed
+
+    with pages.preparation() as progress:
+        sizes = packed.export(run, plugins.registry, out, rest, initialised=initialised, tokenizer=tokenizer,
+                              progress=lambda done, total: progress("packing", done, total))
+    if as_json:
+        click.echo(json.dumps({"path": str(sizes.path), "format": sizes.packed_as, "rest": sizes.rest,
+                               "packed_weights": sizes.packed_weights, "packed_bytes": sizes.packed_bytes,
+                               "rest_bytes": sizes.rest_bytes, "file_bytes": sizes.file_bytes,
+                               "smaller_than_fp16": round(sizes.ratio, 3)}, indent=1))
+    else:
+        pages.export_page(sizes)

@@ -1,0 +1,37 @@
+"""`tryplicity plugins`: who provides what."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from tryplicity.commands import ending
+from tryplicity.commands.options import plugin_options
+
+
+@click.group()
+def plugins() -> None:
+    """Who provides what, and what failed and why."""
+
+
+@plugins.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@plugin_options
+def list_plugins(as_json: bool, plugins: Any) -> None:
+    """Every plugin found: where it comes from, what it provides, why it was left out.
+
+    Example: tryplicity plugins list --plugin my_layer.py
+    """
+    from dataclasses import asdict
+
+    from tryplicity.pages import plugin_table
+
+    ending.verdict = 1 if plugins.registry.failures else 0
+    if as_json:
+        click.echo(json.dumps({"plugins": [asdict(p) for p in plugins.found]}, indent=1))
+    else:
+        plugin_table(plugins)
+    sys.exit(ending.verdict)

@@ -1,0 +1,54 @@
+"""Layers: mixers and feed-forwards.
+
+Shapes: B batch, T time, D hidden.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from tryplicity.components.module import Module
+from tryplicity.components.state import State
+
+
+class Layer(Module):
+    """A mixer or feed-forward: `Class(config, site)`, maps [B, T, D] to [B, T, D]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, x_BTD: Tensor, *, state: State | None = None, doc_ids: Tensor | None = None):
+        """x_BTD: any length. Returns the output, or (output, Report).
+
+        state: what `new_state` gave; the tokens continue those the state has seen, and it is updated in place.
+        doc_ids: [B, T] integers from 0; tokens with different ids never reach one another, in one chunk or two: the
+        state must know the last token's id. None: one document a row, with a state the one it stands in.
+        No host synchronisation (no .item(), no shape that depends on data) while gradients are on.
+        """
+        raise NotImplementedError
+
+    def new_state(self, batch: int, *, device=None, dtype=None) -> State | None:
+        """An empty decoding state; None for a layer that looks at each token alone."""
+        return None
+
+    #: True: `state` may also be Rows, one State of `new_state(1)` for each row of x_BTD, as many sequences that are
+    #: decoded together have; False: the layer is then called row by row
+    takes_rows: ClassVar[bool] = False
+
+    def extra_flops(self, tokens: int) -> int:
+        """FLOPs of a custom kernel that torch's counter cannot see, forward only, for `tokens` tokens."""
+        return 0
+
+
+class Mixer(Layer):
+    """Moves information between tokens."""
+
+    family = "mixer"
+
+
+class FeedForward(Layer):
+    """Works on each token alone."""
+
+    family = "feed_forward"
