@@ -63,7 +63,7 @@ class Part:
 
 
 def config_as_dict(config: Any) -> dict[str, Any]:
-    """A resolved Config as plain YAML values."""
+    """A resolved Config as plain YAML values; without the `added` options that are at their default."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Part):
@@ -72,7 +72,8 @@ def config_as_dict(config: Any) -> dict[str, Any]:
             return config_as_dict(value)
         return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
-    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)
+            if not (field.metadata.get("added") and getattr(config, field.name) == field.default)}
 
 
 class Holds(NamedTuple):
@@ -82,6 +83,12 @@ class Holds(NamedTuple):
     many: bool = False
     optional: bool = False
     default: Any = None  # as YAML would say it
+
+
+def added(default: Any) -> Any:
+    """A Config field that came after models of the component had been trained: `window: Size | None = added(None)`.
+    At its default it changes nothing and is not said, so that their checkpoints still belong to their spec."""
+    return dataclasses.field(default=default, metadata={"added": True})
 
 
 def uses(family: str, default: str | dict | None = None, *, optional: bool = False,
