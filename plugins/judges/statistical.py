@@ -78,7 +78,7 @@ def gopher_quality(t: Text) -> str | None:
     if t.lettered < 0.8 * len(words):
         return "too few words with a letter"
     if len(COMMON.intersection(words)) < 2:
-        return "too few of the commonest words"
+        return "too few common words"
     return None
 
 
