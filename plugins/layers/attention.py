@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from tryplicity import Count, Mixer, Rows, Site, Size, State, added
+from tryplicity import Count, Mixer, Rows, Site, Size, State, later
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.masked_attention import masked_attention
 from tryplicity_plugins.layers.prepared import Prepared, Products, Told, packed, prepared, products
@@ -123,9 +123,9 @@ class GroupedQueryAttention(Mixer):
         """Base of the rotary wavelengths, from 2 pi to 2 pi * rope_base tokens; null: no positions."""
         qk_norm: bool = False
         """Whether each head's query and key are normalised before the rotation."""
-        bias: bool = added(False)
+        bias: bool = later(False)
         """Whether queries, keys and values have an offset."""
-        out_bias: bool = added(False)
+        out_bias: bool = later(False)
         """Whether the output has one."""
 
     @classmethod

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tryplicity import Activation, FeedForward, Linear, Part, Report, Site, Size, added, output_and_report, uses
+from tryplicity import Activation, FeedForward, Linear, Part, Report, Site, Size, later, output_and_report, uses
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.activations import GateInC, gate_in_c, gated
 from tryplicity_plugins.layers.prepared import Products, Told, packed, prepared, products
@@ -57,7 +57,7 @@ class GatedMLP(FeedForward):
         """Neurons; by default 8/3 of hidden_size, rounded up to a multiple of 64."""
         activation: Part = uses("activation", default="silu")
         """What the gate goes through."""
-        bias: bool = added(False)
+        bias: bool = later(False)
         """Whether gate, up and down have an offset."""
 
     def __init__(self, config: Config, site: Site) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tryplicity import Positive, Report, Residual, added
+from tryplicity import Positive, Report, Residual, later
 
 
 class Add(Residual):
@@ -16,7 +16,7 @@ class Add(Residual):
 
     @dataclass(frozen=True)
     class Config:
-        multiplier: Positive = added(1.0)
+        multiplier: Positive = later(1.0)
         """Of what the sub-layer gives."""
 
     def __init__(self, config: Config, site) -> None:

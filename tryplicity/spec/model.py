@@ -15,7 +15,7 @@ from pydantic import Field
 
 from tryplicity.bounds import Length, Positive, Seed, Size, Steps
 from tryplicity.errors import did_you_mean, nearest
-from tryplicity.parts import Part, added, config_as_dict, uses
+from tryplicity.parts import Part, config_as_dict, later, uses
 from tryplicity.registry import (
     FREE,
     Path,
@@ -42,7 +42,7 @@ class BlockSpec:
     """the linear of this block, where it differs from the spec's"""
     norm: Part | None = uses("norm", optional=True)
     """the norm of this block, where it differs from the spec's"""
-    norms: Norms | None = added(None)
+    norms: Norms | None = later(None)
     """where they stand in this block, where that differs from the spec's"""
 
     def __post_init__(self) -> None:
@@ -125,14 +125,14 @@ class _SpecFile:
     """the output matrix is the embedding table"""
     linear: Part = uses("linear", default="linear")
     norm: Part = uses("norm", default="rmsnorm")
-    norms: Norms = added("before")
+    norms: Norms = later("before")
     """of a sub-layer: before, y = layer(norm(x)); after, y = norm(layer(x)); around, y = norm(layer(norm(x)))"""
     residual: Part = uses("residual", default="add")
-    embedding_multiplier: Positive = added(1.0)
+    embedding_multiplier: Positive = later(1.0)
     """multiplies what the embedding gives"""
-    logits_multiplier: Positive = added(1.0)
+    logits_multiplier: Positive = later(1.0)
     """multiplies the logits"""
-    logits_softcap: Positive | None = added(None)
+    logits_softcap: Positive | None = later(None)
     """cap * tanh(logits / cap) takes the place of the logits"""
     blocks: dict[str, Any] = dataclasses.field(default_factory=dict)
     """blocks by name, for `layers`"""
@@ -178,7 +178,7 @@ class Spec:
 
     def architecture(self) -> dict[str, Any]:
         """All that decides the weights' names and shapes and what they compute, as plain data."""
-        later = [f for f in dataclasses.fields(_SpecFile) if f.metadata.get("added")]
+        optional = [f for f in dataclasses.fields(_SpecFile) if f.metadata.get("later")]
         return {
             "vocab_size": self.vocab_size, "hidden_size": self.hidden_size,
             "context_length": self.context_length, "tied_embeddings": self.tied_embeddings,
@@ -186,7 +186,7 @@ class Spec:
             "layers": [config_as_dict(block) for block in self.layers],
             "heads": [part.as_dict() for part in self.heads],
             "brain": [part.as_dict() for part in self.brain],
-            **{f.name: getattr(self, f.name) for f in later if getattr(self, f.name) != f.default},
+            **{f.name: getattr(self, f.name) for f in optional if getattr(self, f.name) != f.default},
         }
 
     def identity(self) -> str:
