@@ -26,8 +26,8 @@ from tryplicity.leftout import LeftOut
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from tryplicity.data.templates import TemplateFormat
     from tryplicity.components import Conversation, Document, Source
+    from tryplicity.data.templates import TemplateFormat
 
 FORMAT = 2                          # raise when the files written here change
 ROLES = ("system", "user", "assistant", "tool")

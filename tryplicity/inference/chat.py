@@ -43,7 +43,8 @@ def _format(engine: Engine) -> ChatFormat | TemplateFormat:
 def request(engine: Engine, messages: Messages, sampling: Sampling, max_tokens: int, stop: Sequence[str] = (),
             **options) -> Request:
     """What to submit for the assistant's next message. options: as Request's."""
-    return Request(prompt(engine, messages), sampling, max_tokens, tuple(stop), end_tokens=engine.vocabulary.ends, **options)
+    return Request(prompt(engine, messages), sampling, max_tokens, tuple(stop), end_tokens=engine.vocabulary.ends,
+                   **options)
 
 
 def reply(engine: Engine, messages: Messages, sampling: Sampling, max_tokens: int,

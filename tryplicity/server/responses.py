@@ -100,8 +100,8 @@ class Response:
         prompt = conversation(self.engine, self.service, body.messages(), "input")
         most = room(self.engine, self.service, prompt, body.max_output_tokens, "input")
         return [EngineRequest(prompt, body.sampling(self.words.size), most, stop=tuple(body.stop),
-                              logprobs=body.top_logprobs if body.logprobs else None, end_tokens=self.engine.vocabulary.ends,
-                              schema=schema)]
+                              logprobs=body.top_logprobs if body.logprobs else None,
+                              end_tokens=self.engine.vocabulary.ends, schema=schema)]
 
     def whole(self, pieces: Sequence[Piece], generation: Generation) -> dict[str, Any]:
         """The response when all is there."""
