@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.exchange.models import configs, save
 
+from tests.exchange.models import configs, save
 from tryplicity import load_plugins
 from tryplicity.exchange.importing import import_model
 from tryplicity.inference.engine import Engine
