@@ -320,7 +320,7 @@ def test_processors_that_have_less(tmp_path, flags):
         matrix = kernels.TernaryMatrix.from_digits(digits, 0.1)
         q_ND, step_N, _ = kernels.quantise(x)
         wanted = (q_ND[:, :130].double() @ digits.double().T) * step_N[:, None].double() * 0.1
-        torch.testing.assert_close(kernels.ternary_linear(x, matrix).double(), wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(kernels.packed_linear(x, matrix).double(), wanted, rtol=1e-5, atol=1e-6)
         print("good")
     """)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300,
@@ -342,8 +342,8 @@ def test_switched_off_gives_the_same_numbers(tmp_path):
         one = kernels.TernaryMatrix.from_digits(digits[0], 0.1)
         row, expert = torch.tensor([0, 6, 3, 3]), torch.tensor([2, 0, 0, 1])
         torch.save([kernels.unpack(kernels.pack(digits), 130), matrix.digits(), *kernels.quantise(x),
-                    kernels.ternary_linear(x, one, x[0, :50]), kernels.ternary_experts(x, matrix, row, expert),
-                    kernels.ternary_experts(x, matrix, row, expert, torch.rand(4, generator=generator)),
+                    kernels.packed_linear(x, one, x[0, :50]), kernels.packed_experts(x, matrix, row, expert),
+                    kernels.packed_experts(x, matrix, row, expert, torch.rand(4, generator=generator)),
                     kernels.rows_linear(x, table).round(decimals=3)], sys.argv[1])
         print(kernels.why_not())
     """)
