@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "tryplicity.hookspecs": ["hookimpl"],
     "tryplicity.bounds": ["Count", "Length", "Positive", "Seed", "Share", "Size", "Some", "Steps", "Weight"],
-    "tryplicity.parts": ["Component", "Part", "uses"],
+    "tryplicity.parts": ["Component", "Part", "later", "uses"],
     "tryplicity.components": ["IGNORE", "Activation", "Brain", "Conversation", "Document", "FeedForward", "Head",
                               "Inhibition", "Judge", "Layer", "Linear", "Mean", "Mixer", "Night", "Norm", "Objective",
                               "Optimizer", "Parallelism", "Passage", "Repair", "Report", "Residual", "Retriever",
