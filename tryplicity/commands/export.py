@@ -17,6 +17,8 @@ from tryplicity.commands.options import plugin_options
               help="packed: every linear as it packs itself, bitlinear at 1.6 bits a weight; ternary: the same.")
 @click.option("--rest", type=click.Choice(["bf16", "int8", "fp32"]), default="bf16", show_default=True,
               help="What is not packed; int8: the embedding, with a scale for each row, all else in bf16.")
+@click.option("--linear", metavar="FORM",
+              help="How linears are packed that else are not: plain ones as int8, with a scale for each row, or bf16.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
               help="By default RUN/model-FORMAT.safetensors, such as model-ternary.safetensors.")
 @click.option("--initialised", is_flag=True, help="RUN is a spec: pack its initial weights, module by module.")
@@ -24,19 +26,20 @@ from tryplicity.commands.options import plugin_options
               help="With --initialised: the tokenizer.json to put inside.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @plugin_options
-def export(run: str, format_: str, rest: str, out: Path | None, initialised: bool, tokenizer: Path | None,
+def export(run: str, format_: str, rest: str, linear: str | None, out: Path | None, initialised: bool, tokenizer: Path | None,
            as_json: bool, plugins: Any) -> None:
     """Pack the model of a run folder into one file, with its spec and tokenizer inside.
 
     \b
     Example: tryplicity export runs/first --format ternary
+             tryplicity export runs/plain --linear int8 --rest int8
              tryplicity export full --initialised --rest int8 --out full.safetensors
     """
     from tryplicity import pages
     from tryplicity.inference import packed
 
     with pages.preparation() as progress:
-        sizes = packed.export(run, plugins.registry, out, rest, initialised=initialised, tokenizer=tokenizer,
+        sizes = packed.export(run, plugins.registry, out, rest, linear=linear, initialised=initialised, tokenizer=tokenizer,
                               progress=lambda done, total: progress("packing", done, total))
     if as_json:
         click.echo(json.dumps({"path": str(sizes.path), "format": sizes.packed_as, "rest": sizes.rest,
