@@ -61,7 +61,8 @@ def test_one_of_another_size_or_none_at_all_is_refused_before_anything_is_writte
     wrong = tokenizer("wrong", 290)
     (tmp_path / "broken.json").write_text(json.dumps({"model": {}}))
     for path, why in ((wrong, "the tokenizer has 290 tokens and the spec's vocab_size is 300"),
-                      (tmp_path / "none.json", "no tokenizer here"), (tmp_path / "broken.json", "not a tokenizer.json")):
+                      (tmp_path / "none.json", "no tokenizer here"),
+                      (tmp_path / "broken.json", "not a tokenizer.json")):
         code, _, err = call(capfd, "train", SPEC, "--hw", "cpu", "--set", "vocab_size=300", "--data", str(corpus),
                             "--run", str(tmp_path / "run"), "--steps", "1", "--tokenizer", str(path))
         assert code == 2 and why in err and not (tmp_path / "run" / "spec.yaml").exists()

@@ -51,8 +51,8 @@ class Training:
               help="Conversations for the chat phases: a source, a .jsonl file, huggingface:NAME. By default what the "
                    "spec says, or questions about Python: python-docs-chat.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), metavar="FILE",
-              help="A tokenizer.json of the spec's vocab_size (tryplicity tokenizer train). By default one is trained on "
-                   "the data.")
+              help="A tokenizer.json of the spec's vocab_size (tryplicity tokenizer train). By default one is trained "
+                   "on the data.")
 @click.option("--run", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The run folder.")
 @click.option("--steps", type=Number(1, whole=True), help="End after so many optimizer steps.")
 @click.option("--tokens", type=Number(1, 1e18, whole=True), help="End after so many tokens (2e6 will do).")
