@@ -24,8 +24,9 @@ FLOORS = [
     {"model", "planner", "contract", "promises"},
     {"builder"},
     {"training", "inference", "search", "data", "launch"},
-    {"corpus", "evaluation"},
-    {"cli", "commands", "server", "ablation", "pages", "brain_page", "doctor", "__main__"},
+    {"corpus", "evaluation", "exchange"},
+    {"cli", "commands", "server", "ablation", "pages", "brain_page", "brain_summary", "doctor", "reference",
+     "__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -14,8 +14,9 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "tryplicity.hookspecs": ["hookimpl"],
     "tryplicity.bounds": ["Count", "Length", "Positive", "Seed", "Share", "Size", "Some", "Steps", "Weight"],
-    "tryplicity.parts": ["Component", "Part", "uses"],
-    "tryplicity.components": ["IGNORE", "Activation", "Brain", "Conversation", "Document", "FeedForward", "Head",
+    "tryplicity.parts": ["Component", "Part", "later", "uses"],
+    "tryplicity.components": ["CONVOLUTION", "IGNORE", "SAME", "TRANSPOSED", "Activation", "Architecture",
+                              "Brain", "Conversation", "Document", "FeedForward", "Form", "Head", "Piece", "turned",
                               "Inhibition", "Judge", "Layer", "Linear", "Mean", "Mixer", "Night", "Norm", "Objective",
                               "Optimizer", "Parallelism", "Passage", "Repair", "Report", "Residual", "Retriever",
                               "Router", "Routing", "Rows", "Schedule", "Site", "Source", "Stage", "State",

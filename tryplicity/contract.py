@@ -1,4 +1,4 @@
-"""What a mixer or a feed-forward owes (README, "Write a plugin"), tried on one, promise by promise.
+"""What a mixer or a feed-forward owes (docs/plugins.md), tried on one, promise by promise.
 
 Shapes: B batch, T time, D hidden.
 """

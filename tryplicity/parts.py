@@ -36,7 +36,7 @@ class Component:
 class Part:
     """A component chosen by a spec: its class and its resolved options."""
 
-    component: type[Component]
+    component: Any  # a subclass of Component, whose constructor each family has its own of
     config: Any
 
     @classmethod
@@ -58,12 +58,13 @@ class Part:
             return self.component(self.config, *args, **kwargs)
 
     def as_dict(self) -> dict[str, Any]:
-        """The part as YAML would say it, defaults included."""
+        """The part as YAML would say it, defaults included (but see `config_as_dict`)."""
         return {"type": self.name, **config_as_dict(self.config)}
 
 
 def config_as_dict(config: Any) -> dict[str, Any]:
-    """A resolved Config as plain YAML values."""
+    """A resolved Config as plain YAML values: what a model is known by, so an option that came `later` is left out
+    while it changes nothing."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Part):
@@ -72,7 +73,14 @@ def config_as_dict(config: Any) -> dict[str, Any]:
             return config_as_dict(value)
         return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
-    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)
+            if "later" not in field.metadata or getattr(config, field.name) != field.default}
+
+
+def later(default: Any) -> Any:
+    """A Config field added to a component that models have been trained with: `heads: int | None = later(None)`. With
+    its default it changes nothing, and so it is no part of a model's identity either."""
+    return dataclasses.field(default=default, metadata={"later": True})
 
 
 class Holds(NamedTuple):

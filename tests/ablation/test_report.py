@@ -159,9 +159,9 @@ def test_measured_pairs_by_seed_and_leaves_out_half_pairs(monkeypatch):
 
 
 def test_the_published_table_is_its_figures_and_names_no_folder_of_a_machine():
-    """README's rows out of docs/ablation.json, and that judged anew from its own differences."""
+    """The rows of docs/results.md out of docs/ablation.json, and that judged anew from its own differences."""
     docs = Path(__file__).parents[2] / "docs"
-    text, readme = (docs / "ablation.json").read_text(), (docs.parent / "README.md").read_text()
+    text, results = (docs / "ablation.json").read_text(), (docs / "results.md").read_text()
     published = json.loads(text)
     assert not re.search(r"(?<![\w.:/-])/[a-z]+/", text)
     effects = [Effect([pair["change"] for pair in row["held_out_bits_per_byte"]["by_seed"].values()])
@@ -169,5 +169,5 @@ def test_the_published_table_is_its_figures_and_names_no_folder_of_a_machine():
     for row, effect, corrected in zip(published["modules"], effects, holm([e.p for e in effects]), strict=True):
         assert row["held_out_bits_per_byte"]["p_holm"] == pytest.approx(corrected)
         assert row["verdict"] == effect.verdict(corrected)
-        assert "| " + " | ".join(cells_of(row)) + " |" in readme, row["module"]
-    assert published["command"] in readme and svg(published) == (docs / "ablation.svg").read_text()
+        assert "| " + " | ".join(cells_of(row)) + " |" in results, row["module"]
+    assert published["command"] in results and svg(published) == (docs / "ablation.svg").read_text()

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from tryplicity.commands import ending
-from tryplicity.commands.options import plugin_options
+from tryplicity.commands.options import plugin_options, say
+from tryplicity.errors import UserError, did_you_mean
 
 
 @click.group()
@@ -35,3 +36,23 @@ def list_plugins(as_json: bool, plugins: Any) -> None:
     else:
         plugin_table(plugins)
     sys.exit(ending.verdict)
+
+
+@plugins.command("show")
+@click.argument("name")
+@plugin_options
+def show_plugin(name: str, plugins: Any) -> None:
+    """What the component NAME is and takes: every option, with what it may be and its default.
+
+    Example: tryplicity plugins show gqa
+    """
+    from tryplicity.reference import lines
+
+    found = [component for component in plugins.registry.components() if component.name == name]
+    if not found:
+        known = sorted({component.name for component in plugins.registry.components()})
+        raise UserError(f"no component is called {name!r}{did_you_mean(name, known)}; `tryplicity plugins list` says "
+                        "what there is")
+    for component in found:
+        for line in lines(component):
+            say(line)
