@@ -1,4 +1,4 @@
-"""Products with rows of int8, bf16 and fp32: against the weights that they stand for, and the same bits in any company."""
+"""Products with rows of int8, bf16 and fp32: the weights that they stand for, and the same bits in any company."""
 
 import copy
 import pickle
@@ -58,8 +58,8 @@ def test_the_product_with_the_rounded_weights_for_any_number_of_tokens(kind, out
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_twin_is_near(kind, monkeypatch):
-    matrix, weight = made(kind, 70, 300)
+def test_the_twin_is_near(kind):
+    matrix, _ = made(kind, 70, 300)
     x_ND = drawn(9, 300, seed=1)
     compiled = kernels.packed_linear(x_ND, matrix, drawn(70, seed=2))
     matrix._library = None
@@ -114,7 +114,7 @@ def test_each_pair_is_its_token_by_its_expert(kind, out, columns, count, two_thr
 
 
 def test_weighted_sums_and_their_twin():
-    matrix, weight = made("int8", 6, 40, 70)
+    matrix, _ = made("int8", 6, 40, 70)
     x_ND, weight_S, (row_S, expert_S) = drawn(9, 70, seed=1), drawn(50, seed=2), pairs(50)
     y_SO = kernels.packed_experts(x_ND, matrix, row_S, expert_S)
     expected_NO = torch.zeros(9, 40)

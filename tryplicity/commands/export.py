@@ -26,8 +26,8 @@ from tryplicity.commands.options import plugin_options
               help="With --initialised: the tokenizer.json to put inside.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @plugin_options
-def export(run: str, format_: str, rest: str, linear: str | None, out: Path | None, initialised: bool, tokenizer: Path | None,
-           as_json: bool, plugins: Any) -> None:
+def export(run: str, format_: str, rest: str, linear: str | None, out: Path | None, initialised: bool,
+           tokenizer: Path | None, as_json: bool, plugins: Any) -> None:
     """Pack the model of a run folder into one file, with its spec and tokenizer inside.
 
     \b
@@ -39,8 +39,8 @@ def export(run: str, format_: str, rest: str, linear: str | None, out: Path | No
     from tryplicity.inference import packed
 
     with pages.preparation() as progress:
-        sizes = packed.export(run, plugins.registry, out, rest, linear=linear, initialised=initialised, tokenizer=tokenizer,
-                              progress=lambda done, total: progress("packing", done, total))
+        sizes = packed.export(run, plugins.registry, out, rest, linear=linear, initialised=initialised,
+                              tokenizer=tokenizer, progress=lambda done, total: progress("packing", done, total))
     if as_json:
         click.echo(json.dumps({"path": str(sizes.path), "format": sizes.packed_as, "rest": sizes.rest,
                                "packed_weights": sizes.packed_weights, "packed_bytes": sizes.packed_bytes,

@@ -60,8 +60,8 @@ def plugin_options(command: Callable) -> Callable:
 def weights_option(command: Callable) -> Callable:
     """--weights, in which form a command that decodes keeps what is else floats."""
     return click.option("--weights", type=click.Choice(["int8", "bf16"]),
-                        help="Keep plain linears and tables in int8 rows or in bf16, on a CPU; by default as they lie in "
-                             "the file, and those of a run in fp32.")(command)
+                        help="Keep plain linears and tables as int8 rows or in bf16, on a CPU; by default as they lie "
+                             "in the file, and those of a run in fp32.")(command)
 
 
 def installed(kind: str) -> Callable:

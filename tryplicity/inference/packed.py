@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tryplicity import kernels
 from tryplicity.components import Linear
 from tryplicity.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from tryplicity.data.vocabulary import OURS, attach, config_text, size_of, vocabulary_of
 from tryplicity.errors import PluginFault, Refused, UserError
 from tryplicity.files import may_be_written, whole_file
 from tryplicity.inference.text import token_bytes
@@ -103,8 +104,7 @@ def _formats(linears: Iterable[Linear]) -> str:
 def _info(model: Model, spec: Spec, path: Path) -> dict[str, Any]:
     """What is known before the weights are; counted on the meta model."""
     counts = count(model)
-    layers = tuple(f"{layer.mixer} + {layer.feed_forward}" if layer.feed_forward else layer.mixer
-                   for layer in counts.layers)
+    layers = tuple(" + ".join(part for part in (layer.mixer, layer.feed_forward) if part) for layer in counts.layers)
     return {"name": spec.name, "path": path, "parameters": counts.total, "active_parameters": counts.active,
             "packed_bytes_per_token": counts.packed_bytes_per_token, "context_length": spec.context_length,
             "chat": any(phase.kind == "chat" for phase in spec.phases), "layers": layers}
@@ -184,6 +184,7 @@ def load_model(what: str | Path | Opened, registry, device: str = "cpu", *, tern
     with ThreadPoolExecutor(1) as beside:
         hashed = beside.submit(_hash, opened.weights.path)
         known = opened.card
+        known["chat"] = known["chat"] or _has_template(opened.tokenizer)
         _fill(model, opened.weights, torch.device(device), ternary, dtype or torch.float32, weights)
     packed = _formats(module for module in _linears(model) if module.weight is None)
     tables = {torch.bfloat16: "bf16", torch.int8: "int8", torch.float32: "fp32"}.get(model.embedding.weight.dtype)
@@ -248,15 +249,28 @@ def _tokenizer_inside(weights: _Weights, spec: Spec) -> Any:
     except Exception as error:  # tokenizers raises plain Exception for whatever it cannot read
         raise UserError(f"{weights.path}: the tokenizer inside is none, or cut short ({error}); export the run "
                         "again") from None
-    _check_tokenizer(tokenizer, spec, f"{weights.path} (tokenizer)")
+    where = f"{weights.path} (tokenizer)"
+    if config := weights.metadata.get("tokenizer_config"):
+        try:
+            attach(tokenizer, json.loads(config), where)
+        except ValueError as error:
+            raise UserError(f"{where}: what its special tokens are is cut short ({error}); export the run "
+                            "again") from None
+    _check_tokenizer(tokenizer, spec, where)
     return tokenizer
 
 
+def _has_template(tokenizer: Any) -> bool:
+    return tokenizer is not None and vocabulary_of(tokenizer).template is not None
+
+
 def _check_tokenizer(tokenizer: Any, spec: Spec, where: str) -> None:
-    """Whether it is one of ours, for this vocabulary, and knows every token's bytes. Raises UserError."""
-    if (size := tokenizer.get_vocab_size()) != spec.vocab_size:
+    """Whether it is one of ours or came with a published model, for this vocabulary, and knows every token's bytes.
+    Raises UserError."""
+    ours, size = vocabulary_of(tokenizer) is OURS, size_of(tokenizer)
+    if size != spec.vocab_size and (ours or size > spec.vocab_size):
         raise UserError(f"{where}: it has {size} tokens, the spec {spec.vocab_size}; export the run again")
-    for number, token in enumerate(SPECIAL_TOKENS):
+    for number, token in enumerate(SPECIAL_TOKENS if ours else ()):
         if tokenizer.token_to_id(token) != number:
             raise UserError(f"{where}: token {number} must be {token} and is {tokenizer.id_to_token(number)}; use a "
                             "tokenizer that tryplicity trained")
@@ -265,6 +279,8 @@ def _check_tokenizer(tokenizer: Any, spec: Spec, where: str) -> None:
     except (KeyError, TypeError):  # a character that stands for no byte; a number that no token has
         raise UserError(f"{where}: it is no byte-level BPE with a token for each number; use a tokenizer that "
                         "tryplicity trained") from None
+    if ours and tokenizer.get_vocab_size() != size:
+        raise UserError(f"{where}: it has no token for some numbers; use a tokenizer that tryplicity trained")
 
 
 def _fill(model: Model, weights: _Weights | SavedTensors, device: torch.device, ternary: bool,
@@ -370,19 +386,19 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
     """Pack a run, or one of its checkpoints, into one file.
 
     rest: the form of what is not packed: bf16; int8 (tables of the vocabulary, a scale for each row; the rest in bf16);
-    fp32. Vectors stay fp32. linear: a form of theirs ("int8", "bf16") in which linears are packed that else are not,
-    and are kept by who loads the file. initialised: `what` is a spec, whose initial weights are packed module by module, never
-    all in memory at once. Raises UserError where `what` is not that or `out` cannot be written, Refused where nothing
+    fp32. Vectors stay fp32. linear: a form ("int8", "bf16") in which linears are packed that else are not, and are kept
+    by who loads the file. initialised: `what` is a spec, whose initial weights are packed module by module, never all
+    in memory at once. Raises UserError where `what` is not that or `out` cannot be written, Refused where nothing
     of it can be packed.
     """
     if initialised:
         spec = load_spec(str(what), registry)
-        words = tokenizer and load_tokenizer(tokenizer, spec.vocab_size).to_str()
+        words = tokenizer and load_tokenizer(tokenizer, spec.vocab_size)
         sources = [Path(what), *([tokenizer] if tokenizer else [])]
     else:
         run, weights = _run_and_weights(Path(what))
         spec = load_spec(str(run.spec), registry)
-        words = load_tokenizer(run.tokenizer, spec.vocab_size).to_str()
+        words = load_tokenizer(run.tokenizer, spec.vocab_size)
         sources = [weights.path, *(path for path in run.folder.rglob("*")
                                            if path.is_file() and not is_exported(path))]
     if out is not None and out.is_dir():
@@ -410,9 +426,9 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
     total = sum(tensor.numel() for tensor in model.state_dict().values())
     done, sizes = 0, Sizes(out, packed_as)
     with _told_as(out), whole_file(out) as temporary, open(temporary, "wb") as file:
-        about = {"format": FORMAT, "spec": spec.as_yaml(), "tokenizer": words or ""} | (
-            {"linear": linear} if linear else {})
-        writer = _Writer(file, about,
+        told = {"tokenizer": words.to_str(), "tokenizer_config": config_text(words)} if words else {"tokenizer": ""}
+        told |= {"linear": linear} if linear else {}
+        writer = _Writer(file, {"format": FORMAT, "spec": spec.as_yaml(), **told},
                          2 * len(model.state_dict()) + sum(len(m.packed_like()) for m in packing.values()))
         loose: list[tuple[str, Tensor]] = []
         kept: dict[str, tuple[str, ...]] = {}  # of what is packed: its tensors

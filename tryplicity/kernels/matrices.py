@@ -28,8 +28,8 @@ class _Shape(ctypes.Structure):
 class PackedMatrix:
     """A matrix [O, D], or several [E, O, D], that `packed_linear` and `packed_experts` multiply by.
 
-    data: whatever its kind keeps, a tensor with the experts first, 1 of a single matrix. scale: fp32, likewise, or None.
-    experts: None for a single matrix.
+    data: whatever its kind keeps, a tensor with the experts first, 1 of a single matrix. scale: fp32, likewise, or
+    None. experts: None for a single matrix.
     """
 
     def __init__(self, kind: int, data: Tensor, scale: Tensor | None, out_features: int, in_features: int,
