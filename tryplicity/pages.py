@@ -187,7 +187,7 @@ def _print_layers(layers: list[dict[str, Any]]) -> None:
         if not same:
             label = f"{start}" if i - start == 1 else f"{start}-{i - 1}"
             first = layers[start]
-            table.add_row(label, first["mixer"], first["feed_forward"] or "-", f"{first['parameters']:,}")
+            table.add_row(label, first["mixer"] or "-", first["feed_forward"] or "-", f"{first['parameters']:,}")
             start = i
     console.print(table)
 

@@ -11,11 +11,13 @@ PACKAGES = ("python", "torch", "numpy", "sympy", "networkx", "mpmath")
 ROUTED = {"score": "sigmoid", "normalize": True, "bias_rate": 0.001, "balance_loss": 0.0001, "z_loss": 0.0,
           "inhibition": None}
 DEFAULTS = {
-    ("mixer", "gqa"): {"heads": 8, "kv_heads": None, "head_dim": None, "rope_base": 10000.0, "qk_norm": False},
+    ("mixer", "gqa"): {"heads": 8, "kv_heads": None, "head_dim": None, "rope_base": 10000.0, "qk_norm": False,
+                       "bias": False, "out_bias": False},
     ("mixer", "mamba2"): {"state_size": 128, "head_dim": 64, "expand": 2, "conv_width": 4, "groups": 1, "chunk": 64,
                           "dt_min": 0.001, "dt_max": 0.1, "dt_floor": 0.0001, "A_min": 1.0, "A_max": 16.0,
                           "norm_eps": 1e-05},
-    ("feed_forward", "gated_mlp"): {"inner_size": None},
+    ("feed_forward", "gated_mlp"): {"inner_size": None, "bias": False},
+    ("feed_forward", "mlp"): {"inner_size": None, "bias": False},
     ("feed_forward", "moe"): {"experts": 8, "top_k": 2, "inner_size": 256, "shared_experts": 1,
                               "shared_inner_size": None},
     ("norm", "layernorm"): {"eps": 1e-05, "bias": False},
@@ -24,6 +26,7 @@ DEFAULTS = {
     ("router", "top_k"): ROUTED,
     ("router", "dynamic_sparsity"): {**ROUTED, "min_experts": 4, "max_experts": 12, "mean_experts": 8.0},
     ("router", "lateral_inhibition"): {**ROUTED, "strength": 0.3, "refresh_steps": 20},
+    ("residual", "add"): {"multiplier": 1.0},
     ("residual", "hyper_connections"): {"streams": 4, "dynamic": True},
     ("head", "multi_token_prediction"): {"tokens": 4, "weight": 0.5, "inner_size": None},
     ("objective", "hebbian_loss"): {"weight": 0.01, "layer_decay": 0.8, "decorrelation": 1.0, "sparsity": 0.1,

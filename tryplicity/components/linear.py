@@ -6,7 +6,7 @@ Shapes: N tokens, S rows sorted by expert, I and F the features in and inside, E
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class Linear(Module):
         self.config, self.in_features, self.out_features, self.experts = config, in_features, out_features, experts
         self.init_std = init_std
         stack = () if experts is None else (experts,)
-        self.weight = nn.Parameter(torch.empty(*stack, out_features, in_features))
+        self.weight: Any = nn.Parameter(torch.empty(*stack, out_features, in_features))  # None once it is packed
         self.bias = nn.Parameter(torch.empty(*stack, out_features)) if bias else None
         if experts is not None and active_experts is not None:
             self.active_fraction = active_experts / experts
@@ -67,6 +67,7 @@ class Linear(Module):
             raise broken(self, f"effective_weight gave {list(weight.shape)} for {list(self.weight.shape)}")
         if self.experts is None:
             return F.linear(x, weight, self.bias)
+        assert offsets_E is not None
         return grouped_linear(x if spread is None else spread(x), weight, offsets_E)
 
     def _whole_weight(self) -> Tensor:

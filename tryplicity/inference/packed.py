@@ -94,8 +94,7 @@ def _formats(linears: Iterable[Linear]) -> str:
 def _info(model: Model, spec: Spec, path: Path) -> dict[str, Any]:
     """What is known before the weights are; counted on the meta model."""
     counts = count(model)
-    layers = tuple(f"{layer.mixer} + {layer.feed_forward}" if layer.feed_forward else layer.mixer
-                   for layer in counts.layers)
+    layers = tuple(" + ".join(part for part in (layer.mixer, layer.feed_forward) if part) for layer in counts.layers)
     return {"name": spec.name, "path": path, "parameters": counts.total, "active_parameters": counts.active,
             "packed_bytes_per_token": counts.packed_bytes_per_token, "context_length": spec.context_length,
             "chat": any(phase.kind == "chat" for phase in spec.phases), "layers": layers}

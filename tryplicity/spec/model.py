@@ -15,7 +15,7 @@ from pydantic import Field
 
 from tryplicity.bounds import Length, Positive, Seed, Size, Steps
 from tryplicity.errors import did_you_mean, nearest
-from tryplicity.parts import Part, config_as_dict, uses
+from tryplicity.parts import Part, config_as_dict, later, uses
 from tryplicity.registry import (
     FREE,
     Path,
@@ -28,17 +28,26 @@ from tryplicity.registry import (
 )
 from tryplicity.spec.loader import Source, apply_settings, check_kind, dump_yaml, find_file, read_yaml
 
+#: where the norms of a sub-layer stand; y is what the residual connection adds to x
+Norms = Literal["before", "after", "around"]
+
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """One layer of the stack: a mixer, then a feed-forward, each normalised before and added after."""
+    """One layer of the stack: a mixer, a feed-forward, or one after the other."""
 
-    mixer: Part = uses("mixer")
+    mixer: Part | None = uses("mixer", optional=True)
     feed_forward: Part | None = uses("feed_forward", optional=True)
     linear: Part | None = uses("linear", optional=True)
     """the linear of this block, where it differs from the spec's"""
     norm: Part | None = uses("norm", optional=True)
     """the norm of this block, where it differs from the spec's"""
+    norms: Norms | None = later(None)
+    """where they stand in this block, where that differs from the spec's"""
+
+    def __post_init__(self) -> None:
+        if self.mixer is None and self.feed_forward is None:
+            raise ValueError("a block needs a mixer, a feed_forward, or both; add one")
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,15 @@ class _SpecFile:
     """the output matrix is the embedding table"""
     linear: Part = uses("linear", default="linear")
     norm: Part = uses("norm", default="rmsnorm")
+    norms: Norms = later("before")
+    """of a sub-layer: before, y = layer(norm(x)); after, y = norm(layer(x)); around, y = norm(layer(norm(x)))"""
     residual: Part = uses("residual", default="add")
+    embedding_multiplier: Positive = later(1.0)
+    """multiplies what the embedding gives"""
+    logits_multiplier: Positive = later(1.0)
+    """multiplies the logits"""
+    logits_softcap: Positive | None = later(None)
+    """cap * tanh(logits / cap) takes the place of the logits"""
     blocks: dict[str, Any] = dataclasses.field(default_factory=dict)
     """blocks by name, for `layers`"""
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -140,7 +157,11 @@ class Spec:
     tied_embeddings: bool
     linear: Part
     norm: Part
+    norms: Norms
     residual: Part
+    embedding_multiplier: float
+    logits_multiplier: float
+    logits_softcap: float | None
     layers: tuple[BlockSpec, ...]
     heads: tuple[Part, ...]
     brain: tuple[Part, ...]
@@ -157,6 +178,7 @@ class Spec:
 
     def architecture(self) -> dict[str, Any]:
         """All that decides the weights' names and shapes and what they compute, as plain data."""
+        optional = [f for f in dataclasses.fields(_SpecFile) if f.metadata.get("later")]
         return {
             "vocab_size": self.vocab_size, "hidden_size": self.hidden_size,
             "context_length": self.context_length, "tied_embeddings": self.tied_embeddings,
@@ -164,6 +186,7 @@ class Spec:
             "layers": [config_as_dict(block) for block in self.layers],
             "heads": [part.as_dict() for part in self.heads],
             "brain": [part.as_dict() for part in self.brain],
+            **{f.name: getattr(self, f.name) for f in optional if getattr(self, f.name) != f.default},
         }
 
     def identity(self) -> str:
@@ -377,7 +400,9 @@ def _merged(base: Any, change: Any) -> Any:
 def spec_schema(registry: Registry) -> dict[str, Any]:
     """The JSON Schema of a spec file, composed from whatever plugins are installed."""
     schema = referencing_schema(_SpecFile)
-    block = referencing_schema(BlockSpec)
+    there = {"type": ["string", "object"]}
+    block = {**referencing_schema(BlockSpec),  # as its __post_init__ has it
+             "anyOf": [{"required": [role], "properties": {role: there}} for role in ("mixer", "feed_forward")]}
     layer, layers = {"$ref": "#/$defs/layer"}, {"type": "array", "items": {"$ref": "#/$defs/layer"}}
     repeat, pattern = referencing_schema(_Repeat), referencing_schema(_Pattern)
     override = {**referencing_schema(BlockSpec, ".change"), "required": []}
