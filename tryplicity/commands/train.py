@@ -33,6 +33,7 @@ class Training:
     settings: tuple[str, ...] = ()
     data: str | None = None
     chat_data: str | None = None
+    tokenizer: Path | None = None
     resume: bool = False
     other_data: bool = False
     copy_to: str | None = None
@@ -49,6 +50,9 @@ class Training:
 @click.option("--chat-data", metavar="SOURCE",
               help="Conversations for the chat phases: a source, a .jsonl file, huggingface:NAME. By default what the "
                    "spec says, or questions about Python: python-docs-chat.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), metavar="FILE",
+              help="A tokenizer.json of the spec's vocab_size (tryplicity tokenizer train). By default one is trained "
+                   "on the data.")
 @click.option("--run", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The run folder.")
 @click.option("--steps", type=Number(1, whole=True), help="End after so many optimizer steps.")
 @click.option("--tokens", type=Number(1, 1e18, whole=True), help="End after so many tokens (2e6 will do).")
@@ -62,9 +66,10 @@ class Training:
                    "and whatever else fsspec knows. With --resume and nothing in the run folder, go on from there.")
 @click.option("--resume-from", metavar="URL", help="Fetch a run that was copied there, and go on with it.")
 @plugin_options
-def train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None, folder: Path,
-          steps: int | None, tokens: int | None, minutes: float | None, dollars: float | None, resume: bool,
-          other_data: bool, copy_to: str | None, resume_from: str | None, plugins: Any) -> None:
+def train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None,
+          tokenizer: Path | None, folder: Path, steps: int | None, tokens: int | None, minutes: float | None,
+          dollars: float | None, resume: bool, other_data: bool, copy_to: str | None, resume_from: str | None,
+          plugins: Any) -> None:
     """Train SPEC from scratch into a run folder. Ctrl-C and SIGTERM save first.
 
     Where the profile has several devices, each gets a process of its own, started here; started by torchrun or by
@@ -78,9 +83,8 @@ def train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None,
     if sum(x is not None for x in budget.values()) != 1:
         raise UserError("say when to end: exactly one of --steps, --tokens, --minutes and --dollars")
     context = click.get_current_context()
-    request = Training(spec, hardware, folder, settings, data, chat_data, resume or bool(resume_from), other_data,
-                       copy_to, resume_from, given_plugins(context),
-                       ("train", *options_of(context)))
+    request = Training(spec, hardware, folder, settings, data, chat_data, tokenizer, resume or bool(resume_from),
+                       other_data, copy_to, resume_from, given_plugins(context), ("train", *options_of(context)))
     train_into(request, plugins, **budget)
 
 
@@ -212,7 +216,7 @@ def _prepare(run: Any, built: Any, request: Training, plugins: Any, budget: dict
             pages.status.print(f"the chat phase learns {own[i].name}; another: --chat-data, none: --set phases=[]")
     with pages.preparation() as progress:
         prepared = prepare(source, vocab_size, progress=progress,
-                           tokenizer=run.tokenizer if request.resume and run.exists() else None)
+                           tokenizer=_tokenizer(run, request))
         words = prepared.tokenizer_path
         phase_data = {i: prepare_conversations(own[i], words, vocab_size, progress=progress)
                       if phases[i].kind == "chat" else prepare(own[i], vocab_size, progress=progress, tokenizer=words)
@@ -228,6 +232,19 @@ def _prepare(run: Any, built: Any, request: Training, plugins: Any, budget: dict
         for warning in stages.warnings(budget.get("tokens")):
             pages.status.print(f"warning: {warning}")
     return prepared, phase_data, left_out
+
+
+def _tokenizer(run: Any, request: Training) -> Path | None:
+    """The tokenizer that is given: the run's own, where it goes on. Raises UserError for another one."""
+    if not (request.resume and run.exists()):
+        return request.tokenizer
+    if request.tokenizer is not None:
+        from tryplicity.data import load_tokenizer
+
+        if load_tokenizer(request.tokenizer).to_str() != load_tokenizer(run.tokenizer).to_str():
+            raise UserError(f"--tokenizer: {request.tokenizer} is not the tokenizer of the run in {run.folder}, whose "
+                            "weights are of no use with another; leave it out")
+    return run.tokenizer
 
 
 def _train_with_all(run: Any, built: Any, prepared: Any, phase_data: Any, request: Training, plugins: Any,
