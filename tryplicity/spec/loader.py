@@ -82,9 +82,12 @@ class Source:
         return next((self.settings[part] for part in _parts(path) if part in self.settings), None)
 
     def _known(self, path: Keys) -> int:
-        """How much of a path stands in this file, or in the one it starts from."""
-        own = next((len(part) for part in _parts(path) if part in self.keys or part in self.values), 0)
-        return own if self.below is None else max(own, self.below._known(path))
+        """How much of a path stands in this file."""
+        return next((len(part) for part in _parts(path) if part in self.keys or part in self.values), 0)
+
+    def _known_at_all(self, path: Keys) -> int:
+        """How much of it stands in this file, or in those that it starts from."""
+        return max(self._known(path), self.below._known_at_all(path) if self.below is not None else 0)
 
     def _alias(self, path: Keys) -> Keys | None:
         """The longest part of a path that is an alias."""
@@ -105,8 +108,9 @@ class Source:
     def place(self, problem: Problem) -> str:
         """'file:line:column' of a problem, or '--set path=value' for what came from the command line."""
         setting = self._setting(problem.path)
-        if not setting and self.below is not None and self._known(problem.path) < self.below._known(problem.path):
-            return self.below.place(problem)
+        below = self.below
+        if not setting and below is not None and self._known(problem.path) < below._known_at_all(problem.path):
+            return below.place(problem)
         line, column = self._position(problem)
         return f"--set {setting}" if setting else f"{self.file}:{line}:{column}"
 

@@ -412,19 +412,21 @@ def spec_schema(registry: Registry) -> dict[str, Any]:
     add(schema, "overrides", additionalProperties=False, patternProperties={"^[0-9]+(-[0-9]+)?$": override})
     kinds = {"block": block, "repeat": repeat, "pattern": pattern}
     entry = {"anyOf": [{"type": "string"}, *({"$ref": f"#/$defs/{kind}"} for kind in kinds)]}
-    derived = _derived(schema)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Tryplicity spec", "type": "object",
-            # once more, outside of the conditions: editors complete what stands there
-            "properties": {name: {"description": own.get("description", "")}
-                           for name, own in derived["properties"].items()},
-            "if": {"required": [KEY]}, "then": derived, "else": schema,
+    whole = {"required": schema["required"], "properties": {name: schema["properties"][name] for name in CHANGED}}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Tryplicity spec", **_derived(schema),
+            "if": {"not": {"required": [KEY]}}, "then": whole,
             "$defs": {**kinds, "block.change": override, "layer": entry, **registry.definitions()}}
 
 
+#: what need not be whole in a spec that starts from another
+CHANGED = ("blocks", "linear", "norm", "residual")
+
+
 def _derived(schema: dict[str, Any]) -> dict[str, Any]:
-    """Of a spec with a base, whose parts need not be whole."""
-    changes = {name: {"$ref": f"#/$defs/{name}.change"} for name in ("linear", "norm", "residual")}
-    blocks = {**schema["properties"]["blocks"], "additionalProperties": {"$ref": "#/$defs/block.change"}}
+    """Of a spec with a base."""
+    own = schema["properties"]
+    changes = {name: {**own[name], "$ref": f"#/$defs/{name}.change"} for name in CHANGED[1:]}
+    blocks = {**own["blocks"], "additionalProperties": {"$ref": "#/$defs/block.change"}}
     base = {"type": "string", "description": "the spec to start from, an installed one or a file; what stands beside "
                                              "it is laid over it: mappings key by key, lists as a whole"}
-    return {**schema, "required": [KEY], "properties": {**schema["properties"], **changes, "blocks": blocks, KEY: base}}
+    return {**schema, "required": [], "properties": {**own, **changes, "blocks": blocks, KEY: base}}
