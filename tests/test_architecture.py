@@ -24,8 +24,8 @@ FLOORS = [
     {"model", "planner", "promises"},
     {"builder"},
     {"training", "inference", "search", "data", "launch"},
-    {"corpus", "evaluation"},
-    {"cli", "commands", "server", "ablation", "pages", "brain_page", "doctor", "reference", "testing",
+    {"corpus", "evaluation", "exchange"},
+    {"cli", "commands", "server", "ablation", "pages", "brain_page", "brain_summary", "doctor", "reference", "testing",
      "contract", "__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

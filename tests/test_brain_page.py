@@ -12,7 +12,8 @@ import time
 import pytest
 
 from tryplicity import load_plugins
-from tryplicity.brain_page import Log, bars, sparkline, summary
+from tryplicity.brain_page import bars, sparkline
+from tryplicity.brain_summary import Log, summary
 from tryplicity.cli import main
 from tryplicity.run import Run
 from tryplicity.training.loop import Budget, train

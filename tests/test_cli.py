@@ -140,3 +140,26 @@ def test_every_yaml_of_the_project_is_read_and_assembled(registry):
     assert len(specs) >= 5 and all(assemble(load_spec(str(path), registry)) is not None for path in specs)
     assert {load_hardware(str(p), registry).name for p in ROOT.glob("hardware/*.yaml")} == {
         "cpu", "5090", "b200", "mi300x", "h200", "h100"}
+
+
+def test_the_version_names_what_works_together(capfd, monkeypatch, tmp_path):
+    import torch
+
+    (tmp_path / "mine.py").write_text("from tryplicity import hookimpl\n\n\n@hookimpl\ndef tryplicity_layers():\n"
+                                      "    return []\n")
+    monkeypatch.setenv("TRYPLICITY_KERNELS", "0")
+    code, out, _ = call(capfd, "--plugin", str(tmp_path / "mine.py"), "--version")
+    assert code == 0 and f"torch {torch.__version__}" in out and "kernels: TRYPLICITY_KERNELS=0" in out
+    assert "tryplicity.layers (tryplicity " in out and "mine.py" in out
+
+
+@pytest.mark.parametrize("words, wanted", [
+    ("tryplicity da", {"plain,data"}), ("tryplicity build fu", {"plain,full", "file,fu"}),
+    ("tryplicity build tiny --hw h", {"plain,h100", "plain,h200", "file,h"})])
+def test_a_shell_completes_commands_and_names(capfd, monkeypatch, words, wanted):
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    monkeypatch.setenv("_TRYPLICITY_COMPLETE", "bash_complete")
+    code, out, _ = call(capfd)
+    assert code == 0 and set(out.split()) == wanted
+    assert "file" not in "".join(out.split()[1:])  # bash forgets what stands before one

@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-from tryplicity import __version__
 from tryplicity.commands import ending
 from tryplicity.commands.ablate import ablate
 from tryplicity.commands.brain import brain
@@ -20,6 +19,7 @@ from tryplicity.commands.doctor import doctor
 from tryplicity.commands.eval import eval_
 from tryplicity.commands.export import export
 from tryplicity.commands.generate import generate
+from tryplicity.commands.import_ import import_
 from tryplicity.commands.launch import launch
 from tryplicity.commands.options import given_plugins
 from tryplicity.commands.plugins import plugins
@@ -29,6 +29,7 @@ from tryplicity.commands.search import search
 from tryplicity.commands.serve import serve
 from tryplicity.commands.tokenizer import tokenizer
 from tryplicity.commands.train import train
+from tryplicity.commands.version import version_option
 from tryplicity.errors import UserError
 
 
@@ -122,9 +123,9 @@ def _say_in_any_alphabet() -> None:
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="tryplicity")
 @click.option("--plugin", "plugin_files", multiple=True, is_eager=True, metavar="FILE.py",
               help="Load a plugin from a file, whose commands are then here too. May be repeated.")
+@version_option
 def main(plugin_files: tuple[str, ...]) -> None:
     """Invent, budget, train and talk to hybrid language models declared in YAML.
 
@@ -135,8 +136,8 @@ def main(plugin_files: tuple[str, ...]) -> None:
     """
 
 
-for command in (ablate, brain, build, data, doctor, eval_, export, generate, launch, plugins, quickstart, schema,
-                search, serve, tokenizer, train):
+for command in (ablate, brain, build, data, doctor, eval_, export, generate, import_, launch, plugins, quickstart,
+                schema, search, serve, tokenizer, train):
     main.add_command(command)
 
 

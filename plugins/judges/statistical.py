@@ -16,6 +16,7 @@ Rule = Callable[[Text], str | None]
 #: of a line of prose; the last ones are typographic quotes, an ellipsis and the Chinese and Japanese marks
 ENDINGS = (".", "!", "?", '"', "'", ")", "]", ":", ";", "\u201d", "\u2019", "\u2026", "\u3002", "\uff01", "\uff1f")
 C4_ENDINGS = (".", "!", "?", '"', "'")
+LONGEST_LINE = 1_000_000  # characters; looking at all the words of such a line would take gigabytes
 COMMON = frozenset(["the", "be", "to", "of", "and", "that", "have", "with"])
 POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
@@ -30,6 +31,8 @@ def unreadable(t: Text) -> str | None:
     text = t.text
     if not text.strip():
         return "empty"
+    if len(text) > LONGEST_LINE and max(map(len, text.split("\n"))) > LONGEST_LINE:
+        return "a line of a million characters"
     odd = sum(1 for sign in text[:10_000] if not (sign.isprintable() or sign in "\n\t\r\f") or sign == "\ufffd")
     if odd > 0.01 * min(len(text), 10_000):
         return "not printable"
@@ -75,7 +78,7 @@ def gopher_quality(t: Text) -> str | None:
     if t.lettered < 0.8 * len(words):
         return "too few words with a letter"
     if len(COMMON.intersection(words)) < 2:
-        return "not English prose"
+        return "too few common words"
     return None
 
 

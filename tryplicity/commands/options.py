@@ -57,15 +57,36 @@ def plugin_options(command: Callable) -> Callable:
     return with_plugins
 
 
+def weights_option(command: Callable) -> Callable:
+    """--weights, in which form a command that decodes keeps what is else floats."""
+    return click.option("--weights", type=click.Choice(["int8", "bf16"]),
+                        help="Keep plain linears and tables as int8 rows or in bf16, on a CPU; by default as they lie "
+                             "in the file, and those of a run in fp32.")(command)
+
+
+def installed(kind: str) -> Callable:
+    """A shell's completion of the name of an installed "spec", "hardware" or "recipe", or of a YAML file."""
+
+    def complete(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        from tryplicity.spec.loader import installed_files
+
+        names = [CompletionItem(name) for name in sorted(installed_files(kind)) if name.startswith(begun)]
+        return [CompletionItem(begun, type="file"), *names]  # bash forgets what stands before a file
+
+    return complete
+
+
 def build_options(command: Callable) -> Callable:
     """SPEC, --hw and --set."""
     command = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE",
                            help="Change a value of the spec (hidden_size=512, blocks.attention.mixer.heads=8) or of "
                                 "the profile (hardware.batch=2).")(command)
-    command = click.option("--hw", "hardware", required=True, metavar="HW",
+    command = click.option("--hw", "hardware", required=True, metavar="HW", shell_complete=installed("hardware"),
                            help="A hardware profile: a YAML file, or the name of an installed one (cpu, 5090, b200, "
                                 "mi300x, h200, h100).")(command)
-    return click.argument("spec")(command)
+    return click.argument("spec", shell_complete=installed("spec"))(command)
 
 
 def named(data: str | None, plugins: Any, purpose: str) -> str:

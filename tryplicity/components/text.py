@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -112,9 +113,18 @@ class Judge(Component):
     #: seconds that a document takes, in its order of magnitude: the cheap ones are asked first, and the dear ones only
     #: where the vote is still open
     cost: ClassVar[float] = 1e-3
+    #: options that are paths: in a recipe one that is relative counts from the recipe's file, if it is there
+    paths: ClassVar[tuple[str, ...]] = ()
+    #: this judge's own in the corpus: what `prepare` leaves there `load` finds; None outside of a corpus
+    folder: Path | None = None
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def prepare(self, say: Callable[[str], None]) -> None:
+        """Called in one process before any `load` of a corpus, and again whenever the filter is gone on with: make what
+        is made only once, as a model that is trained or fitted first, into `folder`, unless it is there. `say` tells
+        the user a line."""
 
     def load(self, device: torch.device) -> None:
         """Called once before the first `judge`: read a model. Raises UserError with the reason where it cannot."""

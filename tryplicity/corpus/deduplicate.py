@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tryplicity.components import Document
 
 BANDS, ROWS, SHINGLE, SEED = 14, 8, 5, 1
+LONGEST = 5_000_000  # characters; of a longer text, its 5-grams alone would take gigabytes, only the whole is compared
 _WORD = re.compile(r"\w+")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -32,7 +33,7 @@ def signature(text: str) -> np.ndarray:
     """One number for each band and one for the whole text: uint64 [B + 1]."""
     from rensa import RMinHash
 
-    words = _WORD.findall(text.lower())
+    words = _WORD.findall(text.lower()) if len(text) <= LONGEST else []
     shingles = [" ".join(words[i:i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))]
     minhash = RMinHash(num_perm=BANDS * ROWS, seed=SEED)
     minhash.update(shingles)

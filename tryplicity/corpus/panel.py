@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tryplicity.components import Judge, Verdict
-from tryplicity.corpus.recipe import Recipe
+from tryplicity.corpus.recipe import Recipe, Seat
 from tryplicity.errors import UserError
 from tryplicity.guard import broken, guarded
 
@@ -37,13 +38,13 @@ class Panel:
     absent: dict[str, str] = field(default_factory=dict)  # who could not work, and why
 
     @classmethod
-    def seated(cls, recipe: Recipe, device: torch.device, floors: dict[str, float] | None = None,
-               say: Callable[[str], None] = lambda text: None) -> Panel:
-        """Load the judges. floors: the least scores that `keep_top` came to. Raises UserError where fewer than the
-        quorum can work."""
+    def seated(cls, recipe: Recipe, device: torch.device, folder: Path | None = None,
+               say: Callable[[str], None] = lambda text: None, floors: dict[str, float] | None = None) -> Panel:
+        """Load the judges. folder: of the corpus, where `prepare_judges` was. floors: the least scores that `keep_top`
+        came to. Raises UserError where fewer than the quorum can work."""
         panel = cls(recipe)
         for name, seat in named_seats(recipe):
-            judge = seat.judge.build()
+            judge = _built(name, seat, folder)
             try:
                 with guarded(type(judge)):
                     judge.load(device)
@@ -103,6 +104,24 @@ def named_seats(recipe: Recipe) -> list[tuple[str, Any]]:
     names = [seat.judge.name for seat in recipe.judges]
     return [(name if names.count(name) == 1 else f"{name}-{names[:i + 1].count(name)}", seat)
             for i, (name, seat) in enumerate(zip(names, recipe.judges, strict=True))]
+
+
+def prepare_judges(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None:
+    """Let each judge make what it makes once for the corpus in `folder`. One that cannot is told of when it is to be
+    loaded, where the quorum counts."""
+    for name, seat in named_seats(recipe):
+        judge = _built(name, seat, folder)
+        try:
+            with guarded(type(judge)):
+                judge.prepare(lambda text, name=name: say(f"{name}: {text}"))
+        except UserError as error:
+            say(f"warning: the judge {name} cannot be prepared: {error}")
+
+
+def _built(name: str, seat: Seat, folder: Path | None) -> Judge:
+    judge = seat.judge.build()
+    judge.folder = folder and folder / "work" / "judges" / name
+    return judge
 
 
 def asked(judge: Judge, documents: Sequence[Document]) -> list[Verdict]:

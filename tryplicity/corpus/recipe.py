@@ -57,6 +57,9 @@ class Recipe:
     """Megabytes of text in one file, before it is compressed."""
     near_duplicates: bool = True
     """Leave out documents that are nearly the same as one before them, beside those that are the same."""
+    languages: list[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]] = field(default_factory=list)
+    """Leave out documents that are surely in none of these (ISO 639 codes as fastText knows them: en, de, zh, ...);
+    source code stays. Empty: all stay."""
     judges: list[Seat] = field(default_factory=list)
     """The panel. Without one only duplicates are left out."""
     votes: Steps | None = None

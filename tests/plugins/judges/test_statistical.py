@@ -71,8 +71,8 @@ BAD = {
     "says the same again and again": "Buy it now and save more. " * 400,
     "fewer than 50 words": "A short note. It has two sentences.",
     "too few words with a letter": PROSE[:300] + " 1234 567890 -- 2345678" * 20,
-    "not English prose": "Der Fluss entspringt in den Bergen oberhalb des Dorfes und ist meist recht schmal. " * 5
-                         + "Nach langem Regen tritt er weit über seine Ufer. Danach weiden dort Kühe. Es regnet.",
+    "too few common words": "Der Fluss entspringt in den Bergen oberhalb des Dorfes und ist meist recht schmal. " * 5
+                            + "Nach langem Regen tritt er weit über seine Ufer. Danach weiden dort Kühe. Es regnet.",
     "hashes or ellipses": PROSE[:330] + " ..." * 14,
     "bullets": "\n".join(f"- {line}" for line in PROSE.replace("\n\n", " ").split(". ")),
     "lines that break off": "\n".join(f"{line[:60]}..." for line in PROSE.split(". ")) + "\nThe end of it is here.",
