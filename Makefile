@@ -4,7 +4,7 @@
 #   make browser      the page alone, in a headless Chromium
 #   make clients      other people's clients against the server
 #   make mutation     one-place changes to the code, which tests must notice
-#   make lint         ruff                    make bench        the timings in tests/benchmarks
+#   make lint         ruff, mypy              make bench        the timings in tests/benchmarks
 #   make test-oldest  the suite with the oldest torch that setup.cfg admits, in .venv-oldest
 #   make test-torch TORCH=torch==2.12.0       with any other, in .venv-2.12.0
 
@@ -60,6 +60,7 @@ clients: $(VENV)/.tryplicity-test .venv-clients/.installed
 
 lint: $(VENV)/.tryplicity-test
 	$(BIN)/ruff check .
+	$(BIN)/python -m mypy
 
 bench: $(VENV)/.tryplicity-test
 	$(BIN)/python -m tests.benchmarks

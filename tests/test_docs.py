@@ -11,7 +11,7 @@ import click
 import pytest
 import yaml
 
-from tests import reference
+from tests import generated
 from tryplicity.cli import main
 from tryplicity.spec import load_spec, parse_yaml
 
@@ -110,5 +110,7 @@ def test_every_make_target_that_is_named_exists():
         assert re.search(rf"^{target}:", makefile, re.M), target
 
 
-def test_the_reference_is_the_codes():
-    assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "python -m tests.reference writes it anew"
+@pytest.mark.parametrize("name", generated.FILES)
+def test_what_is_made_from_the_code_is_the_codes(name):
+    made = generated.FILES[name]()
+    assert (ROOT / name).read_text(encoding="utf-8") == made, "python -m tests.generated writes it anew"

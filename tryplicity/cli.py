@@ -19,6 +19,7 @@ from tryplicity.commands.doctor import doctor
 from tryplicity.commands.eval import eval_
 from tryplicity.commands.export import export
 from tryplicity.commands.generate import generate
+from tryplicity.commands.import_ import import_
 from tryplicity.commands.launch import launch
 from tryplicity.commands.options import given_plugins
 from tryplicity.commands.plugins import plugins
@@ -135,8 +136,8 @@ def main(plugin_files: tuple[str, ...]) -> None:
     """
 
 
-for command in (ablate, brain, build, data, doctor, eval_, export, generate, launch, plugins, quickstart, schema,
-                search, serve, tokenizer, train):
+for command in (ablate, brain, build, data, doctor, eval_, export, generate, import_, launch, plugins, quickstart,
+                schema, search, serve, tokenizer, train):
     main.add_command(command)
 
 

@@ -164,7 +164,7 @@ def _trials(model: Model, block: Block, device: torch.device, precision: str,
     x_BTD = torch.randn(ROWS, tokens, spec.hidden_size, generator=generator).to(device)
     border = max(1, tokens // 3)
     docs_BT = (torch.arange(tokens, device=device) >= border).to(torch.int32).expand(ROWS, -1).contiguous()
-    streams = model.layers[0].mixer.residual.expand(x_BTD)
+    streams = model.layers[0].residual.expand(x_BTD)
     low = precision == "bf16"
     if low:
         streams = streams.to(torch.bfloat16)

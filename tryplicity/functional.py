@@ -134,7 +134,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Loss and both gradients chunk by chunk in the forward pass; backward only scales them."""
 
     @staticmethod
-    def forward(ctx, h_ND, weight_VD, targets_N, factors_N, ignore, chunk, with_gradients):
+    def forward(ctx, h_ND, weight_VD, targets_N, factors_N, ignore, chunk, softcap, with_gradients):
         device = h_ND.device.type
         autocast = device != "meta" and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else h_ND.dtype
@@ -152,11 +152,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 valid_C1, index_C1 = valid_N1[rows], index_N1[rows]
                 # with its ignored rows at zero here, no [C, V] tensor needs a mask
                 h_CD = h_ND[rows].to(dtype).masked_fill(~valid_C1, 0)
-                logp_CV = F.log_softmax(h_CD @ w_VD.T, dim=-1, dtype=wide)
+                logits_CV = h_CD @ w_VD.T
+                if softcap is not None:
+                    logits_CV = tanh_CV = (logits_CV.to(wide) / softcap).tanh_()
+                    logits_CV = tanh_CV * softcap
+                logp_CV = F.log_softmax(logits_CV, dim=-1, dtype=wide)
                 nll_N[rows] = -logp_CV.gather(1, index_C1).masked_fill_(~valid_C1, 0)[:, 0]
                 if with_gradients:
                     p_CV = logp_CV.exp_()
                     p_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, -1, dtype=wide))
+                    if softcap is not None:
+                        p_CV.mul_(tanh_CV.square_().neg_().add_(1))
                     if factors_N is not None:
                         p_CV.mul_(factors_N[rows, None])
                     p_CV = p_CV.to(dtype)
@@ -175,20 +181,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad, _):
         grad_h_ND, grad_w_VD = ctx.saved_tensors
         grads = (grad.to(saved.dtype) * saved for saved in (grad_h_ND, grad_w_VD))
-        return *grads, None, None, None, None, None
+        return *grads, None, None, None, None, None, None
 
 
 def cross_entropy_and_nll(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, factors_N: Tensor | None = None, *,
-                          ignore: int = -100, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+                          ignore: int = -100, chunk: int = 1024,
+                          softcap: float | None = None) -> tuple[Tensor, Tensor]:
     """The summed cross-entropy (nats) of `h @ weight.T` against targets, and that of each position, [N].
 
     `chunk` rows of logits at a time; softmax and sum in fp32 at least. A position whose target is `ignore` counts
     nothing, whatever h is there. factors_N: a factor of each position in the sum and its gradient, itself
-    constant. The sum is differentiable in h and weight, once; the positions' own values are detached and without
-    factors. Same values and gradients as F.cross_entropy.
+    constant. softcap: softcap * tanh(logits / softcap) in place of the logits. The sum is differentiable in h and
+    weight, once; the positions' own values are detached and without factors. Same values and gradients as
+    F.cross_entropy.
     """
     with_gradients = torch.is_grad_enabled() and (h_ND.requires_grad or weight_VD.requires_grad)
-    return _ChunkedCrossEntropy.apply(h_ND, weight_VD, targets_N, factors_N, ignore, chunk, with_gradients)
+    return _ChunkedCrossEntropy.apply(h_ND, weight_VD, targets_N, factors_N, ignore, chunk, softcap, with_gradients)
 
 
 def chunked_cross_entropy(h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, ignore: int = -100,

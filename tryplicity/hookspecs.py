@@ -80,7 +80,7 @@ def tryplicity_parallelism() -> list[type[Component]]:
 
 @hookspec
 def tryplicity_components() -> list[type[Component]]:
-    """Classes of every other family: optimizer, schedule, source, judge, retriever.
+    """Classes of every other family: optimizer, schedule, source, judge, retriever, architecture.
 
         @hookimpl
         def tryplicity_components():
@@ -166,5 +166,5 @@ COMPONENT_HOOKS: dict[str, tuple[str, ...]] = {
     "tryplicity_layers": ("mixer", "feed_forward", "linear", "norm", "activation", "router", "residual", "head"),
     "tryplicity_brain_modules": ("activation", "router", "inhibition", "objective", "brain"),
     "tryplicity_parallelism": ("parallelism",),
-    "tryplicity_components": ("optimizer", "schedule", "source", "judge", "retriever"),
+    "tryplicity_components": ("optimizer", "schedule", "source", "judge", "retriever", "architecture"),
 }

@@ -16,7 +16,18 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tryplicity import kernels
-from tryplicity.components import IGNORE, Layer, Mean, Objective, Report, Rows, State, output_and_report
+from tryplicity.components import (
+    IGNORE,
+    Layer,
+    Mean,
+    Norm,
+    Objective,
+    Report,
+    Residual,
+    Rows,
+    State,
+    output_and_report,
+)
 from tryplicity.errors import PluginFault, UserError
 from tryplicity.functional import cross_entropy_and_nll
 from tryplicity.guard import broken
@@ -47,11 +58,17 @@ class Table(nn.Module):
 
 
 class Embedding(Table):
+    def __init__(self, vocab_size: int, hidden_size: int, multiplier: float = 1.0) -> None:
+        super().__init__(vocab_size, hidden_size)
+        self.multiplier = multiplier
+
     def forward(self, ids_BT: Tensor) -> Tensor:
         x_BTD = F.embedding(ids_BT, self.weight)
         if self.scale_V is not None:
-            return x_BTD.to(self.dtype) * self.scale_V[ids_BT][..., None].to(self.dtype)
-        return x_BTD if self.dtype is None else x_BTD.to(self.dtype)
+            x_BTD = x_BTD.to(self.dtype) * self.scale_V[ids_BT][..., None].to(self.dtype)
+        elif self.dtype is not None:
+            x_BTD = x_BTD.to(self.dtype)
+        return x_BTD if self.multiplier == 1.0 else x_BTD * self.multiplier
 
 
 class Unembedding(Table):
@@ -69,56 +86,74 @@ def unembed(table: Table, h_BTD: Tensor) -> Tensor:
 
 
 class SubLayer(nn.Module):
-    """norm -> layer, joined to the residual stream(s) by the residual component."""
+    """norm -> layer, or where the spec says so layer -> norm or norm -> layer -> norm, joined to the residual stream(s)
+    by the residual component."""
 
     def __init__(self, spec: Spec, part: Any, layer: int, sublayer: int) -> None:
         super().__init__()
-        site = spec.site(layer, sublayer)
-        self.norm = site.norm(spec.hidden_size)
+        site, norms = spec.site(layer, sublayer), spec.layers[layer].norms or spec.norms
+        self.norm = None if norms == "after" else site.norm(spec.hidden_size)
         self.layer = part.build(site)
+        self.norm_after = None if norms == "before" else site.norm(spec.hidden_size)
         self.residual = spec.residual.build(site)
 
     def forward(self, streams: Tensor, state: State | Rows | None,
                 doc_ids_BT: Tensor | None) -> tuple[Tensor, Report]:
-        norm, layer = self.norm, self.layer
+        layer = self.layer
 
         def run(given_BTD: Tensor) -> tuple[Tensor, Report]:
-            x_BTD = norm(given_BTD)
-            check_output(norm, given_BTD, x_BTD)
+            x_BTD = _normed(self.norm, given_BTD)
             if isinstance(state, Rows) and not layer.takes_rows:
                 rows = [output_and_report(layer(x_BTD[i:i + 1], state=own))[0] for i, own in enumerate(state)]
-                return torch.cat(rows), Report()
+                return _normed(self.norm_after, torch.cat(rows)), Report()
             y_BTD, report = output_and_report(layer(x_BTD, state=state, doc_ids=doc_ids_BT))
             check_output(layer, given_BTD, y_BTD)
-            return y_BTD, report
+            return _normed(self.norm_after, y_BTD), report
 
         return self.residual(streams, run)
 
 
+def _normed(norm: Norm | None, x_BTD: Tensor) -> Tensor:
+    if norm is None:
+        return x_BTD
+    y_BTD = norm(x_BTD)
+    check_output(norm, x_BTD, y_BTD)
+    return y_BTD
+
+
 class Block(nn.Module):
-    """One layer of the stack: a mixer, then a feed-forward where the spec has one."""
+    """One layer of the stack: a mixer, then a feed-forward, as far as the spec has them."""
 
     def __init__(self, spec: Spec, layer: int) -> None:
         super().__init__()
         block = spec.layers[layer]
-        self.mixer = SubLayer(spec, block.mixer, layer, 0)
-        self.feed_forward = SubLayer(spec, block.feed_forward, layer, 1) if block.feed_forward else None
+        self.mixer = SubLayer(spec, block.mixer, layer, 0) if block.mixer else None
+        before = int(self.mixer is not None)
+        self.feed_forward = SubLayer(spec, block.feed_forward, layer, before) if block.feed_forward else None
         self.objectives = _objectives(spec, "reads_blocks", spec.site(layer))
 
+    @property
+    def sublayers(self) -> dict[str, SubLayer]:
+        """In order, by what they are."""
+        both = {"mixer": self.mixer, "feed_forward": self.feed_forward}
+        return {role: part for role, part in both.items() if part is not None}
+
+    @property
+    def residual(self) -> Residual:
+        """Of the first sub-layer."""
+        return next(iter(self.sublayers.values())).residual
+
     def new_state(self, batch: int, **options: Any) -> list[State | None]:
-        parts = [self.mixer] if self.feed_forward is None else [self.mixer, self.feed_forward]
-        return [part.layer.new_state(batch, **options) for part in parts]
+        return [part.layer.new_state(batch, **options) for part in self.sublayers.values()]
 
     def forward(self, streams: Tensor, state: list[State | Rows | None] | None = None,
                 doc_ids_BT: Tensor | None = None) -> tuple[Tensor, Report]:
         report, before = Report(), streams
-        streams, said = self.mixer(streams, state and state[0], doc_ids_BT)
-        report.include("mixer.layer", said)
-        if self.feed_forward is not None:
-            streams, said = self.feed_forward(streams, state and state[1], doc_ids_BT)
-            report.include("feed_forward.layer", said)
+        for i, (role, part) in enumerate(self.sublayers.items()):
+            streams, said = part(streams, state and state[i], doc_ids_BT)
+            report.include(f"{role}.layer", said)
         if self.objectives and self.training and torch.is_grad_enabled():
-            reduce = self.mixer.residual.reduce
+            reduce = self.residual.reduce
             x_BTD, y_BTD = reduce(before), reduce(streams)
             for name, objective in self.objectives.items():
                 report.include(f"objectives.{name}", objective.block_loss(x_BTD, y_BTD, doc_ids_BT))
@@ -148,7 +183,7 @@ class Model(nn.Module):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec = spec
-        self.embedding = Embedding(spec.vocab_size, spec.hidden_size)
+        self.embedding = Embedding(spec.vocab_size, spec.hidden_size, spec.embedding_multiplier)
         self.layers = nn.ModuleList(Block(spec, i) for i in range(len(spec.layers)))
         self.norm = spec.site().norm(spec.hidden_size)
         self.unembedding = None if spec.tied_embeddings else Unembedding(spec.vocab_size, spec.hidden_size)
@@ -166,13 +201,14 @@ class Model(nn.Module):
         return self.table.weight
 
     def logits(self, h_BTD: Tensor) -> Tensor:
-        """[B, T, V] of a hidden state after the last norm, the next token's or what a head drafts."""
-        return unembed(self.table, h_BTD)
+        """[B, T, V] of a hidden state as `hidden` gives it, the next token's or what a head drafts."""
+        logits_BTV, cap = unembed(self.table, h_BTD), self.spec.logits_softcap
+        return logits_BTV if cap is None else (logits_BTV / cap).tanh() * cap
 
     def hidden(self, ids_BT: Tensor, *, state: list | None = None, doc_ids_BT: Tensor | None = None,
                ) -> tuple[Tensor, Report]:
-        """The hidden state after the last norm, [B, T, D], and what the layers reported."""
-        residual = self.layers[0].mixer.residual
+        """The hidden state after the last norm, times `logits_multiplier`, [B, T, D], and what the layers reported."""
+        residual = self.layers[0].residual
         x_BTD = self.embedding(ids_BT)
         if torch.is_autocast_enabled(x_BTD.device.type):
             # autocast leaves an embedding in fp32, and with it every residual stream: twice the memory
@@ -187,7 +223,7 @@ class Model(nn.Module):
             else:
                 streams, said = block(streams, state and state[i], doc_ids_BT)
             report.include(f"layers.{i}", said)
-        return self.norm(residual.reduce(streams)), report
+        return last_hidden(self.norm(residual.reduce(streams)), self.spec.logits_multiplier), report
 
     def forward(self, ids_BT: Tensor, *, targets: Mapping[str, Tensor] | None = None, state: list | None = None,
                 doc_ids_BT: Tensor | None = None, last_only: bool = False) -> Losses | Tensor:
@@ -201,7 +237,8 @@ class Model(nn.Module):
             return self.logits(h_BTD[:, -1:] if last_only else h_BTD)
         next_BT = targets[NEXT_TOKEN]
         weighing = self.objectives if self.training else {}
-        total, nll_BT = next_token_loss(h_BTD, self.unembedding_VD, next_BT, weighing, report)
+        total, nll_BT = next_token_loss(h_BTD, self.unembedding_VD, next_BT, weighing, report,
+                                        self.spec.logits_softcap)
         objectives = {NEXT_TOKEN: Mean(total, (next_BT != IGNORE).sum())}
         if self.training:
             for name, head in self.heads.items():
@@ -254,15 +291,20 @@ def _by_layer(rows: Rows) -> list[list[Rows | None]]:
             for blocks in zip(*rows, strict=True)]
 
 
+def last_hidden(h_BTD: Tensor, multiplier: float) -> Tensor:
+    """The hidden state whose product with the output matrix is the logits: multiplied here, they are so everywhere."""
+    return h_BTD if multiplier == 1.0 else h_BTD * multiplier
+
+
 def next_token_loss(h_BTD: Tensor, unembedding_VD: Tensor, next_BT: Tensor, weighing: Mapping[str, Objective],
-                    report: Report) -> tuple[Tensor, Tensor]:
+                    report: Report, softcap: float | None = None) -> tuple[Tensor, Tensor]:
     """The summed next-token loss, weighted by the objectives that weigh tokens, and each token's own, [B, T]."""
     h_ND, next_N = h_BTD.flatten(0, 1), next_BT.flatten()
     if not weighing:
-        total, nll_N = cross_entropy_and_nll(h_ND, unembedding_VD, next_N)
+        total, nll_N = cross_entropy_and_nll(h_ND, unembedding_VD, next_N, softcap=softcap)
         return total, nll_N.view_as(next_BT)
     with torch.no_grad():  # the weights of a row depend on all its losses, so that they come first
-        nll_BT = cross_entropy_and_nll(h_ND, unembedding_VD, next_N)[1].view_as(next_BT)
+        nll_BT = cross_entropy_and_nll(h_ND, unembedding_VD, next_N, softcap=softcap)[1].view_as(next_BT)
     weights_BT, keep = torch.ones_like(nll_BT), 1.0
     for name, objective in weighing.items():
         own_BT, said = output_and_report(objective.token_weights(nll_BT, next_BT != IGNORE))
@@ -270,11 +312,12 @@ def next_token_loss(h_BTD: Tensor, unembedding_VD: Tensor, next_BT: Tensor, weig
         report.include(f"objectives.{name}", said)
         weights_BT, keep = weights_BT * own_BT, min(keep, objective.keep)
     if keep == 1.0:
-        return cross_entropy_and_nll(h_ND, unembedding_VD, next_N, weights_BT.flatten())[0], nll_BT
+        total, _ = cross_entropy_and_nll(h_ND, unembedding_VD, next_N, weights_BT.flatten(), softcap=softcap)
+        return total, nll_BT
     kept_BK = weights_BT.topk(math.ceil(keep * next_BT.shape[1]), dim=1).indices
     h_BKD = h_BTD.gather(1, kept_BK[..., None].expand(-1, -1, h_BTD.shape[-1]))
     total, _ = cross_entropy_and_nll(h_BKD.flatten(0, 1), unembedding_VD, next_BT.gather(1, kept_BK).flatten(),
-                                     weights_BT.gather(1, kept_BK).flatten())
+                                     weights_BT.gather(1, kept_BK).flatten(), softcap=softcap)
     return total, nll_BT
 
 

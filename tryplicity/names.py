@@ -16,6 +16,12 @@ FOREIGN: dict[str, str] = {
         "kv_heads": "num_key_value_heads n_kv_heads n_kv_head num_kv_heads multi_query_group_num",
         "head_dim": "d_head head_size attention_head_dim headdim d_kv",
         "rope_base": "rope_theta rotary_base rotary_emb_base theta rope_freq_base",
+        "bias": "qkv_bias attention_bias attn_bias mlp_bias use_bias add_qkv_bias use_qkv_bias add_bias_linear",
+        "out_bias": "attention_out_bias",
+        "embedding_multiplier": "scale_emb",
+        "logits_multiplier": "lm_head_multiplier",
+        "logits_softcap": "final_logit_softcapping",
+        "multiplier": "residual_multiplier",
         "qk_norm": "use_qk_norm qk_layernorm q_norm k_norm",
         "inner_size": "intermediate_size moe_intermediate_size ffn_dim d_ff n_inner ffn_hidden_size "
                       "feed_forward_dim mlp_dim ffn_size inner_dim expert_size ffn_inner_size",
@@ -60,7 +66,9 @@ FOREIGN: dict[str, str] = {
         "memory_gb": "memory vram vram_gb gpu_memory memory_gib",
         "tflops": "flops peak_tflops peak_flops",
         "memory_bandwidth_gbs": "bandwidth memory_bandwidth",
-        "link_bandwidth_gbs": "nvlink interconnect link_bandwidth interconnect_bandwidth",
+        "link_bandwidth_gbs": "nvlink link_bandwidth",
+        "nodes": "num_nodes n_nodes nnodes machines",
+        "interconnect_bandwidth_gbs": "interconnect interconnect_bandwidth infiniband node_bandwidth_gbs",
         "price_per_hour": "price cost cost_per_hour hourly_price",
         "utilisation": "mfu utilization",
         "blocks": "block layer_types block_types modules",
@@ -69,16 +77,15 @@ FOREIGN: dict[str, str] = {
 }
 
 #: options of a hardware profile, for whoever looks for them in a spec
-PROFILE = frozenset(["batch", "accumulation", "activation_checkpointing", "precision", "count", "memory_gb", "tflops",
-                     "strategy", "device", "utilisation", "expandable_segments"])
+PROFILE = frozenset(["batch", "accumulation", "activation_checkpointing", "precision", "count", "nodes", "memory_gb",
+                     "tflops", "strategy", "device", "utilisation", "expandable_segments"])
 
 #: a foreign name -> why there is no such option, where a component has none of that name
 NOT_HERE: dict[str, str] = {
     theirs: why
     for why, foreign in {
         "no layer here that takes it; biases are the layer's own affair: leave it out, or bring a layer that has them":
-            "qkv_bias attention_bias attn_bias mlp_bias use_bias bias add_qkv_bias use_qkv_bias add_bias_linear "
-            "attention_out_bias use_conv_bias",
+            "use_conv_bias",
         "nothing is dropped here; one pass over much text needs no dropout: leave it out":
             "dropout attention_dropout attn_dropout hidden_dropout resid_pdrop embd_pdrop attn_pdrop "
             "hidden_dropout_prob attention_probs_dropout_prob residual_dropout resid_dropout embedding_dropout "

@@ -79,7 +79,7 @@ def build_page(built: Any, verdict: Any = None) -> None:
     """The answer to: will it fit, how fast, what does it cost. verdict: of `--simulate`."""
     plan = built.plan.as_dict()
     hardware, memory, strategy = built.hardware, plan["memory"], plan["strategy"]
-    console.print(Text.assemble((plan["name"], "bold"), f" on {hardware.count} x {hardware.accelerator} "
+    console.print(Text.assemble((plan["name"], "bold"), f" on {hardware.described} "
                                 f"({hardware.memory_gb:g} GB each, {hardware.precision})"))
     console.print()
     _print_layers(plan["layers"])
@@ -187,7 +187,7 @@ def _print_layers(layers: list[dict[str, Any]]) -> None:
         if not same:
             label = f"{start}" if i - start == 1 else f"{start}-{i - 1}"
             first = layers[start]
-            table.add_row(label, first["mixer"], first["feed_forward"] or "-", f"{first['parameters']:,}")
+            table.add_row(label, first["mixer"] or "-", first["feed_forward"] or "-", f"{first['parameters']:,}")
             start = i
     console.print(table)
 

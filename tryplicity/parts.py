@@ -36,7 +36,7 @@ class Component:
 class Part:
     """A component chosen by a spec: its class and its resolved options."""
 
-    component: type[Component]
+    component: Any  # a subclass of Component, whose constructor each family has its own of
     config: Any
 
     @classmethod

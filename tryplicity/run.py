@@ -32,6 +32,7 @@ class Run:
     metrics = property(lambda self: self.folder / "metrics.jsonl")
     checkpoints = property(lambda self: self.folder / "checkpoints")
     weights = property(lambda self: self.folder / "model.safetensors")
+    origin = property(lambda self: self.folder / "origin.json")  # of an imported model: its own config
     lock = property(lambda self: self.folder / "lock")  # while a training is at work
 
     def exists(self) -> bool:

@@ -12,11 +12,12 @@ def tryplicity_layers():
     from tryplicity_plugins.layers.hyper_connections import HyperConnections
     from tryplicity_plugins.layers.linear import PlainLinear
     from tryplicity_plugins.layers.mamba2 import Mamba2
+    from tryplicity_plugins.layers.mlp import MLP
     from tryplicity_plugins.layers.moe import MixtureOfExperts
     from tryplicity_plugins.layers.multi_token import MultiTokenPrediction
     from tryplicity_plugins.layers.norms import LayerNorm, RMSNorm
     from tryplicity_plugins.layers.residual import Add
     from tryplicity_plugins.layers.router import TopKRouter
 
-    return [PlainLinear, BitLinear, RMSNorm, LayerNorm, SiLU, GELU, ReLU2, GatedMLP, MixtureOfExperts, TopKRouter,
-            Mamba2, GroupedQueryAttention, Add, HyperConnections, MultiTokenPrediction]
+    return [PlainLinear, BitLinear, RMSNorm, LayerNorm, SiLU, GELU, ReLU2, GatedMLP, MLP, MixtureOfExperts,
+            TopKRouter, Mamba2, GroupedQueryAttention, Add, HyperConnections, MultiTokenPrediction]

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from tryplicity import Count, Mixer, Rows, Site, Size, State
+from tryplicity import Count, Mixer, Rows, Site, Size, State, later
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.masked_attention import masked_attention
 from tryplicity_plugins.layers.prepared import Prepared, Products, Told, packed, prepared, products
@@ -119,10 +119,14 @@ class GroupedQueryAttention(Mixer):
         """Key and value heads, a divisor of heads; by default as many as heads."""
         head_dim: Size | None = None
         """Dimensions of each head, even; by default hidden_size / heads."""
-        rope_base: Annotated[float, Field(gt=1, le=1e12)] = 10000.0
-        """Base of the rotary wavelengths, from 2 pi to 2 pi * rope_base tokens."""
+        rope_base: Annotated[float, Field(gt=1, le=1e12)] | None = 10000.0
+        """Base of the rotary wavelengths, from 2 pi to 2 pi * rope_base tokens; null: no positions."""
         qk_norm: bool = False
         """Whether each head's query and key are normalised before the rotation."""
+        bias: bool = later(False)
+        """Whether queries, keys and values have an offset."""
+        out_bias: bool = later(False)
+        """Whether the output has one."""
 
     @classmethod
     def check(cls, config: Config, site: Site) -> Iterator[tuple[str, str]]:
@@ -144,10 +148,11 @@ class GroupedQueryAttention(Mixer):
         self.heads, self.kv_heads = config.heads, config.kv_heads or config.heads
         self.head_dim = config.head_dim or site.hidden_size // config.heads
         self.rope_base = config.rope_base
-        self.qkv = site.linear(site.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim)
+        self.qkv = site.linear(site.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=config.bias)
         self.q_norm = site.norm(self.head_dim) if config.qk_norm else None
         self.k_norm = site.norm(self.head_dim) if config.qk_norm else None
-        self.out = site.linear(self.heads * self.head_dim, site.hidden_size, writes_residual=True)
+        self.out = site.linear(self.heads * self.head_dim, site.hidden_size, bias=config.out_bias,
+                               writes_residual=True)
         rotation = torch.empty(site.context_length, self.head_dim // 2, 2)
         self.register_buffer("rotation", rotation, persistent=False)
 
@@ -155,7 +160,9 @@ class GroupedQueryAttention(Mixer):
         self.rotation.copy_(self._rotation(len(self.rotation)))
 
     def _rotation(self, positions: int) -> Tensor:
-        """cos and sin of every position's angles, [positions, K/2, 2] in fp32."""
+        """cos and sin of every position's angles, [positions, K/2, 2] in fp32; without positions those of no turn."""
+        if self.rope_base is None:
+            return torch.tensor([1.0, 0.0], device="cpu").expand(positions, self.head_dim // 2, 2).clone()
         pairs = torch.arange(self.head_dim // 2, dtype=torch.float64, device="cpu")
         speed = self.rope_base ** (-2 * pairs / self.head_dim)
         angle = torch.arange(positions, dtype=torch.float64, device="cpu")[:, None] * speed
@@ -168,6 +175,8 @@ class GroupedQueryAttention(Mixer):
         return self.rotation
 
     def _rotate(self, x_BTHK: Tensor, start: int) -> Tensor:
+        if self.rope_base is None:
+            return x_BTHK
         B, T, H, K = x_BTHK.shape
         end, dtype = start + T, x_BTHK.dtype
         if torch.compiler.is_compiling():  # which fuses no complex numbers

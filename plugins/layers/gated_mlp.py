@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tryplicity import Activation, FeedForward, Linear, Part, Report, Site, Size, output_and_report, uses
+from tryplicity import Activation, FeedForward, Linear, Part, Report, Site, Size, later, output_and_report, uses
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.activations import GateInC, gate_in_c, gated
 from tryplicity_plugins.layers.prepared import Products, Told, packed, prepared, products
@@ -57,13 +57,15 @@ class GatedMLP(FeedForward):
         """Neurons; by default 8/3 of hidden_size, rounded up to a multiple of 64."""
         activation: Part = uses("activation", default="silu")
         """What the gate goes through."""
+        bias: bool = later(False)
+        """Whether gate, up and down have an offset."""
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__()
         inner = config.inner_size or -(-8 * site.hidden_size // (3 * 64)) * 64
-        self.gate_up = site.linear(site.hidden_size, 2 * inner)
+        self.gate_up = site.linear(site.hidden_size, 2 * inner, bias=config.bias)
         self.activation = config.activation.build(inner)
-        self.down = site.linear(inner, site.hidden_size, writes_residual=True)
+        self.down = site.linear(inner, site.hidden_size, bias=config.bias, writes_residual=True)
 
     def forward(self, x_BTD: Tensor, *, state=None, doc_ids=None):
         if not (self.training or torch.is_grad_enabled()):

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from tryplicity import Report, Residual
+from tryplicity import Positive, Report, Residual, later
 
 
 class Add(Residual):
-    """x + sublayer(x): one stream, [B, T, D]."""
+    """x + multiplier * sublayer(x): one stream, [B, T, D]."""
 
     name = "add"
 
-    def __init__(self, config, site) -> None:
+    @dataclass(frozen=True)
+    class Config:
+        multiplier: Positive = later(1.0)
+        """Of what the sub-layer gives."""
+
+    def __init__(self, config: Config, site) -> None:
         super().__init__()
+        self.multiplier = config.multiplier
 
     def forward(self, streams: Tensor, sublayer) -> tuple[Tensor, Report]:
         y_BTD, report = sublayer(streams)
-        return streams + y_BTD, report
+        return (streams + y_BTD if self.multiplier == 1.0 else streams + self.multiplier * y_BTD), report

@@ -67,6 +67,7 @@ def plain():
     def write(model, request):
         sampler = Sampler(request.sampling, [token for token in request.prompt if token >= 6])
         tokens = itertools.islice(decode(model, request.prompt, sampler), request.max_tokens)
-        return list(itertools.takewhile(lambda token: token not in request.end_tokens, tokens))
+        ends = {1} if request.end_tokens is None else request.end_tokens  # <|eos|>
+        return list(itertools.takewhile(lambda token: token not in ends, tokens))
 
     return write

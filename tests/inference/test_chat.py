@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from tryplicity import Conversation, Source, UserError, load_plugins
 from tryplicity.data.conversations import prepare_conversations
-from tryplicity.inference.chat import END_TOKENS, ask, dialogue, prompt, reply, request
+from tryplicity.inference.chat import ask, dialogue, prompt, reply, request
 from tryplicity.inference.engine import Engine, Request, ready_for_decoding
 from tryplicity.inference.sampler import Sampling
 from tryplicity.model import assemble, initialise
@@ -123,7 +123,8 @@ def test_an_answer_can_be_gone_on_with(engine):
     question, answer = learnt(chats)[0]
     short = "".join(reply(engine, [question], GREEDY, 3))
     messages = [question, {"role": "assistant", "content": short}]
-    rest = list(engine.generate(Request(prompt(engine, messages, go_on=True), GREEDY, 60, end_tokens=END_TOKENS)))
+    going_on = Request(prompt(engine, messages, go_on=True), GREEDY, 60, end_tokens=engine.vocabulary.ends)
+    rest = list(engine.generate(going_on))
     assert short + "".join(piece.text for piece in rest) == answer["content"]
     with pytest.raises(UserError, match="only a message of the assistant can be gone on with"):
         prompt(engine, [question], go_on=True)

@@ -23,6 +23,15 @@ V vocabulary, F inner.
 
 from __future__ import annotations
 
+from tryplicity.components.architecture import (
+    CONVOLUTION,
+    SAME,
+    TRANSPOSED,
+    Architecture,
+    Form,
+    Piece,
+    turned,
+)
 from tryplicity.components.layers import FeedForward, Layer, Mixer
 from tryplicity.components.linear import Activation, Linear, Norm
 from tryplicity.components.module import Repair, Site
@@ -38,18 +47,23 @@ from tryplicity.parts import Component, Part
 FAMILIES: dict[str, type[Component]] = {
     cls.family: cls
     for cls in (Mixer, FeedForward, Linear, Norm, Activation, Router, Inhibition, Residual, Head, Objective, Brain,
-                Parallelism, Optimizer, Schedule, Source, Judge, Retriever)
+                Parallelism, Optimizer, Schedule, Source, Judge, Retriever, Architecture)
 }
 
 __all__ = [
+    "CONVOLUTION",
     "FAMILIES",
     "IGNORE",
+    "SAME",
+    "TRANSPOSED",
     "Activation",
+    "Architecture",
     "Brain",
     "Component",
     "Conversation",
     "Document",
     "FeedForward",
+    "Form",
     "Head",
     "Inhibition",
     "Judge",
@@ -64,6 +78,7 @@ __all__ = [
     "Parallelism",
     "Part",
     "Passage",
+    "Piece",
     "Reading",
     "Repair",
     "Report",
@@ -80,4 +95,5 @@ __all__ = [
     "Verdict",
     "output_and_report",
     "tensors",
+    "turned",
 ]

@@ -26,18 +26,20 @@ class Site:
     layers: int
     layer: int | None = None
     sublayer: int = 0  # sub-layers before this one in its block
-    linear_part: Part | None = None
+    linear_part: Part | None = None  # None only where a spec is checked, and nothing built
     norm_part: Part | None = None
 
     def linear(self, in_features: int, out_features: int, *, experts: int | None = None,
                active_experts: float | None = None, bias: bool = False, writes_residual: bool = False) -> Linear:
         """The spec's linear component. `writes_residual`: initialised smaller, by 1/sqrt(2 * layers)."""
         std = 0.02 / (2 * self.layers) ** 0.5 if writes_residual else 0.02
+        assert self.linear_part is not None
         return self.linear_part.build(in_features, out_features, experts=experts, active_experts=active_experts,
                                       bias=bias, init_std=std)
 
     def norm(self, size: int) -> Norm:
         """The spec's norm component over the last axis of `size`."""
+        assert self.norm_part is not None
         return self.norm_part.build(size)
 
 

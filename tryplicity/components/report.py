@@ -15,7 +15,7 @@ class Mean(NamedTuple):
     """A mean kept as its total and its count, so that parts of a batch (and ranks) add up exactly."""
 
     total: Tensor
-    count: Tensor | float
+    count: Tensor | float  # type: ignore[assignment]
 
     def __add__(self, other: Mean) -> Mean:  # type: ignore[override]
         return Mean(self.total + other.total, self.count + other.count)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from tryplicity.data.cache import building, cache_root
 from tryplicity.data.documents import LONGEST, Progress, collect, no_progress
 from tryplicity.data.prepared import Encoded, Prepared, write_tokens
-from tryplicity.data.tokenizer import BOS, EOS, IM_END, IM_START, load_tokenizer
+from tryplicity.data.tokenizer import BOS, EOS, IM_END, IM_START, load_tokenizer, tokenizer_files
+from tryplicity.data.vocabulary import vocabulary_of
 from tryplicity.errors import UserError
 from tryplicity.leftout import LeftOut
 
@@ -26,11 +27,21 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from tryplicity.components import Conversation, Document, Source
+    from tryplicity.data.templates import TemplateFormat
 
 FORMAT = 2                          # raise when the files written here change
 ROLES = ("system", "user", "assistant", "tool")
 
 Messages = Sequence[Mapping[str, Any]]
+
+
+def chat_format(tokenizer: Tokenizer) -> ChatFormat | TemplateFormat:
+    """How conversations are written for a tokenizer: in its own template if it came with one."""
+    if vocabulary_of(tokenizer).template is None:
+        return ChatFormat(tokenizer)
+    from tryplicity.data.templates import TemplateFormat
+
+    return TemplateFormat(tokenizer)
 
 
 class ChatFormat:
@@ -102,13 +113,14 @@ def prepare_conversations(source: Source, tokenizer_path: str | Path, vocab_size
     root = cache_root(cache)
     load_tokenizer(tokenizer_path, vocab_size)
     collection = collect(_AsDocuments(source), root, progress, longest=None)
-    content = Path(tokenizer_path).read_bytes()
+    files = tokenizer_files(tokenizer_path)
     described = json.dumps(["conversations", FORMAT, collection.identity,
-                            hashlib.sha256(content).hexdigest()])
+                            *(hashlib.sha256(content).hexdigest() for content in files.values())])
     folder = root / "tokens" / hashlib.sha256(described.encode()).hexdigest()[:24]
     if not folder.exists():
         with building(folder) as temporary:
-            (temporary / "tokenizer.json").write_bytes(content)
+            for name, content in files.items():
+                (temporary / name).write_bytes(content)
             tokenizer = load_tokenizer(tokenizer_path)
             write_tokens(collection, tokenizer, temporary, progress, _Encode(tokenizer))
     return Prepared(folder, collection, json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
@@ -154,7 +166,7 @@ class _Encode:
     """What `write_tokens` calls with the documents of a collection of conversations."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.format = ChatFormat(tokenizer)
+        self.format = chat_format(tokenizer)
 
     def __call__(self, tokenizer: Tokenizer, documents: list[Document]) -> Iterator[Encoded]:
         conversations = [json.loads(document.text) for document in documents]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tryplicity.data.tokenizer import SPECIAL_TOKENS
+from tryplicity.data.vocabulary import size_of, vocabulary_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -44,11 +44,11 @@ def inspect(tokenizer: Tokenizer, documents: Iterable[Document]) -> dict[str, An
         if len(held) == AT_ONCE:
             count()
     count()
-    size = tokenizer.get_vocab_size()
+    size, special = size_of(tokenizer), vocabulary_of(tokenizer).special
     whole = sum((Counter(counts) for counts in by_domain.values()), Counter())
-    rarest = sorted((number, token) for token, number in used.items() if token >= len(SPECIAL_TOKENS))[:RAREST]
+    rarest = sorted((number, token) for token, number in used.items() if token not in special)[:RAREST]
     return {"vocab_size": size, **_figures(whole), "domains": {d: _figures(c) for d, c in sorted(by_domain.items())},
-            "never_used": size - len(SPECIAL_TOKENS) - sum(token >= len(SPECIAL_TOKENS) for token in used),
+            "never_used": size - len(special) - sum(token not in special for token in used),
             "rarest": [{"token": tokenizer.decode([token]), "times": number} for number, token in rarest],
             "not_round_trip": unlike,
             "probes": {what: [tokenizer.decode([i]) for i in tokenizer.encode(text, add_special_tokens=False).ids]

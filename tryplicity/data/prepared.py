@@ -29,7 +29,8 @@ from tryplicity.data import bigram, grades, yardsticks
 from tryplicity.data.cache import building, cache_root
 from tryplicity.data.documents import Collection, Progress, collect, no_progress, unit_hash
 from tryplicity.data.packing import DOCUMENT, HeldOut, PackedStream, TokenFile
-from tryplicity.data.tokenizer import BOS, EOS, load_tokenizer, save_tokenizer, token_bytes, train_tokenizer
+from tryplicity.data.tokenizer import load_tokenizer, save_tokenizer, token_bytes, tokenizer_files, train_tokenizer
+from tryplicity.data.vocabulary import size_of, vocabulary_of
 from tryplicity.data.yardsticks import Yardsticks
 from tryplicity.files import whole_file, write_text
 from tryplicity.leftout import LeftOut
@@ -165,13 +166,15 @@ def prepare(source: Source, vocab_size: int, cache: str | Path | None = None,
         load_tokenizer(tokenizer, vocab_size)
     collection = collect(source, root, progress)
     path = Path(tokenizer or trained_tokenizer(collection, vocab_size, root, progress))
-    content = path.read_bytes()
-    described = json.dumps([FORMAT, collection.identity, hashlib.sha256(content).hexdigest()])
+    files = tokenizer_files(path)
+    described = json.dumps([FORMAT, collection.identity,
+                            *(hashlib.sha256(content).hexdigest() for content in files.values())])
     key = hashlib.sha256(described.encode()).hexdigest()
     folder = root / "tokens" / key[:24]
     if not folder.exists():
         with building(folder) as temporary:
-            (temporary / "tokenizer.json").write_bytes(content)
+            for name, content in files.items():
+                (temporary / name).write_bytes(content)
             write_tokens(collection, load_tokenizer(path, vocab_size), temporary, progress)
     load_tokenizer(folder / "tokenizer.json", vocab_size)
     return Prepared(folder, collection, json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
@@ -210,9 +213,10 @@ class Encoded(NamedTuple):
 
 
 def _encode_texts(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[Encoded]:
+    vocabulary = vocabulary_of(tokenizer)
     encodings = tokenizer.encode_batch_fast([d.text for d in documents], add_special_tokens=False)
     for document, encoding in zip(documents, encodings, strict=True):
-        yield Encoded([BOS, *encoding.ids, EOS], len(document.text.encode()))
+        yield Encoded([vocabulary.bos, *encoding.ids, vocabulary.eos], len(document.text.encode()))
 
 
 def write_tokens(collection: Collection, tokenizer: Tokenizer, folder: Path, progress: Progress,
@@ -220,7 +224,7 @@ def write_tokens(collection: Collection, tokenizer: Tokenizer, folder: Path, pro
     """Write the token files of both parts and the manifest into `folder`, and {part}.mask.bin (uint8, one a token)
     where `encode` gives masks."""
     tokenizer.encode_special_tokens = True     # "<|eos|>" written in a document is text, not the end of it
-    vocab_size = tokenizer.get_vocab_size()
+    vocab_size = size_of(tokenizer)
     dtype = "<u2" if vocab_size <= 65536 else "<u4"
     domains = list(collection.manifest["domains"])
     np.save(folder / "token_bytes.npy", np.array(token_bytes(tokenizer), dtype=np.uint32))

@@ -7,14 +7,28 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tryplicity.data.vocabulary import (
+    BOS,
+    CONFIG,
+    EOS,
+    IM_END,
+    IM_START,
+    PAD,
+    SPECIAL_TOKENS,
+    UNK,
+    attach_file,
+    config_text,
+    size_of,
+)
 from tryplicity.errors import UserError
 from tryplicity.files import write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SPECIAL_TOKENS = ("<|pad|>", "<|eos|>", "<|bos|>", "<|unk|>", "<|im_start|>", "<|im_end|>")
-PAD, EOS, BOS, UNK, IM_START, IM_END = range(len(SPECIAL_TOKENS))
+__all__ = ["BOS", "EOS", "IM_END", "IM_START", "PAD", "SPECIAL_TOKENS", "UNK", "load_tokenizer", "save_tokenizer",
+           "token_bytes", "train_tokenizer"]
+
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
 
 # Words with the sign before them, numbers by three digits, runs of signs with the line ends after them, white
@@ -57,14 +71,27 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Write tokenizer.json (the format of Hugging Face tokenizers), whole or not at all."""
+    """Write tokenizer.json (the format of Hugging Face tokenizers), and beside it what a published one needs, each
+    whole or not at all."""
+    if config := config_text(tokenizer):
+        write_text(path.with_name(CONFIG), config)
     write_text(path, tokenizer.to_str())
 
 
-def load_tokenizer(path: str | Path, expected_vocab_size: int | None = None) -> Tokenizer:
-    """Read a tokenizer.json. Special tokens written out in a text are read as special tokens.
+def tokenizer_files(path: str | Path) -> dict[str, bytes]:
+    """What a tokenizer consists of, by the name of each file: tokenizer.json, and for a published one what stands
+    beside it."""
+    path = Path(path)
+    beside = path.with_name(CONFIG)
+    return {"tokenizer.json": path.read_bytes()} | ({CONFIG: beside.read_bytes()} if beside.is_file() else {})
 
-    Raises UserError when there is none, it is cut short or not ours, or its size is unlike the spec's.
+
+def load_tokenizer(path: str | Path, expected_vocab_size: int | None = None) -> Tokenizer:
+    """Read a tokenizer.json, and a published one's tokenizer_config.json beside it. Special tokens written out in a
+    text are read as special tokens.
+
+    Raises UserError when there is none, it is cut short or not ours, or its size is unlike the spec's; a published one
+    may be smaller.
     """
     from tokenizers import Tokenizer
 
@@ -75,12 +102,16 @@ def load_tokenizer(path: str | Path, expected_vocab_size: int | None = None) -> 
     except Exception as error:      # tokenizers raises plain Exception for whatever it cannot read
         raise UserError(f"{path}: not a tokenizer.json, or one cut short ({error}); train it "
                         "again") from error
-    for number, token in enumerate(SPECIAL_TOKENS):
+    published = (beside := Path(path).with_name(CONFIG)).is_file()
+    if published:
+        attach_file(tokenizer, beside)
+    for number, token in enumerate(() if published else SPECIAL_TOKENS):
         if tokenizer.token_to_id(token) != number:
             raise UserError(f"{path}: token {number} must be {token} and is {tokenizer.id_to_token(number)}; "
-                            "use a tokenizer that tryplicity trained")
-    size = tokenizer.get_vocab_size()
-    if expected_vocab_size is not None and size != expected_vocab_size:
+                            "use a tokenizer that tryplicity trained, or one that `tryplicity import` read")
+    size = size_of(tokenizer)
+    fits = expected_vocab_size is None or size == expected_vocab_size or (published and size < expected_vocab_size)
+    if not fits:
         raise UserError(f"{path}: the tokenizer has {size} tokens and the spec's vocab_size is "
                         f"{expected_vocab_size}; set vocab_size to {size} in the spec (--set "
                         f"vocab_size={size}), or train a tokenizer of {expected_vocab_size}")
@@ -89,6 +120,6 @@ def load_tokenizer(path: str | Path, expected_vocab_size: int | None = None) -> 
 
 def token_bytes(tokenizer: Tokenizer) -> list[int]:
     """How many bytes of text each token stands for; 0 for special tokens."""
-    # a byte-level token is written with one character for each of its bytes
-    return [0 if number < len(SPECIAL_TOKENS) else len(tokenizer.id_to_token(number))
-            for number in range(tokenizer.get_vocab_size())]
+    from tryplicity.inference.text import token_bytes
+
+    return [len(text) for text in token_bytes(tokenizer)]

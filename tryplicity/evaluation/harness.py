@@ -22,7 +22,6 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from tryplicity.components import IGNORE
-from tryplicity.data.tokenizer import BOS, EOS
 from tryplicity.errors import UserError
 from tryplicity.evaluation.score import TOKENS, nats_and_choice
 from tryplicity.guard import cause
@@ -52,11 +51,11 @@ class TryplicityLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return EOS
+        return self.engine.vocabulary.eos
 
     @property
     def prefix_token_id(self) -> int:
-        return BOS
+        return self.engine.vocabulary.bos
 
     @property
     def tokenizer_name(self) -> str:
@@ -79,7 +78,7 @@ class TryplicityLM(TemplateLM):
         pairs, owners = [], []
         for number, request in enumerate(requests):
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
-            for window in get_rolling_token_windows(ids, BOS, self.engine.context_length, 1):
+            for window in get_rolling_token_windows(ids, self.prefix_token_id, self.engine.context_length, 1):
                 pairs.append(make_disjoint_window(window))
                 owners.append(number)
         totals = [0.0] * len(requests)

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from tryplicity.data.conversations import ChatFormat, Messages, check_messages
-from tryplicity.data.tokenizer import EOS, IM_END, IM_START
+from tryplicity.data.conversations import Messages, chat_format, check_messages
 from tryplicity.errors import UserError
 from tryplicity.inference.generation import Request
 
 if TYPE_CHECKING:
+    from tryplicity.data.conversations import ChatFormat
+    from tryplicity.data.templates import TemplateFormat
     from tryplicity.inference.engine import Engine
     from tryplicity.inference.sampler import Sampling
-
-#: a model that begins the next message has ended this one
-END_TOKENS = frozenset({EOS, IM_END, IM_START})
 
 
 def prompt(engine: Engine, messages: Messages, go_on: bool = False) -> tuple[int, ...]:
@@ -34,18 +32,19 @@ def prompt(engine: Engine, messages: Messages, go_on: bool = False) -> tuple[int
     return tuple(_format(engine).prompt(messages, go_on=go_on))
 
 
-def _format(engine: Engine) -> ChatFormat:
+def _format(engine: Engine) -> ChatFormat | TemplateFormat:
     """The engine's, made once: it copies the tokenizer."""
     found = engine.__dict__.get("_chat_format")
     if found is None:
-        found = engine.__dict__["_chat_format"] = ChatFormat(engine.tokenizer)
+        found = engine.__dict__["_chat_format"] = chat_format(engine.tokenizer)
     return found
 
 
 def request(engine: Engine, messages: Messages, sampling: Sampling, max_tokens: int, stop: Sequence[str] = (),
             **options) -> Request:
     """What to submit for the assistant's next message. options: as Request's."""
-    return Request(prompt(engine, messages), sampling, max_tokens, tuple(stop), end_tokens=END_TOKENS, **options)
+    return Request(prompt(engine, messages), sampling, max_tokens, tuple(stop), end_tokens=engine.vocabulary.ends,
+                   **options)
 
 
 def reply(engine: Engine, messages: Messages, sampling: Sampling, max_tokens: int,

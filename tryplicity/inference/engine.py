@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tryplicity.components import Linear
-from tryplicity.data.tokenizer import BOS, EOS, IM_END, SPECIAL_TOKENS
+from tryplicity.data.vocabulary import OURS, vocabulary_of
 from tryplicity.errors import UserError
 from tryplicity.inference import scheduler
 from tryplicity.inference.exactness import why_inexact
@@ -143,7 +143,8 @@ class Engine:
         self.card = _card(model, info, why_inexact(model, torch.get_num_threads(), threads))
         self.scheduler = scheduler.Scheduler(model, slots=slots, max_waiting=max_waiting, chunk=chunk,
                                              prefix_bytes=prefix_bytes, drafter=drafter, decode_threads=threads)
-        self._token_bytes = None if tokenizer is None else token_bytes(tokenizer)
+        self.vocabulary = OURS if tokenizer is None else vocabulary_of(tokenizer)
+        self._token_bytes = None if tokenizer is None else token_bytes(tokenizer, model.spec.vocab_size)
         self._grammars: Grammars | None = None
         self._making_grammars = threading.Lock()
         _engines.add(self)
@@ -156,14 +157,15 @@ class Engine:
 
     @classmethod
     def load(cls, what: str | Path | Opened, registry, device: str = "cpu", *, ternary: bool = True,
-             dtype: torch.dtype | None = None, **options: Any) -> Engine:
+             dtype: torch.dtype | None = None, weights: str | None = None, **options: Any) -> Engine:
         """From a run folder (its model.safetensors, or while it trains its newest checkpoint) or an exported file.
 
         device: as torch names it: cpu, cuda, cuda:1, mps. ternary: pack the linears of a run that can be packed. dtype:
-        of the floats; fp32 by default. options: as the constructor's. Raises UserError.
+        of the floats; fp32 by default. weights: "int8" or "bf16": see load_model. options: as the constructor's. Raises
+        UserError.
         """
         device = usable_device(device)
-        model, _, tokenizer, info = load_model(what, registry, device, ternary=ternary, dtype=dtype)
+        model, _, tokenizer, info = load_model(what, registry, device, ternary=ternary, dtype=dtype, weights=weights)
         return cls(model, tokenizer, info, **options)
 
     @property
@@ -175,18 +177,21 @@ class Engine:
         if self.tokenizer is None:
             raise UserError(f"{self.card.name}: this model came without a tokenizer, and cannot read text; export it "
                             "again with --tokenizer FILE")
-        return [BOS, *self.tokenizer.encode(text, add_special_tokens=False).ids]
+        ids = [*self.vocabulary.begin, *self.tokenizer.encode(text, add_special_tokens=False).ids]
+        return ids or [self.vocabulary.bos]
 
     def submit(self, request: Request, listener: Callable[[Piece], None]) -> Generation:
         """Begin; from any thread. The listener is called from the engine's thread and must not wait; its last piece
         has a `finish`. Raises Busy, and UserError for what cannot be done."""
         self._check(request)
-        grammar, end_tokens = None, request.end_tokens
+        grammar, vocabulary = None, self.vocabulary
+        end_tokens = frozenset({vocabulary.eos}) if request.end_tokens is None else request.end_tokens
         if request.schema is not None:
             with self._making_grammars:
-                self._grammars = self._grammars or Grammars(self.tokenizer)
-            grammar, end_tokens = self._grammars.json(request.schema), end_tokens | {EOS, IM_END}
-        words = [token for token in request.prompt if token >= len(SPECIAL_TOKENS)]  # <|im_end|> must not be penalised
+                self._grammars = self._grammars or Grammars(self.tokenizer, self.model.spec.vocab_size)
+            grammar, end_tokens = self._grammars.json(request.schema), end_tokens | vocabulary.ends
+        # <|im_end|> must not be penalised
+        words = [token for token in request.prompt if token not in vocabulary.special]
         generation = Generation(request, len(request.prompt))
         self.scheduler.submit(scheduler.Sequence(
             generation, listener, Sampler(request.sampling, words),
@@ -200,7 +205,7 @@ class Engine:
             raise UserError(f"the prompt has {size} tokens, and the context of this model holds {self.context_length}, "
                             "the answer included; shorten it")
         for what, ids in (("the prompt", request.prompt), ("logit_bias", request.sampling.logit_bias),
-                          ("end_tokens", request.end_tokens)):
+                          ("end_tokens", request.end_tokens or ())):
             if wrong := [token for token in ids if not 0 <= token < vocab_size]:
                 raise UserError(f"{what} has token {wrong[0]}; the tokens of this model are 0 to {vocab_size - 1}")
         if self.tokenizer is None and (request.stop or request.schema is not None):

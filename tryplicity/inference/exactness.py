@@ -55,7 +55,7 @@ def _tokens(model: Model, seed: int) -> Tensor:
 
 def _read(model: Model, block: Block, x_TD: Tensor, read_threads: int, decode_threads: int) -> tuple[Tensor, Tensor]:
     """What a block makes of the tokens read at once, and cut up and beside others."""
-    residual = block.mixer.residual
+    residual = block.residual
     like = {"device": x_TD.device, "dtype": x_TD.dtype}
 
     def step(x_BTD: Tensor, state: list) -> Tensor:

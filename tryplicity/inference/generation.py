@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from tryplicity.data.tokenizer import EOS
 from tryplicity.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,8 +35,8 @@ class Request:
     stop: tuple[str, ...] = ()
     #: None: no probabilities; n: of each token, and of the n likeliest in its place
     logprobs: int | None = None
-    #: tokens that end the answer and are no part of it
-    end_tokens: frozenset[int] = frozenset({EOS})
+    #: tokens that end the answer and are no part of it; None: the one that ends a text
+    end_tokens: frozenset[int] | None = None
     #: a JSON schema that the text must satisfy
     schema: Mapping[str, Any] | None = None
     #: whether the prompt's own tokens get their probabilities too, as `logprobs` says, in `Generation.scored`; then

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tryplicity.data.tokenizer import EOS, IM_END
+from tryplicity.data.vocabulary import vocabulary_of
 from tryplicity.errors import UserError
 from tryplicity.inference.text import token_bytes
 
@@ -22,14 +22,16 @@ DIGITS, EXPONENT = 16, 2  # most of a number: a weak model writes digits for eve
 
 
 class Grammars:
-    """Makes grammars for one tokenizer. `tokenizer`: of Hugging Face's tokenizers, a byte-level BPE."""
+    """Makes grammars for one tokenizer. `tokenizer`: of Hugging Face's tokenizers."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, size: int | None = None) -> None:
+        """size: of the model's vocabulary, where that is larger."""
         from llguidance import LLTokenizer
 
-        self.vocab_size = tokenizer.get_vocab_size()
-        self._tokenizer = LLTokenizer(tokenizer.to_str(), n_vocab=self.vocab_size, eos_token=[EOS, IM_END])
-        self._bytes = token_bytes(tokenizer)
+        self._bytes = token_bytes(tokenizer, size)
+        self.vocab_size = len(self._bytes)
+        self._tokenizer = LLTokenizer(tokenizer.to_str(), n_vocab=self.vocab_size,
+                                      eos_token=sorted(vocabulary_of(tokenizer).ends))
         self._digits_V = torch.tensor([_digits(text) for text in self._bytes])
 
     def json(self, schema: Mapping[str, Any]) -> Grammar:

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+
+from tryplicity.data.vocabulary import size_of
 
 
-def token_bytes(tokenizer) -> list[bytes]:
-    """The bytes each token of a byte-level BPE stands for, by id; none for special tokens.
+def token_bytes(tokenizer, size: int | None = None) -> list[bytes]:
+    """The bytes each token stands for, by id; none for special tokens, and for numbers that no token has.
 
-    Such a tokenizer writes a byte that is no visible Latin-1 character as chr(256 + n), the n-th of these
-    (Radford et al., GPT-2, 2019). A word that was added to its vocabulary is written as it is.
+    A byte-level BPE writes a byte that is no visible Latin-1 character as chr(256 + n), the n-th of these (Radford et
+    al., GPT-2, 2019). One of SentencePiece's writes a space as U+2581 and a byte that no token has as <0x0A>. A word
+    that was added to the vocabulary is written as it is. size: how many numbers; by default the tokenizer's. Raises
+    KeyError for a token that neither can have written.
     """
+    added = {number: b"" if token.special else token.content.encode()
+             for number, token in tokenizer.get_added_tokens_decoder().items()}
+    read = _of_byte_level() if _is_byte_level(tokenizer) else _of_pieces
+    size = size_of(tokenizer) if size is None else size
+    return [added[number] if number in added else read(tokenizer.id_to_token(number) or "") for number in range(size)]
+
+
+def _is_byte_level(tokenizer) -> bool:
+    """What its decoder says; a Sequence of them is SentencePiece's."""
+    return tokenizer.decoder is None or type(tokenizer.decoder).__name__ == "ByteLevel"
+
+
+def _of_byte_level() -> Callable[[str], bytes]:
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]
     byte_of = {chr(byte): byte for byte in visible} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
-    added = {number: b"" if token.special else token.content.encode()
-             for number, token in tokenizer.get_added_tokens_decoder().items()}
-    return [added[number] if number in added else bytes(byte_of[c] for c in tokenizer.id_to_token(number) or "")
-            for number in range(tokenizer.get_vocab_size())]
+    return lambda token: bytes(byte_of[c] for c in token)
+
+
+def _of_pieces(token: str) -> bytes:
+    if re.fullmatch("<0x[0-9A-F]{2}>", token):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("\u2581", " ").encode()
 
 
 class TextStream:

@@ -15,7 +15,7 @@ from tryplicity.model import Model
 @dataclass(frozen=True)
 class LayerCount:
     index: int
-    mixer: str
+    mixer: str | None
     feed_forward: str | None
     parameters: int
 
@@ -76,8 +76,7 @@ def count(model: Model) -> Counts:
         if component != "heads" and ".objectives." not in f".{paths[id(module)]}.":
             bits = module.packed_bits if isinstance(module, Linear) and name == "weight" else 16
             packed += used * bits / 8
-    layers = [LayerCount(i, spec.mixer.name, spec.feed_forward.name if spec.feed_forward else None,
-                         parameters_of(block))
+    layers = [LayerCount(i, *(part and part.name for part in (spec.mixer, spec.feed_forward)), parameters_of(block))
               for i, (spec, block) in enumerate(zip(model.spec.layers, model.layers, strict=True))]
     buffers = {id(b): b.numel() * b.element_size() for b in model.buffers()}
     return Counts(total, round(active), by_component, round(packed), sum(buffers.values()), layers)

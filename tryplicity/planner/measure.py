@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 
 from tryplicity.components import Layer, Report, Router
 from tryplicity.functional import grouped_product_works
-from tryplicity.model import next_token_loss
+from tryplicity.model import last_hidden, next_token_loss
 from tryplicity.planner.shapes import Shape, ShapeMode, shape_like
 from tryplicity.promises import check_mean
 
@@ -343,7 +343,7 @@ def _measure_batch(model: Model, hardware: Hardware, batch: int, weights: str, g
     ids_BT = Shape(torch.empty(batch, spec.context_length, dtype=torch.int64, device="meta"))
     doc_ids_BT = shape_like(ids_BT)
     ends = without_data(nn.ModuleList([
-        model.embedding, model.norm, model.layers[0].mixer.residual, model.heads,
+        model.embedding, model.norm, model.layers[0].residual, model.heads,
         model.objectives, *([] if model.unembedding is None else [model.unembedding])]), dtype)
     embedding, norm, residual, heads, objectives = ends[:5]
     parameters = list(ends.parameters())
@@ -353,9 +353,9 @@ def _measure_batch(model: Model, hardware: Hardware, batch: int, weights: str, g
         return [residual.expand(x_BTD if autocast is None else x_BTD.to(autocast))]  # as the model does
 
     def losses(streams: Tensor) -> list[Tensor]:
-        h_BTD = norm(residual.reduce(streams))
+        h_BTD = last_hidden(norm(residual.reduce(streams)), spec.logits_multiplier)
         table_VD = embedding.weight if model.unembedding is None else ends[-1].weight
-        total, _ = next_token_loss(h_BTD, table_VD, ids_BT, objectives, Report())
+        total, _ = next_token_loss(h_BTD, table_VD, ids_BT, objectives, Report(), spec.logits_softcap)
         return [total, *(check_mean(head, head(h_BTD, head.targets(ids_BT, ids_BT, doc_ids_BT), table_VD)).total
                          for head in heads.values())]
 

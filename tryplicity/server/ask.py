@@ -172,7 +172,7 @@ class Turn:
                         f"{len(prompt)}; ask a shorter one", "content", "context_length_exceeded")
         options = asked.model_dump(exclude={"max_tokens"})
         return EngineRequest(prompt, Sampling(**options), min(limit, context - len(prompt)),
-                             end_tokens=chat.END_TOKENS)
+                             end_tokens=engine.vocabulary.ends)
 
 
 def _latest(history: list[dict[str, str]], cost: Callable[[dict[str, str]], int],

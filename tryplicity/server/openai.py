@@ -205,7 +205,6 @@ class ChatShape(Shape):
         self._call_ids = [f"call_{uuid.uuid4().hex}" for _ in range(body.n)] if self.call else []
 
     def requests(self) -> list[EngineRequest]:
-        from tryplicity.inference.chat import END_TOKENS
         from tryplicity.inference.generation import Request as EngineRequest
 
         body, schema = self.body, self.body.schema()
@@ -216,7 +215,7 @@ class ChatShape(Shape):
         most = room(self.engine, self.service, prompt, body.most, "messages")
         tops = body.top_logprobs if body.logprobs else None
         return [EngineRequest(prompt, body.sampling(self.words.size, i), most, stop=tuple(body.stop), logprobs=tops,
-                              end_tokens=END_TOKENS, schema=schema) for i in range(body.n)]
+                              end_tokens=self.engine.vocabulary.ends, schema=schema) for i in range(body.n)]
 
     def first(self, choices: int) -> Iterator[dict[str, Any]]:
         for index in range(choices):
@@ -346,7 +345,7 @@ class Words:
         from tryplicity.inference.text import token_bytes
 
         self.size, self._tokenizer = size, tokenizer
-        self._bytes = [b""] * size if tokenizer is None else token_bytes(tokenizer)
+        self._bytes = [b""] * size if tokenizer is None else token_bytes(tokenizer, size)
 
     def __bool__(self) -> bool:
         return self._tokenizer is not None
@@ -360,7 +359,7 @@ class Words:
 
     def bytes(self, id: int) -> bytes:
         """Its bytes; a special token's are those of its name."""
-        return self._bytes[id] or (self._tokenizer.id_to_token(id).encode() if self else b"")
+        return self._bytes[id] or ((self._tokenizer.id_to_token(id) or "").encode() if self else b"")
 
     def text(self, id: int, mark: str = "") -> str:
         """Its text; a part of a character as \\xNN, after `mark`."""

@@ -93,7 +93,6 @@ class Response:
         self._repeated = {name: default if raw.get(name) is None else raw[name] for name, default in REPEATED.items()}
 
     def requests(self) -> list[EngineRequest]:
-        from tryplicity.inference.chat import END_TOKENS
         from tryplicity.inference.generation import Request as EngineRequest
 
         body, schema = self.body, self.body.schema()
@@ -101,8 +100,8 @@ class Response:
         prompt = conversation(self.engine, self.service, body.messages(), "input")
         most = room(self.engine, self.service, prompt, body.max_output_tokens, "input")
         return [EngineRequest(prompt, body.sampling(self.words.size), most, stop=tuple(body.stop),
-                              logprobs=body.top_logprobs if body.logprobs else None, end_tokens=END_TOKENS,
-                              schema=schema)]
+                              logprobs=body.top_logprobs if body.logprobs else None,
+                              end_tokens=self.engine.vocabulary.ends, schema=schema)]
 
     def whole(self, pieces: Sequence[Piece], generation: Generation) -> dict[str, Any]:
         """The response when all is there."""

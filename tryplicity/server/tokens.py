@@ -50,7 +50,7 @@ def add_routes(app: Sanic, service: Service, read: ReadBody) -> None:
         body = parse(TokenizeBody, await read(request))
         engine = engine_of(body.model)
         ids = await service.in_thread(engine.encode, body.prompt)
-        ids = ids if body.add_special_tokens else ids[1:]
+        ids = ids if body.add_special_tokens else ids[len(engine.vocabulary.begin):]
         words = Words.of(engine)
         return json({"tokens": ids, "count": len(ids), "max_model_len": engine.card.context_length,
                      "token_strs": [words.text(id) for id in ids] if body.return_token_strs else None})
@@ -64,9 +64,11 @@ def add_routes(app: Sanic, service: Service, read: ReadBody) -> None:
         return json({"prompt": text})
 
     async def info(request: Request) -> HTTPResponse:
-        from tryplicity.data.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS
+        from tryplicity.data.vocabulary import BOS, EOS, PAD, SPECIAL_TOKENS
 
         engine = engine_of()
+        if config := engine.vocabulary.config:
+            return json({**config, "model_max_length": engine.card.context_length})
         return json({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL_TOKENS[BOS],
                      "eos_token": SPECIAL_TOKENS[EOS], "pad_token": SPECIAL_TOKENS[PAD],
                      "model_max_length": engine.card.context_length,

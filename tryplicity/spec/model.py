@@ -15,7 +15,7 @@ from pydantic import Field
 
 from tryplicity.bounds import Length, Positive, Seed, Size, Steps
 from tryplicity.errors import did_you_mean, nearest
-from tryplicity.parts import Part, config_as_dict, uses
+from tryplicity.parts import Part, config_as_dict, later, uses
 from tryplicity.registry import (
     FREE,
     Path,
@@ -26,19 +26,29 @@ from tryplicity.registry import (
     said,
     value_problems,
 )
+from tryplicity.spec.base import KEY, laid_over, with_base
 from tryplicity.spec.loader import Source, apply_settings, check_kind, dump_yaml, find_file, read_yaml
+
+#: where the norms of a sub-layer stand; y is what the residual connection adds to x
+Norms = Literal["before", "after", "around"]
 
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """One layer of the stack: a mixer, then a feed-forward, each normalised before and added after."""
+    """One layer of the stack: a mixer, a feed-forward, or one after the other."""
 
-    mixer: Part = uses("mixer")
+    mixer: Part | None = uses("mixer", optional=True)
     feed_forward: Part | None = uses("feed_forward", optional=True)
     linear: Part | None = uses("linear", optional=True)
     """the linear of this block, where it differs from the spec's"""
     norm: Part | None = uses("norm", optional=True)
     """the norm of this block, where it differs from the spec's"""
+    norms: Norms | None = later(None)
+    """where they stand in this block, where that differs from the spec's"""
+
+    def __post_init__(self) -> None:
+        if self.mixer is None and self.feed_forward is None:
+            raise ValueError("a block needs a mixer, a feed_forward, or both; add one")
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,15 @@ class _SpecFile:
     """the output matrix is the embedding table"""
     linear: Part = uses("linear", default="linear")
     norm: Part = uses("norm", default="rmsnorm")
+    norms: Norms = later("before")
+    """of a sub-layer: before, y = layer(norm(x)); after, y = norm(layer(x)); around, y = norm(layer(norm(x)))"""
     residual: Part = uses("residual", default="add")
+    embedding_multiplier: Positive = later(1.0)
+    """multiplies what the embedding gives"""
+    logits_multiplier: Positive = later(1.0)
+    """multiplies the logits"""
+    logits_softcap: Positive | None = later(None)
+    """cap * tanh(logits / cap) takes the place of the logits"""
     blocks: dict[str, Any] = dataclasses.field(default_factory=dict)
     """blocks by name, for `layers`"""
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -140,7 +158,11 @@ class Spec:
     tied_embeddings: bool
     linear: Part
     norm: Part
+    norms: Norms
     residual: Part
+    embedding_multiplier: float
+    logits_multiplier: float
+    logits_softcap: float | None
     layers: tuple[BlockSpec, ...]
     heads: tuple[Part, ...]
     brain: tuple[Part, ...]
@@ -157,6 +179,7 @@ class Spec:
 
     def architecture(self) -> dict[str, Any]:
         """All that decides the weights' names and shapes and what they compute, as plain data."""
+        optional = [f for f in dataclasses.fields(_SpecFile) if f.metadata.get("later")]
         return {
             "vocab_size": self.vocab_size, "hidden_size": self.hidden_size,
             "context_length": self.context_length, "tied_embeddings": self.tied_embeddings,
@@ -164,6 +187,7 @@ class Spec:
             "layers": [config_as_dict(block) for block in self.layers],
             "heads": [part.as_dict() for part in self.heads],
             "brain": [part.as_dict() for part in self.brain],
+            **{f.name: getattr(self, f.name) for f in optional if getattr(self, f.name) != f.default},
         }
 
     def identity(self) -> str:
@@ -213,6 +237,7 @@ def load_spec(source: Source | str | FilePath, registry: Registry, settings: Ite
     """
     if not isinstance(source, Source):
         source = read_yaml(find_file(source, "spec"))
+    with_base(source)
     check_kind(source, "spec")
     apply_settings(source, settings)
     problems: list[Problem] = []
@@ -355,7 +380,7 @@ class _Layers:
             for index in range(first, last + 1):
                 entry = entries[index]
                 if id(entry) not in changed:
-                    raw, found = _merged(entry.raw, change), []
+                    raw, found = laid_over(entry.raw, change), []
                     block = self.registry.resolve(BlockSpec, raw, path, found, self.site)
                     # what is wrong with the layer itself was reported where it stands
                     self.problems += [p for p in found if (p.path[len(path):], p.message) not in entry.faults]
@@ -363,21 +388,12 @@ class _Layers:
                 entries[index] = changed[id(entry)]
 
 
-def _merged(base: Any, change: Any) -> Any:
-    """`change` over `base`, key by key; a part of another type replaces the whole part."""
-    if isinstance(base, str) and isinstance(change, Mapping):
-        base = {"type": base}
-    if not (isinstance(base, Mapping) and isinstance(change, Mapping)):
-        return change
-    if "type" in change and change["type"] != base.get("type"):
-        return change
-    return {**base, **{k: _merged(base.get(k), v) for k, v in change.items()}}
-
-
 def spec_schema(registry: Registry) -> dict[str, Any]:
     """The JSON Schema of a spec file, composed from whatever plugins are installed."""
     schema = referencing_schema(_SpecFile)
-    block = referencing_schema(BlockSpec)
+    there = {"type": ["string", "object"]}
+    block = {**referencing_schema(BlockSpec),  # as its __post_init__ has it
+             "anyOf": [{"required": [role], "properties": {role: there}} for role in ("mixer", "feed_forward")]}
     layer, layers = {"$ref": "#/$defs/layer"}, {"type": "array", "items": {"$ref": "#/$defs/layer"}}
     repeat, pattern = referencing_schema(_Repeat), referencing_schema(_Pattern)
     override = {**referencing_schema(BlockSpec, ".change"), "required": []}
@@ -396,5 +412,21 @@ def spec_schema(registry: Registry) -> dict[str, Any]:
     add(schema, "overrides", additionalProperties=False, patternProperties={"^[0-9]+(-[0-9]+)?$": override})
     kinds = {"block": block, "repeat": repeat, "pattern": pattern}
     entry = {"anyOf": [{"type": "string"}, *({"$ref": f"#/$defs/{kind}"} for kind in kinds)]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Tryplicity spec", **schema,
-            "$defs": {**kinds, "layer": entry, **registry.definitions()}}
+    whole = {"required": schema["required"], "properties": {name: schema["properties"][name] for name in CHANGED}}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Tryplicity spec", **_derived(schema),
+            "if": {"not": {"required": [KEY]}}, "then": whole,
+            "$defs": {**kinds, "block.change": override, "layer": entry, **registry.definitions()}}
+
+
+#: what need not be whole in a spec that starts from another
+CHANGED = ("blocks", "linear", "norm", "residual")
+
+
+def _derived(schema: dict[str, Any]) -> dict[str, Any]:
+    """Of a spec with a base."""
+    own = schema["properties"]
+    changes = {name: {**own[name], "$ref": f"#/$defs/{name}.change"} for name in CHANGED[1:]}
+    blocks = {**own["blocks"], "additionalProperties": {"$ref": "#/$defs/block.change"}}
+    base = {"type": "string", "description": "the spec to start from, an installed one or a file; what stands beside "
+                                             "it is laid over it: mappings key by key, lists as a whole"}
+    return {**schema, "required": [], "properties": {**own, **changes, "blocks": blocks, KEY: base}}

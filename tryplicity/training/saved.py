@@ -38,21 +38,34 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     The format: 8 bytes of length, a JSON header, then the tensors' bytes without gaps
     (huggingface.co/docs/safetensors).
     """
-    ordered = sorted(tensors.items(), key=lambda item: (_ORDER[item[1].dtype], item[0]))
+    return write_entries(path, {name: Entry.of(tensor) for name, tensor in tensors.items()})
+
+
+def write_entries(path: Path, entries: Mapping[str, Entry], done: Callable[[int, int], None] = lambda *_: None) -> str:
+    """As `write_tensors`, of tensors that are read one at a time as they are written. done: called with the bytes
+    written and all of them."""
+    ordered = sorted(entries.items(), key=lambda item: (_ORDER[item[1].dtype], item[0]))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, tensor in ordered:
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape),
-                        "data_offsets": [offset, offset + tensor.nbytes]}
-        offset += tensor.nbytes
+    for name, entry in ordered:
+        size = torch.Size(entry.shape).numel() * entry.dtype.itemsize
+        header[name] = {"dtype": DTYPES[entry.dtype], "shape": list(entry.shape),
+                        "data_offsets": [offset, offset + size]}
+        offset += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
     digest = hashlib.sha256()
     with path.open("xb") as file:
-        raw = (tensor.reshape(-1).view(torch.uint8).numpy() for _, tensor in ordered if tensor.numel())
-        for part in (len(text).to_bytes(8, "little"), text, *raw):
+        def write(part: Any) -> None:
             digest.update(part)
             file.write(part)
+
+        write(len(text).to_bytes(8, "little"))
+        write(text)
+        for name, entry in ordered:
+            if torch.Size(entry.shape).numel():
+                write(entry.whole().reshape(-1).view(torch.uint8).numpy())
+            done(header[name]["data_offsets"][1], offset)
     return digest.hexdigest()
 
 
@@ -79,6 +92,16 @@ class Entry:
         shape = tuple(tensor.shape)
         return cls(tensor.dtype, shape, (Piece((0,) * len(shape), shape, lambda: tensor),))
 
+    def whole(self) -> Tensor:
+        """In CPU memory."""
+        if len(self.pieces) == 1:
+            return self.pieces[0].read()
+        whole = torch.empty(self.shape, dtype=self.dtype)
+        for piece in self.pieces:
+            at = tuple(slice(start, start + size) for start, size in zip(piece.offsets, piece.shape, strict=True))
+            whole[at] = piece.read()
+        return whole
+
 
 class SavedTensors:
     """The tensors of a checkpoint by name, mapped and not read before they are used, one at a time.
@@ -94,14 +117,7 @@ class SavedTensors:
 
     def __getitem__(self, name: str) -> Tensor:
         """The whole tensor, in CPU memory."""
-        entry = self.entries[name]
-        if len(entry.pieces) == 1:
-            return entry.pieces[0].read()
-        whole = torch.empty(entry.shape, dtype=entry.dtype)
-        for piece in entry.pieces:
-            at = tuple(slice(start, start + size) for start, size in zip(piece.offsets, piece.shape, strict=True))
-            whole[at] = piece.read()
-        return whole
+        return self.entries[name].whole()
 
     def shape(self, name: str) -> list[int]:
         """Known without reading the tensor."""
@@ -155,17 +171,25 @@ def _reader(file: Any, key: str) -> Callable[[], Tensor]:
 
 
 def _of_file(checkpoint: Path, path: Path) -> SavedTensors:
-    try:
-        file = safe_open(path, framework="pt")
-        entries = {}
-        for key in file.keys():  # noqa: SIM118 (no mapping)
-            slice_ = file.get_slice(key)
-            shape = tuple(slice_.get_shape())
-            entries[key] = Entry(_BY_NAME[slice_.get_dtype()], shape,
-                                 (Piece((0,) * len(shape), shape, _reader(file, key)),))
-    except (SafetensorError, OSError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors: {error}") from None
-    return SavedTensors(checkpoint, entries)
+    return open_files(checkpoint, [path])
+
+
+def open_files(folder: Path, paths: Iterable[Path]) -> SavedTensors:
+    """All tensors of some safetensors files, which have different names. Raises UserError."""
+    entries: dict[str, Entry] = {}
+    for path in paths:
+        try:
+            file = safe_open(path, framework="pt")
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                if key in entries:
+                    raise UserError(f"{path}: {key} is in another file of {folder} too; remove one of them")
+                slice_ = file.get_slice(key)
+                shape = tuple(slice_.get_shape())
+                entries[key] = Entry(_BY_NAME[slice_.get_dtype()], shape,
+                                     (Piece((0,) * len(shape), shape, _reader(file, key)),))
+        except (SafetensorError, OSError, KeyError) as error:
+            raise UserError(f"{path}: cannot be read as safetensors: {error}") from None
+    return SavedTensors(folder, entries)
 
 
 def in_memory(checkpoint: Path, tensors: Iterable[tuple[str, Tensor]]) -> SavedTensors:

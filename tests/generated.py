@@ -1,19 +1,21 @@
-"""docs/reference.md out of the code. `python -m tests.reference` writes it anew; a test compares."""
+"""What is made from the code: docs/reference.md, and the types of what plugins import. `python -m tests.generated`
+writes both anew; tests compare."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import tryplicity
 from tryplicity import load_plugins
 from tryplicity.hardware import Hardware
 from tryplicity.reference import Option, by_family, described, options
 from tryplicity.spec import model as spec_model
 
-PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
+ROOT = Path(__file__).parents[1]
 
 HEAD = """# Every option
 
-Made from the code by `python -m tests.reference`. In the terminal, plugins of your own included:
+Made from the code by `python -m tests.generated`. In the terminal, plugins of your own included:
 `tryplicity plugins show gqa`.
 """
 
@@ -43,5 +45,17 @@ def table(rows: list[Option]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def stub() -> str:
+    """tryplicity/__init__.pyi: what is loaded when first used, as type checkers and editors can see it."""
+    lines = ['"""Made by `python -m tests.generated`."""', ""]
+    for module, names in tryplicity._EXPORTS.items():
+        lines += [f"from {module} import {name} as {name}" for name in sorted(names)]
+    return "\n".join([*lines, "from tryplicity import kernels as kernels", "", "__version__: str", ""])
+
+
+#: file -> what makes it
+FILES = {"docs/reference.md": page, "tryplicity/__init__.pyi": stub}
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for name, make in FILES.items():
+        (ROOT / name).write_text(make(), encoding="utf-8")

@@ -1,0 +1,100 @@
+"""Random models of published architectures, built small by transformers itself."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+VOCABULARY = 320
+TEMPLATE = ("{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] | trim }}"
+            "{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}")
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """A byte-level BPE whose special tokens stand last, as many published ones have them."""
+    signs = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {sign: number for number, sign in enumerate(signs)} | {"Ġt": 256, "he": 257, "Ġthe": 258}
+    made = Tokenizer(models.BPE(vocabulary, [("Ġ", "t"), ("h", "e"), ("Ġt", "he")]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<s>", "</s>", "<|end|>"])
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 259)])
+    return made
+
+
+def save(config, folder: Path, *, shard: str = "5GB", template: str | None = TEMPLATE) -> torch.nn.Module:
+    """The model of a config with random weights, as transformers saves it, and its tokenizer beside it."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # what starts as ones or zeros would hide a mix-up
+            if parameter.ndim == 1 and not name.endswith(("A_log", "dt_bias", ".D")):
+                parameter.add_(0.2 * torch.randn_like(parameter))
+            elif name.endswith("proj.weight") or "expert" in name or "router" in name or "gate" in name:
+                parameter.mul_(4)
+    model.save_pretrained(folder, max_shard_size=shard)
+    tokenizer().save(str(folder / "tokenizer.json"))
+    said = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 259, "eos_token_id": [260, 261]}))
+    return model
+
+
+def sizes(**options):
+    return {"vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 259,
+            "eos_token_id": 260, "pad_token_id": None} | options
+
+
+MAMBA = {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_expand": 2,
+         "mamba_chunk_size": 4}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 32}
+
+
+def configs() -> dict:
+    """By name; what makes each of them special is switched on."""
+    import transformers as t
+
+    return {
+        "llama": t.LlamaConfig(**sizes(rope_theta=500.0)),
+        "llama with biases and scaled positions, tied": t.LlamaConfig(**sizes(
+            rope_parameters=LLAMA3, attention_bias=True, mlp_bias=True, tie_word_embeddings=True)),
+        "mistral": t.MistralConfig(**sizes(sliding_window=8)),
+        "qwen2": t.Qwen2Config(**sizes()),
+        "qwen3": t.Qwen3Config(**sizes(head_dim=16)),
+        "olmo2": t.Olmo2Config(**sizes()),
+        "bitnet": t.BitNetConfig(**sizes()),
+        "mixtral": t.MixtralConfig(**sizes(num_local_experts=4)),
+        "qwen3_moe": t.Qwen3MoeConfig(**sizes(head_dim=16, mlp_only_layers=[1], norm_topk_prob=True, **MOE)),
+        "qwen2_moe": t.Qwen2MoeConfig(**sizes(shared_expert_intermediate_size=40, **MOE)),
+        "olmoe": t.OlmoeConfig(**sizes(num_experts=4, num_experts_per_tok=2)),
+        "mamba2": t.Mamba2Config(vocab_size=VOCABULARY, hidden_size=48, num_hidden_layers=3, num_heads=6, head_dim=16,
+                                 state_size=8, n_groups=2, chunk_size=4, expand=2, use_bias=True, pad_token_id=None,
+                                 bos_token_id=259, eos_token_id=260),
+        "bamba": t.BambaConfig(**sizes(attn_layer_indices=[1], head_dim=16, **MAMBA)),
+        "granitemoehybrid": t.GraniteMoeHybridConfig(**sizes(
+            layers_block_type=["mamba", "attention", "mamba"], num_local_experts=4, num_experts_per_tok=2,
+            shared_intermediate_size=40, embedding_multiplier=12.0, logits_scaling=6.0, residual_multiplier=0.22,
+            attention_multiplier=0.5, tie_word_embeddings=True, **MAMBA)),
+        "granitemoehybrid without experts, with positions": t.GraniteMoeHybridConfig(**sizes(
+            layers_block_type=["mamba", "attention", "mamba"], num_local_experts=0, shared_intermediate_size=40,
+            position_embedding_type="rope", **MAMBA)),
+        "nemotron_h": t.NemotronHConfig(**sizes(
+            hybrid_override_pattern="M-E*-M", num_hidden_layers=6, head_dim=16, mamba_num_heads=5, mamba_head_dim=16,
+            ssm_state_size=8, n_groups=1, chunk_size=4, n_routed_experts=8, num_experts_per_tok=2, n_group=4,
+            topk_group=2, moe_intermediate_size=24, moe_shared_expert_intermediate_size=40, routed_scaling_factor=2.5)),
+    }
+
+
+#: what a spec cannot say yet
+PENDING = ("llama with biases and scaled positions, tied", "mistral", "olmo2", "bitnet", "qwen2_moe", "olmoe", "bamba",
+           "granitemoehybrid", "granitemoehybrid without experts, with positions", "nemotron_h")
