@@ -15,9 +15,9 @@ namespace {
 
 // mamba2.py has the same
 struct Mamba2 {
-    int64_t hidden, H, P, G, N, W;
-    double eps;
-    const float *conv_weight_WC, *conv_bias_C, *dt_bias_H, *A_log_H, *D_H, *norm_weight_I;
+    int64_t hidden, H, P, G, N, W, norm_groups;
+    double eps, dt_least, dt_most;
+    const float *conv_weight_WC, *conv_bias_C, *dt_bias_H, *A_log_H, *D_H, *norm_weight_I;  // no bias, no norm: NULL
     const void *in_proj, *out_proj;  // packed matrices, both or neither
     Products products;
 
@@ -54,7 +54,7 @@ void convolve(const float* input, int64_t stride, float* tail, const float* weig
     for (int64_t t = 0; t < T; t++)
         by_eights(to - from, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
             int64_t c = from + i;
-            v8 x = load(bias + c, count);
+            v8 x = bias ? load(bias + c, count) : all(0);
             for (int64_t w = 0; w < W; w++)
                 x = fma(load(token(t - (W - 1) + w) + c, count), load(weight + w * C + c, count), x);
             store(output + t * C + c, silu(x), count);
@@ -87,6 +87,7 @@ void mix(const Mamba2& m, const float* projected, float* const* conv, float* con
         const float* raw = projected + (r * T + start + t) * stride + I + C;
         by_eights(H, [&](int64_t h, int64_t count) __attribute__((always_inline)) {
             v8 dt = softplus(load(raw + h, count) + load(m.dt_bias_H + h, count));
+            dt = dt < float(m.dt_least) ? all(float(m.dt_least)) : dt > float(m.dt_most) ? all(float(m.dt_most)) : dt;
             store(dts + at + h, dt, count);
             store(decays + at + h, exp(-(dt * exp(load(m.A_log_H + h, count)))), count);
         });
@@ -138,10 +139,11 @@ void mix(const Mamba2& m, const float* projected, float* const* conv, float* con
             }
         });
 
+        if (!m.norm_weight_I) continue;
         parallel(threads, R * length, 2 * I, [&](int64_t task, int64_t end) {
             for (; task < end; task++) {
-                const int64_t r = task / length, t = task % length, X = I / G;
-                for (int64_t g = 0; g < G; g++) {
+                const int64_t r = task / length, t = task % length, X = I / m.norm_groups;
+                for (int64_t g = 0; g < m.norm_groups; g++) {
                     float* part = y + (r * T + start + t) * I + g * X;
                     const v8 scale = all(inverse_rms(part, X, float(m.eps)));
                     by_eights(X, [&](int64_t i, int64_t count) __attribute__((always_inline)) {

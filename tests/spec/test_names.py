@@ -27,7 +27,7 @@ layers: [{mixer: {type: gqa}, feed_forward: {type: moe}}]
     ("name: x", "name: x\nlr: 1", "did you mean training.optimizer.learning_rate?"),
     ("name: x", "name: x\nseed: 1", "did you mean training.seed?"),
     ("name: x", "name: x\nmax_grad_norm: 1", "did you mean training.gradient_clip?"),
-    ("name: x", "name: x\nnum_attention_heads: 8", "heads is an option of mixer gqa"),
+    ("name: x", "name: x\nnum_attention_heads: 8", "heads is an option of mixer"),
     ("name: x", "name: x\nwarmup_steps: 8", "did you mean training.schedule.warmup_steps?"),
     ("name: x", "name: x\nbatch_size: 8", "batch stands in the hardware profile"),
     ("name: x", "name: x\nmax_steps: 8", "--steps, --tokens or --minutes"),

@@ -70,7 +70,7 @@ def recurrence(mixer, x_BTD, doc_ids=None):
                 B_N, C_N = B.view(c.groups, -1)[group], C.view(c.groups, -1)[group]
                 S[h] = torch.exp(-dt[h] * mixer.A_log[h].exp()) * S[h] + dt[h] * torch.outer(x_P, B_N)
                 y.append(S[h] @ C_N + mixer.D[h] * x_P)
-            g = (torch.cat(y) * F.silu(z)).view(c.groups, -1)
+            g = (torch.cat(y) * F.silu(z)).view(mixer.norm_groups, -1)
             g = g / (g.square().mean(-1, keepdim=True) + c.norm_eps).sqrt()
             outputs.append(mixer.out_proj(g.flatten() * mixer.norm_weight))
         rows.append(torch.stack(outputs))
@@ -113,6 +113,13 @@ def test_equals_the_recurrence(time, groups, dtype, tolerance, packed):
     ids = packing(packed, 3, time)
     expected = values_and_gradients(mixer, lambda x: recurrence(mixer, x, ids), x, weights)
     assert_same(values_and_gradients(mixer, lambda x: mixer(x, doc_ids=ids), x, weights), expected, tolerance)
+
+
+def test_norm_groups_need_not_be_the_heads_groups():
+    mixer = make(dtype=torch.float64, groups=2, norm_groups=16)
+    x, weights = torch.randn(2, 3, 11, 32, dtype=torch.float64)
+    expected = values_and_gradients(mixer, lambda x: recurrence(mixer, x), x, weights)
+    assert_same(values_and_gradients(mixer, mixer, x, weights), expected, 1e-11)
 
 
 def test_many_small_blocks_equal_the_recurrence(monkeypatch):

@@ -69,6 +69,10 @@ def test_the_scan(time, chunk, with_start, with_documents):
 
 LAYERS = {
     "mamba2": lambda: Mamba2(Mamba2.Config(state_size=8, head_dim=8, groups=2, chunk=8), site()),
+    "mamba2 as published": lambda: Mamba2(Mamba2.Config(
+        state_size=8, head_dim=8, heads=6, norm_groups=3, conv_bias=False, bias=True, dt_limit_min=0.02,
+        multipliers=[0.5, 1.5, 0.7, 1.2, 0.9], chunk=8), site()),
+    "mamba2 without norm": lambda: Mamba2(Mamba2.Config(state_size=8, head_dim=8, norm=False, chunk=8), site()),
     "gqa": lambda: GroupedQueryAttention(GroupedQueryAttention.Config(heads=4, kv_heads=2, qk_norm=True), site()),
     "mixture": lambda: MixtureOfExperts(MixtureOfExperts.Config(
         experts=6, inner_size=16, activation=part(Spike), router=part(
