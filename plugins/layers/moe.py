@@ -284,13 +284,13 @@ class MixtureOfExperts(FeedForward):
         """Inference with packed weights, part by part: of those of the experts only the chosen ones' are read, once for
         all tokens."""
         row_S, expert_S, weight_S = pairs(self.router, self.config.experts, x_ND)
-        gate_up_SF = kernels.ternary_experts(x_ND, self.gate_up.matrix, row_S, expert_S)
+        gate_up_SF = kernels.packed_experts(x_ND, self.gate_up.matrix, row_S, expert_S)
         h_SF = gated(self.activation, gate_up_SF, expert_S)
         if self.config.shared_experts:
             out_ND = self.shared_down(gated(self.shared_activation, self.shared_gate_up(x_ND))).float()
         else:
             out_ND = x_ND.new_zeros(x_ND.shape, dtype=torch.float32)
-        return kernels.ternary_experts(h_SF, self.down.matrix, None, expert_S, weight_S, out_ND, row_S).to(x_ND.dtype)
+        return kernels.packed_experts(h_SF, self.down.matrix, None, expert_S, weight_S, out_ND, row_S).to(x_ND.dtype)
 
     def _shared(self, x: Tensor, report: Report) -> Tensor:
         gate, up = self.shared_gate_up(x).chunk(2, dim=-1)

@@ -19,6 +19,8 @@ from tryplicity.errors import UserError
                                       "ternary: the same; transformers: a folder of an imported run, as it was.")
 @click.option("--rest", type=click.Choice(["bf16", "int8", "fp32"]), default="bf16", show_default=True,
               help="What is not packed; int8: the embedding, with a scale for each row, all else in bf16.")
+@click.option("--linear", metavar="FORM",
+              help="How linears are packed that else are not: plain ones as int8, with a scale for each row, or bf16.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
               help="By default RUN/model-FORMAT.safetensors, such as model-ternary.safetensors; for transformers a "
                    "folder that is not there yet, which has to be said.")
@@ -27,12 +29,13 @@ from tryplicity.errors import UserError
               help="With --initialised: the tokenizer.json to put inside.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @plugin_options
-def export(run: str, format_: str, rest: str, out: Path | None, initialised: bool, tokenizer: Path | None,
-           as_json: bool, plugins: Any) -> None:
+def export(run: str, format_: str, rest: str, linear: str | None, out: Path | None, initialised: bool,
+           tokenizer: Path | None, as_json: bool, plugins: Any) -> None:
     """Pack the model of a run folder into one file, with its spec and tokenizer inside.
 
     \b
     Example: tryplicity export runs/first --format ternary
+             tryplicity export runs/plain --linear int8 --rest int8
              tryplicity export full --initialised --rest int8 --out full.safetensors
              tryplicity export runs/smollm2 --format transformers --out smollm2-again
     """
@@ -43,8 +46,8 @@ def export(run: str, format_: str, rest: str, out: Path | None, initialised: boo
     from tryplicity.inference import packed
 
     with pages.preparation() as progress:
-        sizes = packed.export(run, plugins.registry, out, rest, initialised=initialised, tokenizer=tokenizer,
-                              progress=lambda done, total: progress("packing", done, total))
+        sizes = packed.export(run, plugins.registry, out, rest, linear=linear, initialised=initialised,
+                              tokenizer=tokenizer, progress=lambda done, total: progress("packing", done, total))
     if as_json:
         click.echo(json.dumps({"path": str(sizes.path), "format": sizes.packed_as, "rest": sizes.rest,
                                "packed_weights": sizes.packed_weights, "packed_bytes": sizes.packed_bytes,
