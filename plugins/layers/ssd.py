@@ -28,7 +28,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tryplicity_plugins.layers import ssd_traced
+from tryplicity_plugins.layers import fused, ssd_traced
 
 
 def _row_blocks(like: Tensor, batch: int, row_elements: int) -> list[slice]:
@@ -83,11 +83,15 @@ class _ConvSiLU(Function):
         batch, time, channels = x_BTC.shape
         width, length = weight_WC.shape[0], time - lead
         wide = _wide(x_BTC.dtype)
+        ctx.lead, ctx.sizes, ctx.bias_dtype = lead, sizes, bias_C.dtype
+        if (done := fused.conv_silu(x_BTC, weight_WC, bias_C, same_BWT, lead, sizes)) is not None:
+            pre_BTC, outputs = done
+            ctx.save_for_backward(x_BTC, weight_WC, bias_C, same_BWT, pre_BTC)
+            return tuple(outputs)
         w_WC, b_C = weight_WC.to(wide), bias_C.to(wide)
         pre_BTC = x_BTC.new_empty(batch, length, channels)
         outputs = [x_BTC.new_empty(batch, length, size) for size in sizes]
-        blocks = _row_blocks(x_BTC, batch, length * channels)
-        for rows in blocks:
+        for rows in _row_blocks(x_BTC, batch, length * channels):
             x, kept = x_BTC[rows].to(wide), pre_BTC[rows]
             pre = _room(kept, wide)
             torch.addcmul(b_C, x[:, lead:], w_WC[-1], out=pre)
@@ -100,21 +104,23 @@ class _ConvSiLU(Function):
             _keep(pre, kept)
             for out, part in zip(outputs, kept.split(sizes, -1), strict=True):
                 torch.ops.aten.silu.out(part, out=out[rows])
-        ctx.save_for_backward(x_BTC, weight_WC, same_BWT, pre_BTC)
-        ctx.lead, ctx.sizes, ctx.blocks, ctx.bias_dtype = lead, sizes, blocks, bias_C.dtype
+        ctx.save_for_backward(x_BTC, weight_WC, bias_C, same_BWT, pre_BTC)
         return tuple(outputs)
 
     @staticmethod
     @once_differentiable
     @_own_dtypes
     def backward(ctx, *grads):
-        x_BTC, weight_WC, same_BWT, pre_BTC = ctx.saved_tensors
+        x_BTC, weight_WC, bias_C, same_BWT, pre_BTC = ctx.saved_tensors
+        done = fused.conv_silu_backward(grads, x_BTC, weight_WC, bias_C, same_BWT, pre_BTC, ctx.lead, ctx.sizes)
+        if done is not None:
+            return *done, None, None, None
         lead, time, width = ctx.lead, x_BTC.shape[1], weight_WC.shape[0]
         wide = _wide(x_BTC.dtype)
         w_WC = weight_WC.to(wide)
         dx_BTC = torch.empty_like(x_BTC, memory_format=torch.contiguous_format)
         dw_WC, db_C = torch.zeros_like(w_WC), torch.zeros_like(w_WC[0])
-        for rows in ctx.blocks:
+        for rows in _row_blocks(x_BTC, len(x_BTC), pre_BTC[0].numel()):
             x, pre = x_BTC[rows].to(wide), pre_BTC[rows].to(wide)
             dpre = torch.empty_like(pre)
             parts = zip(dpre.split(ctx.sizes, -1), grads, pre.split(ctx.sizes, -1), strict=True)
@@ -351,10 +357,15 @@ class _GatedNorm(Function):
         channels = heads * head_dim
         wide = _wide(y_BTHP.dtype)
         D_C = D_H.to(wide).repeat_interleave(head_dim)
+        ctx.groups = groups
+        done = fused.gated_norm(y_BTHP.flatten(2), x_BTHP.flatten(2), D_C, z_BTC, weight_C, groups, eps)
+        if done is not None:
+            out_BTC, rms_BTG = done
+            ctx.save_for_backward(y_BTHP, x_BTHP, D_H, z_BTC, weight_C, rms_BTG)
+            return out_BTC
         out_BTC = z_BTC.new_empty(batch, time, channels)
         rms_BTG = torch.empty(batch, time, groups, 1, dtype=wide, device=z_BTC.device)  # its inverse
-        blocks = _row_blocks(y_BTHP, batch, time * channels)
-        for rows in blocks:
+        for rows in _row_blocks(y_BTHP, batch, time * channels):
             x, z = x_BTHP[rows].flatten(2).to(wide), z_BTC[rows].to(wide)
             u = torch.addcmul(y_BTHP[rows].flatten(2).to(wide), x, D_C)
             g = u.mul_(F.silu(z)).unflatten(-1, (groups, -1))
@@ -363,7 +374,6 @@ class _GatedNorm(Function):
             torch.mul(g.mul_(r).flatten(2), weight_C, out=out_BTC[rows])
             rms_BTG[rows] = r
         ctx.save_for_backward(y_BTHP, x_BTHP, D_H, z_BTC, weight_C, rms_BTG)
-        ctx.groups, ctx.blocks = groups, blocks
         return out_BTC
 
     @staticmethod
@@ -376,10 +386,16 @@ class _GatedNorm(Function):
         channels = heads * head_dim
         wide = _wide(y_BTHP.dtype)
         D_C, w_C = D_H.to(wide).repeat_interleave(head_dim), weight_C.to(wide)
+        done = fused.gated_norm_backward(dout_BTC, y_BTHP.flatten(2), x_BTHP.flatten(2), D_C, z_BTC, weight_C, rms_BTG,
+                                         groups)
+        if done is not None:
+            dy, dx, dD_C, dz, dw_C = done
+            dD_H = dD_C.view(heads, head_dim).sum(-1)
+            return dy.view_as(y_BTHP), dx.view_as(x_BTHP), dD_H, dz, dw_C, None, None
         dy, dx = y_BTHP.new_empty(y_BTHP.shape), x_BTHP.new_empty(x_BTHP.shape)
         dz = z_BTC.new_empty(batch, time, channels)
         dD_C, dw_C = torch.zeros_like(D_C), torch.zeros_like(w_C)
-        for rows in ctx.blocks:
+        for rows in _row_blocks(y_BTHP, batch, time * channels):
             x, z, r = x_BTHP[rows].flatten(2).to(wide), z_BTC[rows].to(wide), rms_BTG[rows]
             dout = dout_BTC[rows].to(wide)
             u = torch.addcmul(y_BTHP[rows].flatten(2).to(wide), x, D_C)
