@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tryplicity_plugins.layers import native
 
-CHUNK, TAPS = 64, 8  # training.cpp knows them too
+CHUNK, TAPS = 64, 4  # training.cpp knows them too
 
 
 class ConvolutionInC(ctypes.Structure):
@@ -164,3 +164,68 @@ def gated_norm_backward(dout_BTC: Tensor, y_BTC: Tensor, x_BTC: Tensor, D_C: Ten
         ctypes.addressof(struct), dout_BTC.data_ptr(), rms.data_ptr(), dy.data_ptr(), dx.data_ptr(), dz.data_ptr(),
         dD.data_ptr(), dweight.data_ptr())
     return dy, dx, dD.sum(0), dz, dweight.sum(0)
+
+
+class ChunksInC(ctypes.Structure):
+    """scan.cpp"""
+
+    _fields_ = [*((name, ctypes.c_int64) for name in ("n", "Q", "H", "G", "masks")),
+                *((name, ctypes.c_void_p) for name in ("cum", "scores", "mask"))]
+
+
+def _scan_chunks(cum_nHQ: Tensor, scores_nGLS: Tensor, mask: Tensor) -> ChunksInC | None:
+    if not (works_on(cum_nHQ, scores_nGLS, mask)
+            and all(t.is_contiguous() for t in (cum_nHQ, scores_nGLS, mask))):
+        return None
+    n, H, Q = cum_nHQ.shape
+    return ChunksInC(n, Q, H, scores_nGLS.shape[1], len(mask) if mask.dim() == 3 else 1, cum_nHQ.data_ptr(),
+                     scores_nGLS.data_ptr(), mask.data_ptr())
+
+
+def scan_mixing(cum_nHQ: Tensor, scores_nGLS: Tensor, mask: Tensor) -> Tensor | None:
+    """exp(cum_L - cum_S) * scores * mask [n, H, L, S], each head with its group's scores. mask: [L, S] or [n, L, S],
+    lower triangular."""
+    if (struct := _scan_chunks(cum_nHQ, scores_nGLS, mask)) is None:
+        return None
+    n, H, Q = cum_nHQ.shape
+    M_nHLS = cum_nHQ.new_empty(n, H, Q, Q)
+    native.function("scan_mixing", "pp")(ctypes.addressof(struct), M_nHLS.data_ptr())
+    return M_nHLS
+
+
+def scan_mixing_backward(cum_nHQ: Tensor, scores_nGLS: Tensor, mask: Tensor,
+                         dM_nHLS: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """From the gradient of what `scan_mixing` gives: that again, in the gradient's memory; the gradient of the scores;
+    that of cum as [n, Q, H], the decay from a token to itself left out."""
+    struct = _scan_chunks(cum_nHQ, scores_nGLS, mask)
+    if struct is None or not (works_on(dM_nHLS) and dM_nHLS.is_contiguous()):
+        return None
+    n, H, Q = cum_nHQ.shape
+    dscores_nGLS, dcum_nQH = torch.empty_like(scores_nGLS), cum_nHQ.new_empty(n, Q, H)
+    native.function("scan_mixing_backward", "pppp")(ctypes.addressof(struct), dM_nHLS.data_ptr(),
+                                                    dscores_nGLS.data_ptr(), dcum_nQH.data_ptr())
+    return dM_nHLS, dscores_nGLS, dcum_nQH
+
+
+class RowsInC(ctypes.Structure):
+    """scan.cpp"""
+
+    _fields_ = [*((name, ctypes.c_int64) for name in ("n", "Q", "H", "G", "P")),
+                *((name, ctypes.c_void_p) for name in ("x", "dy", "before", "inside", "dxo", "dt", "into", "out", "dx",
+                                                       "ddt", "dcum", "flow"))]
+
+
+def scan_rows_backward(x_nQHP: Tensor, dy_nQHP: Tensor, before_nQHP: Tensor, inside_nHQP: Tensor, dxo_nGQX: Tensor,
+                       dt_nQH: Tensor, into_nQH: Tensor, out_nQH: Tensor, dcum_nQH: Tensor,
+                       dx_nQHP: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What is left for each token and head when the products are done. Writes dx; adds before . dy * into - flow to
+    dcum; gives ddt and flow, x . dxo * out * dt, [n, Q, H]."""
+    tensors = (x_nQHP, dy_nQHP, before_nQHP, inside_nHQP, dxo_nGQX, dt_nQH, into_nQH, out_nQH, dx_nQHP)
+    if not (works_on(*tensors, dcum_nQH) and all(t.is_contiguous() for t in (*tensors, dcum_nQH))):
+        return None
+    n, Q, H, P = x_nQHP.shape
+    ddt_nQH, flow_nQH = torch.empty_like(dt_nQH), torch.empty_like(dt_nQH)
+    struct = RowsInC(n, Q, H, dxo_nGQX.shape[1], P, *(t.data_ptr() for t in (
+        *tensors, ddt_nQH, dcum_nQH, flow_nQH)))
+    native.function("scan_rows_backward", "p")(ctypes.addressof(struct))
+    return ddt_nQH, flow_nQH

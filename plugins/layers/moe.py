@@ -30,7 +30,7 @@ from tryplicity import (
     uses,
 )
 from tryplicity_plugins.layers import native
-from tryplicity_plugins.layers.activations import Elementwise, GateInC, gate_in_c, gated
+from tryplicity_plugins.layers.activations import Elementwise, GateInC, gate_in_c, gated, gated_and_report
 from tryplicity_plugins.layers.gated_mlp import GatedMLPInC, mlp_in_c
 from tryplicity_plugins.layers.prepared import Told, matrix_of, packed, prepared, products
 from tryplicity_plugins.layers.router import BalancedRouter, RouterInC, full_precision, router_in_c
@@ -243,10 +243,9 @@ class MixtureOfExperts(FeedForward):
         layout = lay_out(routing.experts_NK, self.config.experts)
 
         gate_up_SF = self.gate_up(x_BTD.flatten(0, 1), layout.offsets_E, lambda x_ND: spread(x_ND, layout))
-        gate_SF, up_SF = gate_up_SF.chunk(2, dim=-1)
-        gate_SF, said = output_and_report(self.activation(gate_SF, layout.expert_S))
+        h_SF, said = gated_and_report(self.activation, gate_up_SF, layout.expert_S)
         report.include("activation", said)
-        y_SD = self.down(gate_SF * up_SF, layout.offsets_E)
+        y_SD = self.down(h_SF, layout.offsets_E)
         y_BTD = collect(y_SD, routing.weights_NK, layout).view_as(x_BTD)
         if self.config.shared_experts:
             y_BTD = y_BTD + self._shared(x_BTD, report)
@@ -293,10 +292,9 @@ class MixtureOfExperts(FeedForward):
         return kernels.packed_experts(h_SF, self.down.matrix, None, expert_S, weight_S, out_ND, row_S).to(x_ND.dtype)
 
     def _shared(self, x: Tensor, report: Report) -> Tensor:
-        gate, up = self.shared_gate_up(x).chunk(2, dim=-1)
-        gate, said = output_and_report(self.shared_activation(gate))
+        h, said = gated_and_report(self.shared_activation, self.shared_gate_up(x))
         report.include("shared_activation", said)
-        return self.shared_down(gate * up)
+        return self.shared_down(h)
 
     def _one_token(self, x_D: Tensor) -> Tensor:
         """Decoding: the weights of the chosen experts alone are read. A small operation costs as much as the

@@ -4,11 +4,11 @@
 // parts. So no result depends on how many threads there are.
 #include "common.h"
 
+#include <type_traits>
 #include <vector>
 
 constexpr int64_t CHUNK = 64;  // rows; fused.py knows it too
-constexpr int64_t STRIP = 32;  // channels of a convolution that are walked through time together
-constexpr int64_t TAPS = 8;    // at most; fused.py knows it too
+constexpr int64_t TAPS = 4;    // at most; fused.py knows it too
 
 // f(from, to) for the rows of each part
 template <class F>
@@ -130,65 +130,67 @@ extern "C" int64_t conv_silu_forward(int64_t threads, const Convolution* of, flo
     }); });
 }
 
+// Eight channels of one sequence, `count` of them there, walked through time with all sums in registers
+template <int64_t W>
+INLINE void strip_backward(const Convolution& c, int64_t b, int64_t from, int64_t count, const float* pre,
+                           const float* grad, int64_t step, float* dx, float* dweight, float* dbias) {
+    const float* x = c.x + b * c.sequence + from;
+    v8 db = all(0), dw[W], w[W], open[W];  // open: the gradients of the last W tokens, the newest first
+    for (int64_t lag = 0; lag < W; lag++) {
+        dw[lag] = open[lag] = all(0);
+        w[lag] = load(c.weight + (W - 1 - lag) * c.channels + from, count);
+    }
+    const auto written = [&](int64_t t, v8 sum) { if (t >= 0) store(dx + t * c.channels, sum, count); };
+    for (int64_t t = 0; t < c.lead - W + 1; t++) written(t, all(0));
+    for (int64_t t = c.lead; t < c.time; t++) {
+        const int64_t l = t - c.lead;
+        v8 y = load(pre + l * c.channels, count), g = load(grad + l * step, count) * silu_slope(y, sigmoid(y));
+        db += g;
+        for (int64_t lag = 0; lag < W; lag++) {
+            if (!reaches(c, b, lag, t)) continue;
+            dw[lag] = fma(g, load(x + (t - lag) * c.row, count), dw[lag]);
+            open[lag] = fma(g, w[lag], open[lag]);
+        }
+        written(t - W + 1, open[W - 1]);  // nothing later reaches back to it
+        for (int64_t lag = W - 1; lag > 0; lag--) open[lag] = open[lag - 1];
+        open[0] = all(0);
+    }
+    for (int64_t lag = W - 1; lag > 0; lag--) written(c.time - lag, open[lag]);
+    for (int64_t lag = 0; lag < W; lag++) store(dweight + (W - 1 - lag) * c.channels, dw[lag], count);
+    store(dbias, db, count);
+}
+
 // dout: of each part [batch, length, size]; dx [batch, time, channels]; dweight [batch, width, channels]; dbias [batch,
 // channels]
 extern "C" int64_t conv_silu_backward(int64_t threads, const Convolution* of, const float* pre,
                                       const float* const* dout, float* dx, float* dweight, float* dbias) {
     const Convolution& c = *of;
-    const int64_t length = c.time - c.lead, strips = (c.channels + STRIP - 1) / STRIP;
-    return guarded([&] { parallel(threads, c.batch * strips, STRIP * c.time * (4 * c.width + 12),
-                                  [&](int64_t item, int64_t end) {
-        for (; item < end; item++) {
-            const int64_t b = item / strips, from = item % strips * STRIP;
-            const int64_t n = c.channels - from < STRIP ? c.channels - from : STRIP;
-            alignas(32) float db[STRIP] = {}, dw[TAPS][STRIP] = {}, ring[TAPS][STRIP] = {}, w[TAPS][STRIP] = {};
-            const float *x = c.x + b * c.sequence + from, *rows[STRIP];  // rows: where each channel's gradients lie
-            int64_t steps[STRIP], part = 0, first = 0;
-            for (int64_t i = 0; i < n; i++) {
-                while (from + i >= first + c.sizes[part]) first += c.sizes[part++];
-                steps[i] = c.sizes[part];
-                rows[i] = dout[part] + b * length * steps[i] + (from + i - first);
-            }
-            bool whole = n == STRIP;  // all of one part: then they lie side by side
-            for (int64_t i = 1; i < n; i++) whole = whole && rows[i] == rows[i - 1] + 1 && steps[i] == steps[0];
-            for (int64_t lag = 0; lag < c.width; lag++)
-                memcpy(w[lag], c.weight + (c.width - 1 - lag) * c.channels + from, n * sizeof(float));
-            float* dx_b = dx + b * c.time * c.channels + from;
-            const auto written = [&](int64_t s) {  // nothing later reaches back to s
-                float* slot = ring[s % c.width];
-                memcpy(dx_b + s * c.channels, slot, n * sizeof(float));
-                memset(slot, 0, sizeof ring[0]);
-            };
-            for (int64_t s = 0; s < c.lead - c.width + 1; s++) written(s);
-            for (int64_t t = c.lead; t < c.time; t++) {
-                alignas(32) float d[STRIP];
-                const int64_t l = t - c.lead;
-                if (whole) memcpy(d, rows[0] + l * steps[0], sizeof d);
-                else for (int64_t i = 0; i < n; i++) d[i] = rows[i][l * steps[i]];
-                const float* p = pre + (b * length + l) * c.channels + from;
-                by_eights(n, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-                    v8 y = load(p + i, count), g = load(d + i, count) * silu_slope(y, sigmoid(y));
-                    store(d + i, g, count);
-                    store(db + i, load(db + i) + g);
-                });
-                for (int64_t lag = 0; lag < c.width; lag++) {
-                    if (!reaches(c, b, lag, t)) continue;
-                    const float* source = x + (t - lag) * c.row;
-                    float* slot = ring[(t - lag) % c.width];
-                    by_eights(n, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-                        v8 g = load(d + i, count);
-                        store(dw[lag] + i, fma(g, load(source + i, count), load(dw[lag] + i)));
-                        store(slot + i, fma(g, load(w[lag] + i), load(slot + i)));
-                    });
+    const int64_t length = c.time - c.lead;
+    struct Strip { int64_t part, first, at; };  // at: where its first channel is in the part
+    return guarded([&] {
+        std::vector<Strip> strips;
+        for (int64_t part = 0, first = 0; part < c.parts; first += c.sizes[part++])
+            for (int64_t at = 0; at < c.sizes[part]; at += LANES) strips.push_back({part, first + at, at});
+        const int64_t each = strips.size();
+        parallel(threads, c.batch * each, LANES * c.time * (4 * c.width + 12), [&](int64_t item, int64_t end) {
+            for (; item < end; item++) {
+                const int64_t b = item / each;
+                const Strip& s = strips[item % each];
+                const int64_t size = c.sizes[s.part], count = size - s.at < LANES ? size - s.at : LANES;
+                const auto run = [&](auto width) {
+                    strip_backward<width.value>(
+                        c, b, s.first, count, pre + b * length * c.channels + s.first, dout[s.part] + b * length * size + s.at,
+                        size, dx + b * c.time * c.channels + s.first, dweight + b * c.width * c.channels + s.first,
+                        dbias + b * c.channels + s.first);
+                };
+                switch (c.width) {
+                    case 2: run(std::integral_constant<int64_t, 2>()); break;
+                    case 3: run(std::integral_constant<int64_t, 3>()); break;
+                    case 4: run(std::integral_constant<int64_t, 4>()); break;
                 }
-                if (t - c.width + 1 >= 0) written(t - c.width + 1);
             }
-            for (int64_t s = c.time - c.width + 1 > 0 ? c.time - c.width + 1 : 0; s < c.time; s++) written(s);
-            for (int64_t lag = 0; lag < c.width; lag++)
-                memcpy(dweight + (b * c.width + c.width - 1 - lag) * c.channels + from, dw[lag], n * sizeof(float));
-            memcpy(dbias + b * c.channels + from, db, n * sizeof(float));
-        }
-    }); });
+        });
+    });
 }
 
 // --- rms_norm((y + D x) * silu(z)) * weight, over each of `groups` parts of the channels ---
