@@ -66,7 +66,9 @@ FOREIGN: dict[str, str] = {
         "memory_gb": "memory vram vram_gb gpu_memory memory_gib",
         "tflops": "flops peak_tflops peak_flops",
         "memory_bandwidth_gbs": "bandwidth memory_bandwidth",
-        "link_bandwidth_gbs": "nvlink interconnect link_bandwidth interconnect_bandwidth",
+        "link_bandwidth_gbs": "nvlink link_bandwidth",
+        "nodes": "num_nodes n_nodes nnodes machines",
+        "interconnect_bandwidth_gbs": "interconnect interconnect_bandwidth infiniband node_bandwidth_gbs",
         "price_per_hour": "price cost cost_per_hour hourly_price",
         "utilisation": "mfu utilization",
         "blocks": "block layer_types block_types modules",
@@ -75,8 +77,8 @@ FOREIGN: dict[str, str] = {
 }
 
 #: options of a hardware profile, for whoever looks for them in a spec
-PROFILE = frozenset(["batch", "accumulation", "activation_checkpointing", "precision", "count", "memory_gb", "tflops",
-                     "strategy", "device", "utilisation", "expandable_segments"])
+PROFILE = frozenset(["batch", "accumulation", "activation_checkpointing", "precision", "count", "nodes", "memory_gb",
+                     "tflops", "strategy", "device", "utilisation", "expandable_segments"])
 
 #: a foreign name -> why there is no such option, where a component has none of that name
 NOT_HERE: dict[str, str] = {

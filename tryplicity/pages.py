@@ -79,7 +79,7 @@ def build_page(built: Any, verdict: Any = None) -> None:
     """The answer to: will it fit, how fast, what does it cost. verdict: of `--simulate`."""
     plan = built.plan.as_dict()
     hardware, memory, strategy = built.hardware, plan["memory"], plan["strategy"]
-    console.print(Text.assemble((plan["name"], "bold"), f" on {hardware.count} x {hardware.accelerator} "
+    console.print(Text.assemble((plan["name"], "bold"), f" on {hardware.described} "
                                 f"({hardware.memory_gb:g} GB each, {hardware.precision})"))
     console.print()
     _print_layers(plan["layers"])

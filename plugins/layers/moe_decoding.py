@@ -60,13 +60,13 @@ def mixture_in_c(moe: MixtureOfExperts) -> Told | None:
 def decode_packed(moe: MixtureOfExperts, x_ND: Tensor) -> Tensor:
     """With packed weights, part by part: those of the chosen experts are read once for all tokens."""
     row_S, expert_S, weight_S = pairs(moe.router, moe.config.experts, x_ND)
-    h_SF = _inner(moe, moe.activation, kernels.ternary_experts(x_ND, moe.first.matrix, row_S, expert_S), expert_S)
+    h_SF = _inner(moe, moe.activation, kernels.packed_experts(x_ND, moe.first.matrix, row_S, expert_S), expert_S)
     if moe.config.shared_experts:
         out_ND = moe.shared_down(_inner(moe, moe.shared_activation, moe.shared_first(x_ND)))
         out_ND = moe.times_shared_gate(x_ND, out_ND).float()
     else:
         out_ND = x_ND.new_zeros(x_ND.shape, dtype=torch.float32)
-    return kernels.ternary_experts(h_SF, moe.down.matrix, None, expert_S, weight_S, out_ND, row_S).to(x_ND.dtype)
+    return kernels.packed_experts(h_SF, moe.down.matrix, None, expert_S, weight_S, out_ND, row_S).to(x_ND.dtype)
 
 
 def _inner(moe: MixtureOfExperts, activation: Activation, first: Tensor, group_S: Tensor | None = None) -> Tensor:

@@ -6,38 +6,47 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tryplicity import Conversation, Document, LeftOut, Source, Steps, UserError, escaped
 from tryplicity_plugins.sources.chat_rows import conversation_of
-from tryplicity_plugins.sources.html_text import charset, html_text
-from tryplicity_plugins.sources.rows import BadRow, BadRows, json_lines, parquet_rows, text_of, unix
+from tryplicity_plugins.sources.html_text import decoded_page, html_text
+from tryplicity_plugins.sources.json_files import json_lines, json_rows
+from tryplicity_plugins.sources.opened import COMPRESSED, kind, opened, whole_suffix
+from tryplicity_plugins.sources.rows import BadRow, BadRows, Row, sampled, text_column, text_of, unix
+from tryplicity_plugins.sources.tables import csv_rows, parquet_rows, text_columns
 from tryplicity_plugins.sources.walk import Found, found, walk
+from tryplicity_plugins.sources.warc import archived
 
-VERSION = 2             # raise when the same files would give other documents
+VERSION = 3             # raise when the same files would give other documents
 _PLAIN = {".txt", ".md", ".markdown", ".rst"}
 _PAGES = {".html", ".htm", ".xhtml"}
-_ROWS = {".jsonl", ".parquet"}
+_READERS = {".jsonl": json_lines, ".ndjson": json_lines, ".json": json_rows, ".csv": csv_rows, ".tsv": csv_rows}
+_ROWS = {*_READERS, ".parquet"}
+_ARCHIVES = {".warc"}
+#: in a folder these hold rows of text, or anything else: whether they do is looked up in their first rows
+_DOUBTFUL = {".json", ".csv", ".tsv"}
 _CODE = {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".cxx", ".hh", ".hpp", ".cu", ".cuh", ".m", ".rs", ".go", ".java",
          ".kt", ".scala", ".swift", ".cs", ".js", ".mjs", ".cjs", ".jsx", ".ts", ".tsx", ".rb", ".php", ".pl", ".pm",
          ".lua", ".r", ".jl", ".hs", ".ml", ".mli", ".ex", ".exs", ".erl", ".clj", ".el", ".lisp", ".scm", ".f90",
          ".sh", ".bash", ".zsh", ".ps1", ".sql", ".zig", ".nim", ".dart", ".vue", ".proto", ".cmake"}
-_SUFFIXES = _PLAIN | _PAGES | _ROWS | _CODE
+_KINDS = _PLAIN | _PAGES | _ROWS | _CODE | _ARCHIVES
 _LONGEST_PAGE = 32 << 20    # bytes of an .html file, which is read at once
 
 
 class Files(Source):
     """Text files of a folder (and its sub-folders), or one file: plain text (.txt, .md, .rst), pages (.html), source
-    code (.py, .c, .js, ...), .jsonl and .parquet.
+    code (.py, .c, .js, ...), rows (.jsonl, .json, .csv, .tsv, .parquet) and web archives (.warc), all but Parquet also
+    compressed (.gz, .bz2, .xz, .zst).
 
-    A row of a .jsonl or .parquet file is a document. Another file is one too, or several where it is longer than
-    `document_bytes`: it is cut between paragraphs. Source code is of the domain `code`. For a chat phase each row of
-    the .jsonl and .parquet files is a conversation, in OpenAI's form or another common one (see `chat_rows`). What is
-    passed over in a folder is counted by reason: other kinds of files, hidden ones, links to folders, unreadable ones,
-    files that are not UTF-8.
+    A row is a document, and so is a page of an archive. Another file is one too, or several where it is longer than
+    `document_bytes`: it is cut between paragraphs. Source code is of the domain `code`. For a chat phase each row is a
+    conversation, in OpenAI's form or another common one (see `chat_rows`). What is passed over in a folder is counted
+    by reason: other kinds of files, hidden ones, links to folders, unreadable ones, files that are not UTF-8, .json and
+    .csv files whose rows have no column of text.
     """
 
     name = "files"
@@ -47,8 +56,9 @@ class Files(Source):
     class Config:
         path: str
         """the folder or file"""
-        text_key: str = "text"
-        """the key (.jsonl) or column (.parquet) that holds the text"""
+        text_key: str | None = None
+        """the key or column that holds the text; by default one of a usual name (text, content, body, ...), or the only
+        one with more than single words"""
         domain: Literal["text", "code", "math"] = "text"
         """what kind of text it is; source files are code in any case"""
         bad_rows: Literal["error", "skip"] = "error"
@@ -72,10 +82,10 @@ class Files(Source):
         """Raises UserError for a path that does not exist or holds no text and, unless they are skipped, for rows that
         cannot be used (naming file and line)."""
         some = False
-        for file, part, text in self._read(self._texts):
+        for file, part, (text, url) in self._read(self._texts):
             some = True
-            yield Document(_id(file, part), text, "code" if _suffix(file) in _CODE else self.config.domain,
-                           _url(file, part))
+            yield Document(_id(file, part), text, "code" if kind(file.path) in _CODE else self.config.domain,
+                           url or _url(file, part))
         if not some:
             raise UserError(f"{self.config.path}: the corpus is empty: none of its files holds any text" +
                             (f"; {self.left_out}" if self.left_out else ""))
@@ -87,7 +97,7 @@ class Files(Source):
             some = True
             yield Conversation(_id(file, part), messages, _url(file, part))
         if not some:
-            raise UserError(f"{self.config.path}: no conversations: they are read from .jsonl and .parquet files" +
+            raise UserError(f"{self.config.path}: no conversations: they are read from .jsonl, .json, .csv, .parquet" +
                             (f"; {self.left_out}" if self.left_out else ""))
 
     # --- which files ---
@@ -95,30 +105,30 @@ class Files(Source):
     def _root(self) -> Path:
         return Path(self.config.path).expanduser()
 
-    def _files(self, left_out: LeftOut, suffixes: set[str] = _SUFFIXES) -> list[Found]:
-        path = self._root()
+    def _files(self, left_out: LeftOut, kinds: set[str] = _KINDS) -> list[Found]:
+        path, suffixes = self._root(), _with_compressed(kinds)
         try:
             info = path.stat()
         except OSError as error:
             what = "no such file or folder" if isinstance(error, FileNotFoundError) else error.strerror
             raise UserError(f"{path}: {what}") from None
         if stat.S_ISREG(info.st_mode):
-            if path.suffix.lower() not in suffixes:
-                raise UserError(f"{path}: {path.suffix or 'a file without a suffix'} is not read; files may be "
-                                f"{_listed(suffixes)}")
+            if whole_suffix(path) not in suffixes:
+                raise UserError(f"{path}: {whole_suffix(path) or 'a file without a suffix'} is not read; files may be "
+                                f"{_listed(kinds)}")
             return [found(path, path.name, info)]
         if not stat.S_ISDIR(info.st_mode):
             raise UserError(f"{path}: neither a file nor a folder")
         files = list(walk(path, suffixes.__contains__, left_out))
         if not files:
-            raise UserError(f"{path}: no text here: looked for {_listed(suffixes)} in it and its sub-folders" +
+            raise UserError(f"{path}: no text here: looked for {_listed(kinds)} in it and its sub-folders" +
                             (f"; {left_out}" if left_out else ""))
         return files
 
-    def _read(self, parts: Any, suffixes: set[str] = _SUFFIXES) -> Iterator[tuple[Found, str, Any]]:
+    def _read(self, parts: Any, kinds: set[str] = _KINDS) -> Iterator[tuple[Found, str, Any]]:
         """What `parts` gives of each file, with the file; keeps `read_share` and `left_out`."""
         self.left_out = LeftOut("items")
-        files = self._files(self.left_out, suffixes)
+        files = self._files(self.left_out, kinds)
         total, before = sum(file.size for file in files) or 1, 0
         for file in files:
             try:
@@ -129,33 +139,37 @@ class Files(Source):
                 if file.path == self._root():
                     raise UserError(f"{file.path}: cannot be read ({error.strerror})") from None
                 self.left_out.add(f"unreadable ({error.strerror})", file.inner)
+            except BadRow as odd:           # its compression, or its archive, is damaged
+                self._bad_rows()(odd, *_places(file, 0))
             before += file.size
 
     # --- what is in them ---
 
-    def _texts(self, file: Found) -> Iterator[tuple[str, int, str]]:
-        """(part, byte offset behind it, text) of a file's documents."""
-        suffix = _suffix(file)
-        if suffix in _ROWS:
-            yield from self._row_texts(file)
-        elif suffix in _PAGES:
-            yield from self._page(file)
-        else:
-            yield from self._plain(file)
+    def _texts(self, file: Found) -> Iterator[tuple[str, int, tuple[str, str]]]:
+        """(part, bytes of the file read so far, its text and address) of a file's documents."""
+        if kind(file.path) in _ARCHIVES:
+            for number, offset, text, url in archived(file.path, file.inner, self.left_out):
+                yield str(number), offset, (text, url)
+            return
+        read = self._row_texts if kind(file.path) in _ROWS else self._page if kind(file.path) in _PAGES else self._plain
+        for part, offset, text in read(file):
+            yield part, offset, (text, "")
 
-    def _rows(self, file: Found, columns: list[str] | None) -> Iterator[tuple[int, int, Any]]:
+    def _rows(self, file: Found, columns: list[str] | None) -> Iterator[Row]:
         def bad(odd: BadRow, number: int) -> None:
             bad_rows(odd, *_places(file, number))
 
         bad_rows = self._bad_rows()
-        return parquet_rows(file.path, columns, bad) if _suffix(file) == ".parquet" else json_lines(file.path, bad)
+        return _rows_of(file.path, columns, bad)
 
     def _bad_rows(self) -> BadRows:
         path = self.config.path if re.fullmatch(r"[\w./~-]+", self.config.path) else json.dumps(self.config.path)
         return BadRows(self.config.bad_rows, self.left_out, f"'{{type: files, path: {path}, bad_rows: skip}}'")
 
     def _row_texts(self, file: Found) -> Iterator[tuple[str, int, str]]:
-        key, bad = self.config.text_key, self._bad_rows()
+        key, bad = self.config.text_key or self._column(file), self._bad_rows()
+        if key is None:
+            return
         for number, offset, row in self._rows(file, [key]):
             try:
                 text = text_of(row.get(key) if isinstance(row, dict) else None, key, row)
@@ -167,8 +181,25 @@ class Files(Source):
             else:
                 yield str(number), offset, unix(text)
 
+    def _column(self, file: Found) -> str | None:
+        """The column that is taken for the text; None where none can be, and the file is left out."""
+        columns = dict.fromkeys(text_columns(file.path)) if kind(file.path) == ".parquet" else {}
+        rows = sampled(_rows_of(file.path, None, _ignored))
+        column = text_column([columns]) or text_column(rows)
+        if column is None and kind(file.path) in _DOUBTFUL and file.path != self._root():
+            self.left_out.add("without a column of text", file.inner)
+            return None
+        others = {**columns, **next((row for row in rows if isinstance(row, dict)), {})}.keys() - {column}
+        if column is not None and column != "text" and others:
+            self.left_out.add(f"other columns than {column!r}, which is taken for the text", file.inner)
+        return column or "text"
+
     def _conversations(self, file: Found) -> Iterator[tuple[str, int, tuple[dict[str, Any], ...]]]:
         bad = self._bad_rows()
+        if kind(file.path) in _DOUBTFUL and file.path != self._root() and not any(
+                map(_is_conversation, sampled(_rows_of(file.path, None, _ignored)))):
+            self.left_out.add("without conversations", file.inner)
+            return
         for number, offset, row in self._rows(file, None):
             try:
                 messages, unused = conversation_of(row)
@@ -180,17 +211,13 @@ class Files(Source):
             yield str(number), offset, messages
 
     def _page(self, file: Found) -> Iterator[tuple[str, int, str]]:
-        if file.size > _LONGEST_PAGE:
+        with opened(file.path) as (page, _):
+            raw = page.read(_LONGEST_PAGE + 1)
+        if len(raw) > _LONGEST_PAGE:
             self.left_out.add(f"longer than {_LONGEST_PAGE >> 20} MiB (.html)", file.inner)
             return
-        raw = file.path.read_bytes()
-        for encoding in ("utf-8-sig", charset(raw)):
-            try:
-                markup = raw.decode(encoding or "utf-8")
-            except (UnicodeDecodeError, LookupError):
-                continue
-            break
-        else:
+        markup = decoded_page(raw)
+        if markup is None:
             return self._not_utf8(file, raw, 0)
         text = html_text(markup)
         if not text.strip():
@@ -203,10 +230,10 @@ class Files(Source):
 
     def _plain(self, file: Found) -> Iterator[tuple[str, int, str]]:
         """The whole file, or its parts in order, numbered from 1."""
-        whole = file.size <= 2 * self.config.document_bytes
+        whole = file.size <= 2 * self.config.document_bytes and file.path.suffix.lower() not in COMPRESSED
         offset, some = 0, False
-        with open(file.path, "rb") as opened:
-            blocks = iter(lambda: opened.read(1 << 20), b"")
+        with opened(file.path) as (plain, read):
+            blocks = iter(lambda: plain.read1(1 << 20), b"")
             for number, piece in enumerate(_pieces(blocks, self.config.document_bytes), 1):
                 if b"\0" in piece:
                     self.left_out.add("binary", file.inner)
@@ -222,7 +249,7 @@ class Files(Source):
                     else:
                         if text.strip():
                             some = True
-                            yield "" if whole else str(number), offset + len(piece), unix(text)
+                            yield "" if whole else str(number), read(), unix(text)
                 offset += len(piece)
         if not some:
             self.left_out.add("empty", file.inner)
@@ -238,12 +265,29 @@ class Files(Source):
         self.left_out.add("not UTF-8", file.inner)
 
 
-def _suffix(file: Found) -> str:
-    return file.path.suffix.lower()
+def _with_compressed(kinds: set[str]) -> set[str]:
+    return kinds | {one + packed for one in kinds - {".parquet"} for packed in COMPRESSED}
 
 
-def _listed(suffixes: set[str]) -> str:
-    return ", ".join(sorted(suffixes - _CODE)) + (" or source code (.py, .c, .js, ...)" if suffixes & _CODE else "")
+def _listed(kinds: set[str]) -> str:
+    return (", ".join(sorted(kinds - _CODE)) + (" or source code (.py, .c, .js, ...)" if kinds & _CODE else "") +
+            f"; also compressed ({', '.join(COMPRESSED)})")
+
+
+def _rows_of(path: Path, columns: list[str] | None, bad: Callable[[BadRow, int], None]) -> Iterator[Row]:
+    return parquet_rows(path, columns, bad) if kind(path) == ".parquet" else _READERS[kind(path)](path, bad)
+
+
+def _ignored(odd: BadRow, number: int) -> None:
+    """What cannot be used is counted when it is read."""
+
+
+def _is_conversation(row: Any) -> bool:
+    try:
+        conversation_of(row)
+    except BadRow:
+        return False
+    return True
 
 
 def _id(file: Found, part: str) -> str:

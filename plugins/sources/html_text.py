@@ -23,6 +23,18 @@ def html_text(markup: str) -> str:
     return page.text()
 
 
+def decoded_page(raw: bytes, said: str | None = None) -> str | None:
+    """The markup of a page that is UTF-8, or else in the encoding that it was said to be in or names itself; None where
+    it is in none of these."""
+    for encoding in ("utf-8-sig", said, charset(raw)):
+        try:
+            if encoding:
+                return raw.decode(encoding)
+        except (UnicodeDecodeError, LookupError):
+            continue
+    return None
+
+
 def charset(raw: bytes) -> str | None:
     """The encoding that a page names itself in its first kilobyte."""
     match = _CHARSET.search(raw[:1024])

@@ -6,15 +6,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 from tryplicity import LeftOut, UserError
 
 Policy = Literal["error", "skip"]
 MOST_BYTES = 1 << 27        # of one row; reading it takes a few times as much memory
+Row = tuple[int, int, Any]      # its number from 1, bytes of the file read so far, and what it holds
+SAMPLED = 20    # rows that a column is guessed from
+#: what people call the column that holds the text, the likeliest first
+_NAMES = ("text", "content", "body", "document", "raw_content", "article", "markdown", "full_text", "story", "passage",
+          "abstract")
+NOT_UTF8 = re.compile("[\udc80-\udcff]")      # what is no UTF-8, read with "surrogateescape"
 
 
 class BadRow(Exception):
@@ -66,110 +72,22 @@ def unix(text: str) -> str:
     return text.replace("\r\n", "\n")
 
 
-def json_lines(path: Path, bad: Callable[[BadRow, int], None]) -> Iterator[tuple[int, int, Any]]:
-    """(line number, byte offset behind it, what its JSON holds) of a .jsonl file; blank lines are none. bad: called
-    with what cannot be used and its line."""
-    number = offset = 0
-    with open(path, "rb") as file:
-        while raw := file.readline(MOST_BYTES):
-            number, offset = number + 1, offset + len(raw)
-            whole = raw.endswith(b"\n") or len(raw) < MOST_BYTES
-            while not whole:
-                more = file.readline(1 << 20)
-                offset += len(more)
-                whole = not more or more.endswith(b"\n")
-                raw = b""
-            try:
-                if not raw:
-                    raise BadRow(f"longer than {MOST_BYTES >> 20} MiB")
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                if line := decoded(raw).strip(" \t\r\n"):
-                    del raw
-                    row = _parsed(line)
-                    del line
-                    yield number, offset, row
-            except BadRow as odd:
-                bad(odd, number)
+def text_column(sample: Sequence[Any]) -> str | None:
+    """The column of these rows that holds the text: one of a usual name, or else the only one with more than single
+    words; None where that is none, or several."""
+    objects = [row for row in sample if isinstance(row, dict)]
+    columns = list(dict.fromkeys(key for row in objects for key in row))
+    for name in _NAMES:
+        for column in columns:
+            if str(column).lower() == name:
+                return column
+    if len(objects) < 2:        # one object alone is more likely settings than a row
+        return None
+    wordy = [column for column in columns
+             if any(isinstance(text := row.get(column), str) and " " in text.strip() for row in objects)]
+    return wordy[0] if len(wordy) == 1 else None
 
 
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except RecursionError:
-        raise BadRow("not JSON", "nested too deeply") from None
-    except ValueError as error:
-        raise BadRow("not JSON", f"{error}; each line must be one JSON object") from None
-
-
-def parquet_rows(path: Path, columns: list[str] | None, bad: Callable[[BadRow, int], None]
-                 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """(row number from 1, bytes read so far, about, the row) of a Parquet file. columns: only these. bad: as in
-    `json_lines`; its row is 0 where the file itself cannot be used. Texts come as str or bytes."""
-    import pyarrow
-    import pyarrow.parquet
-
-    size = path.stat().st_size
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        return bad(BadRow("not a Parquet file, or one cut short", " ".join(str(error).split())), 0)
-    with file:
-        names = file.schema_arrow.names
-        if columns is not None:
-            column = columns[0]
-            if column not in names or not _is_text(file.schema_arrow.field(column).type):
-                return bad(BadRow(f"no column {column!r} of text", f"its columns are {', '.join(names)}; name the one "
-                                  "that holds the text: text_key"), 0)
-        else:
-            columns = [name for name in names if not _is_binary(file.schema_arrow.field(name).type)]    # pictures
-        total, number = max(file.metadata.num_rows, 1), 0
-        try:
-            for group in range(file.metadata.num_row_groups):
-                about = file.metadata.row_group(group)
-                # few rows at a time where they are long
-                rows = max(1, min(256, about.num_rows * (4 << 20) // max(about.total_byte_size, 1)))
-                for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
-                    for values in zip(*map(_as_bytes, batch.columns), strict=True):
-                        number += 1
-                        try:
-                            row = dict(zip(batch.schema.names, map(_plain, values), strict=True))
-                        except BadRow as odd:
-                            bad(odd, number)
-                        else:
-                            yield number, size * number // total, row
-        except (pyarrow.ArrowException, OSError) as error:
-            bad(BadRow("not a Parquet file, or one cut short", " ".join(str(error).split())), number + 1)
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow.types as types
-
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    return _is_binary(kind) or any(test(kind) for test in (types.is_string, types.is_large_string,
-                                                           types.is_string_view, types.is_null))
-
-
-def _is_binary(kind: Any) -> bool:
-    import pyarrow.types as types
-
-    return any(test(kind) for test in (types.is_binary, types.is_large_binary, types.is_binary_view,
-                                       types.is_fixed_size_binary))
-
-
-def _as_bytes(column: Any) -> Any:
-    """Texts as bytes, so that one that is not UTF-8 spoils no other."""
-    import pyarrow
-
-    if not _is_text(column.type) or pyarrow.types.is_null(column.type):
-        return column
-    return column.cast(pyarrow.large_binary())
-
-
-def _plain(scalar: Any) -> Any:
-    try:
-        value = scalar.as_py()
-    except UnicodeDecodeError:      # inside a list or a struct
-        raise BadRow("not UTF-8") from None
-    return decoded(value) if isinstance(value, bytes) else value
+def sampled(found: Iterator[Row]) -> list[Any]:
+    """What the first rows hold."""
+    return [row for _, _, row in islice(found, SAMPLED)]

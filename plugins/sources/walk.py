@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tryplicity import LeftOut
+from tryplicity_plugins.sources.opened import whole_suffix
 
 
 class Found(NamedTuple):
@@ -21,9 +22,9 @@ class Found(NamedTuple):
 
 
 def walk(root: Path, wanted: Callable[[str], bool], left_out: LeftOut) -> Iterator[Found]:
-    """The regular files of `root` and its sub-folders whose suffix (".txt", in small letters) is wanted: a folder's
-    files by name, then its folders by name. Nothing else is opened; links to files are followed, links to folders are
-    not, since they may lead in a circle."""
+    """The regular files of `root` and its sub-folders whose suffix (".txt" or ".jsonl.gz", in small letters) is wanted:
+    a folder's files by name, then its folders by name. Nothing else is opened; links to files are followed, links to
+    folders are not, since they may lead in a circle."""
     folders = [(root, "")]
     while folders:
         folder, inside = folders.pop()
@@ -54,7 +55,7 @@ def _file(entry: os.DirEntry, inner: str, wanted: Callable[[str], bool], left_ou
     except OSError as error:
         left_out.add(_unreadable(error), inner)
     else:
-        suffix = path.suffix.lower()
+        suffix = whole_suffix(path)
         if stat.S_ISDIR(info.st_mode):
             left_out.add("linked to a folder", inner)
         elif not stat.S_ISREG(info.st_mode):

@@ -37,7 +37,7 @@ DEFAULTS = {
     ("optimizer", "adamw"): {"learning_rate": 0.001, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-08,
                              "weight_decay": 0.1},
     ("schedule", "wsd"): {"warmup_steps": 100, "decay": 0.2, "floor": 0.0},
-    ("source", "files"): {"text_key": "text", "domain": "text", "bad_rows": "error", "document_bytes": 65536},
+    ("source", "files"): {"text_key": None, "domain": "text", "bad_rows": "error", "document_bytes": 65536},
     ("source", "huggingface"): {"name": None, "split": "train", "text_key": "text", "limit": None, "data_files": None,
                                 "revision": None, "domain": "text", "bad_rows": "error"},
     ("source", "python-docs"): {"packages": PACKAGES},

@@ -57,6 +57,13 @@ def plugin_options(command: Callable) -> Callable:
     return with_plugins
 
 
+def weights_option(command: Callable) -> Callable:
+    """--weights, in which form a command that decodes keeps what is else floats."""
+    return click.option("--weights", type=click.Choice(["int8", "bf16"]),
+                        help="Keep plain linears and tables as int8 rows or in bf16, on a CPU; by default as they lie "
+                             "in the file, and those of a run in fp32.")(command)
+
+
 def installed(kind: str) -> Callable:
     """A shell's completion of the name of an installed "spec", "hardware" or "recipe", or of a YAML file."""
 

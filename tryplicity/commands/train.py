@@ -33,6 +33,7 @@ class Training:
     settings: tuple[str, ...] = ()
     data: str | None = None
     chat_data: str | None = None
+    tokenizer: Path | None = None
     resume: bool = False
     other_data: bool = False
     copy_to: str | None = None
@@ -49,6 +50,9 @@ class Training:
 @click.option("--chat-data", metavar="SOURCE",
               help="Conversations for the chat phases: a source, a .jsonl file, huggingface:NAME. By default what the "
                    "spec says, or questions about Python: python-docs-chat.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), metavar="FILE",
+              help="A tokenizer.json of the spec's vocab_size (tryplicity tokenizer train). By default one is trained "
+                   "on the data.")
 @click.option("--run", "folder", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The run folder.")
 @click.option("--steps", type=Number(1, whole=True), help="End after so many optimizer steps.")
 @click.option("--tokens", type=Number(1, 1e18, whole=True), help="End after so many tokens (2e6 will do).")
@@ -62,13 +66,14 @@ class Training:
                    "and whatever else fsspec knows. With --resume and nothing in the run folder, go on from there.")
 @click.option("--resume-from", metavar="URL", help="Fetch a run that was copied there, and go on with it.")
 @plugin_options
-def train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None, folder: Path,
-          steps: int | None, tokens: int | None, minutes: float | None, dollars: float | None, resume: bool,
-          other_data: bool, copy_to: str | None, resume_from: str | None, plugins: Any) -> None:
+def train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None,
+          tokenizer: Path | None, folder: Path, steps: int | None, tokens: int | None, minutes: float | None,
+          dollars: float | None, resume: bool, other_data: bool, copy_to: str | None, resume_from: str | None,
+          plugins: Any) -> None:
     """Train SPEC from scratch into a run folder. Ctrl-C and SIGTERM save first.
 
     Where the profile has several devices, each gets a process of its own, started here; started by torchrun or by
-    srun, this is one of theirs.
+    srun, on one machine or several (hardware.nodes), this is one of theirs.
 
     \b
     Example: tryplicity train tiny --hw cpu --data python-docs --run runs/first --minutes 2
@@ -78,9 +83,8 @@ def train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None,
     if sum(x is not None for x in budget.values()) != 1:
         raise UserError("say when to end: exactly one of --steps, --tokens, --minutes and --dollars")
     context = click.get_current_context()
-    request = Training(spec, hardware, folder, settings, data, chat_data, resume or bool(resume_from), other_data,
-                       copy_to, resume_from, given_plugins(context),
-                       ("train", *options_of(context)))
+    request = Training(spec, hardware, folder, settings, data, chat_data, tokenizer, resume or bool(resume_from),
+                       other_data, copy_to, resume_from, given_plugins(context), ("train", *options_of(context)))
     train_into(request, plugins, **budget)
 
 
@@ -154,10 +158,7 @@ def _train_in(run: Any, request: Training, plugins: Any, budget: dict[str, Any])
         pages.build_page(built)
         raise Refused(f"{built.spec.name} does not fit on {built.hardware.name}")
     wanted = built.strategy.ranks(built.hardware)
-    if launching.is_worker() and launching.world_size() != wanted:
-        raise UserError(f"{launching.world_size()} processes were started, and {built.hardware.name} with "
-                        f"{built.plan.chosen.name} wants {wanted}: start {wanted}, or --set "
-                        f"hardware.count={launching.world_size()}")
+    _check_processes(built, wanted)
     _check_devices(built.hardware, 1 if launching.is_worker() else wanted)
     tune_malloc()
     pages.status.quiet = launching.rank() != 0 or launching.launched()  # who launched them has said it
@@ -182,6 +183,29 @@ def _train_in(run: Any, request: Training, plugins: Any, budget: dict[str, Any])
             sys.exit(code)
         return None
     return _train_with_all(run, built, prepared, phase_data, request, plugins, budget)
+
+
+def _check_processes(built: Any, wanted: int) -> None:
+    """Raises UserError where a launcher started other ranks than the profile has devices, or somebody has to start
+    those of several machines."""
+    from tryplicity.training import launching
+
+    hardware = built.hardware
+    if not launching.is_worker():
+        if wanted > hardware.count:
+            raise UserError(f"{hardware.name}: {hardware.nodes} machines are to train together, and each has to be "
+                            f"told: torchrun --nnodes={hardware.nodes} --nproc-per-node={hardware.count} "
+                            "--node-rank=0 (then 1, ...) --master-addr=ADDRESS-OF-THE-FIRST --no-python -- tryplicity "
+                            "train ...; `tryplicity launch` writes that for Slurm and SkyPilot")
+        return
+    size, here = launching.world_size(), launching.local_world_size()
+    machines = f" --set hardware.nodes={size // here}" if size > here or hardware.nodes > 1 else ""
+    if size != wanted:
+        raise UserError(f"{size} processes were started, and {hardware.name} with {built.plan.chosen.name} wants "
+                        f"{wanted}: start {wanted}, or --set hardware.count={here}{machines}")
+    if here != min(hardware.count, wanted):
+        raise UserError(f"{here} of the {size} processes were started on this machine, and {hardware.name} has "
+                        f"{hardware.count} devices in each: --set hardware.count={here}{machines}")
 
 
 def _check_devices(hardware: Any, wanted: int) -> None:
@@ -212,7 +236,7 @@ def _prepare(run: Any, built: Any, request: Training, plugins: Any, budget: dict
             pages.status.print(f"the chat phase learns {own[i].name}; another: --chat-data, none: --set phases=[]")
     with pages.preparation() as progress:
         prepared = prepare(source, vocab_size, progress=progress,
-                           tokenizer=run.tokenizer if request.resume and run.exists() else None)
+                           tokenizer=_tokenizer(run, request))
         words = prepared.tokenizer_path
         phase_data = {i: prepare_conversations(own[i], words, vocab_size, progress=progress)
                       if phases[i].kind == "chat" else prepare(own[i], vocab_size, progress=progress, tokenizer=words)
@@ -230,6 +254,19 @@ def _prepare(run: Any, built: Any, request: Training, plugins: Any, budget: dict
     return prepared, phase_data, left_out
 
 
+def _tokenizer(run: Any, request: Training) -> Path | None:
+    """The tokenizer that is given: the run's own, where it goes on. Raises UserError for another one."""
+    if not (request.resume and run.exists()):
+        return request.tokenizer
+    if request.tokenizer is not None:
+        from tryplicity.data import load_tokenizer
+
+        if load_tokenizer(request.tokenizer).to_str() != load_tokenizer(run.tokenizer).to_str():
+            raise UserError(f"--tokenizer: {request.tokenizer} is not the tokenizer of the run in {run.folder}, whose "
+                            "weights are of no use with another; leave it out")
+    return run.tokenizer
+
+
 def _train_with_all(run: Any, built: Any, prepared: Any, phase_data: Any, request: Training, plugins: Any,
                     budget: dict[str, Any]) -> Any:
     """Join the other ranks, if there are any; train with a live line, and sum up, which rank 0 does for all."""
@@ -245,6 +282,7 @@ def _train_with_all(run: Any, built: Any, prepared: Any, phase_data: Any, reques
             data = {i: part.identity for i, part in {-1: prepared, **phase_data}.items()}
             peers.check_alike(world, {**peers.said_of(built), "data": data, "budget": asdict(budget),
                                       "resume": request.resume})
+            peers.check_shared(world, run)
             with pages.training() if first else contextlib.nullcontext() as watcher:
                 outcome = train(built, prepared, run, budget, plugins, phase_data=phase_data, resume=request.resume,
                                 other_data=request.other_data, watcher=watcher, world=world,

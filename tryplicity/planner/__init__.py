@@ -85,7 +85,8 @@ def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
 
     counts = count(model)
     facts = gather_facts(model, hardware, counts)
-    costs = facts.measured("fp32", hardware.accumulation > 1 or hardware.count > 1)  # a layer's fault is no strategy's
+    # a layer's fault is no strategy's
+    costs = facts.measured("fp32", hardware.accumulation > 1 or hardware.devices > 1)
     options, refused = plan_strategies(facts, hardware, registry)
 
     asked = [o for o in options if o.memory is not None and hardware.strategy_name in ("auto", o.name)]

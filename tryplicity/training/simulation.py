@@ -80,7 +80,7 @@ def simulate(spec: Spec, hardware: Hardware, registry: Registry, strategy_name: 
     fake = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     ledger = Ledger(fake)
     with ExitStack() as stack:
-        world = stack.enter_context(imagined(strategy.ranks(hardware), ledger))
+        world = stack.enter_context(imagined(strategy.ranks(hardware), hardware.count, ledger))
         stack.enter_context(_questions_of_data())
         stack.enter_context(ledger.watching_resizes())
         stack.enter_context(fake)
@@ -124,13 +124,13 @@ class Imagined(World):
 
 
 @contextmanager
-def imagined(ranks: int, ledger: Ledger) -> Iterator[World]:
-    """The first of so many ranks."""
+def imagined(ranks: int, of_a_machine: int, ledger: Ledger) -> Iterator[World]:
+    """The first of so many ranks, so many of which share a machine."""
     if ranks == 1:
         yield World()
         return
     with fake_group(ranks, ledger.looking_away):
-        yield Imagined(0, ranks)
+        yield Imagined(0, ranks, local_size=min(ranks, of_a_machine))
 
 
 def _batch(rows: int, spec: Spec) -> Batch:

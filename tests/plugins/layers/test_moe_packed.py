@@ -264,7 +264,7 @@ def test_without_a_compiler(router, activation, monkeypatch):
     expected = packed(layer)(x[None])
     monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.setattr(native, "_functions", {})
-    monkeypatch.setattr(kernels, "_library", lambda: None)
+    monkeypatch.setattr(kernels.library, "library", lambda: None)
     plain = packed(layer)
     assert plain.router.pairs(x) is None and plain.down.matrix._library is None
     assert_near(plain(x[None]), expected)

@@ -144,7 +144,7 @@ def test_mistakes_in_a_file_name_it_and_the_line(chats):
     path.write_text('\n{"text": "a"}\n')
     with pytest.raises(UserError, match=rf"{path}:2: no conversation: its keys are text;.*bad_rows: skip"):
         list(Files(Files.Config(str(path))).conversations())
-    with pytest.raises(UserError, match=r"readme.md: .md is not read; files may be .jsonl, .parquet"):
+    with pytest.raises(UserError, match=r"readme.md: .md is not read; files may be .csv, .json, .jsonl"):
         list(Files(Files.Config(str(chats / "readme.md"))).conversations())
 
 

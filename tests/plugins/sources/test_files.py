@@ -167,7 +167,7 @@ def test_a_byte_order_mark_is_one_only_where_a_file_begins(tmp_path):
 def test_nothing_to_read_is_told(tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
         read(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"no text here: looked for \.htm, .*\.txt, .*source code"):
+    with pytest.raises(UserError, match=r"no text here: looked for \.csv, .*\.txt, .*source code"):
         read(tmp_path)
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "empty.txt").write_text(" \n")
@@ -212,7 +212,7 @@ def test_a_row_longer_than_the_limit_is_odd(tmp_path, monkeypatch):
 def test_broken_parquet_files_are_told_or_counted(tmp_path):
     pq.write_table(pa.table({"body": ["x"], "n": [1]}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match="no column 'text' of text: its columns are body, n"):
-        read(tmp_path)
+        read(tmp_path, text_key="text")
     with pytest.raises(UserError, match="no column 'n' of text"):
         read(tmp_path, text_key="n")
     whole = (tmp_path / "x.parquet").read_bytes()
