@@ -15,7 +15,7 @@ OPTIONS = {"mamba2": {"state_size": 8, "head_dim": 16, "chunk": 4}, "gqa": {"hea
            "parallel": {"left": {"type": "mamba2", "head_dim": 16}, "right": {"type": "gqa", "heads": 4}},
            "dynamic_sparsity": {"max_experts": 3, "mean_experts": 2, "min_experts": 1}}
 #: whose tests have a server, an index, a model or a folder for them
-APART = ("source", "judge", "retriever")
+APART = ("source", "judge", "retriever", "architecture")
 COMPONENTS = [component for component in REGISTRY.components() if component.family not in APART]
 
 
