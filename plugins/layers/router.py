@@ -49,7 +49,7 @@ class RouterInC(ctypes.Structure):
 class BalancedRouter(Router):
     """What every router here shares: fp32 scores, load balance and statistics. A subclass says how to choose.
 
-    Balance comes from two sides. A bias per expert, later to the scores for the choice alone, moves once per
+    Balance comes from two sides. A bias per expert, added to the scores for the choice alone, moves once per
     optimizer step towards even load (arXiv:2408.15664): it costs the language loss no gradient. A small loss,
     computed for each sequence apart, keeps single sequences from piling onto few experts (arXiv:2412.19437,
     section 2.1.2; the load is that of the choice actually made). Both are the same however a batch is cut

@@ -60,7 +60,7 @@ ATTENTION = """
     page = torch.zeros(64 * 2 * K)
     pages = (ctypes.c_void_p * 1)(page.data_ptr())
     rows = (ctypes.c_int64 * 3)(ctypes.addressof(pages), 0, 0)
-    struct = AttentionInC(H, 1, K, None, None, Products())
+    struct = AttentionInC(H, 1, K, K, 0, 0.0, 0.0, None, None, Products())
     function = native.function("attention_over_pages", "pppppii")
 
     def call():
