@@ -30,7 +30,7 @@ def theirs(name):
 
 
 def test_each_is_there():
-    assert sorted(CONFIGS) == NAMES
+    assert set(NAMES) <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", NAMES)
