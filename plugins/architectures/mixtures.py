@@ -10,7 +10,6 @@ from tryplicity_plugins.architectures import pieces
 from tryplicity_plugins.architectures.llama import Llama, Qwen2, Qwen3
 from tryplicity_plugins.architectures.pieces import Config
 
-
 ROW = Form(lambda tensor: tensor.squeeze(0), lambda tensor: tensor.unsqueeze(0))  # a vector here
 
 

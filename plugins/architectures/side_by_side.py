@@ -93,7 +93,8 @@ class LFM2(Architecture):
                   "attention": pieces.gqa(config, **pieces.rope(config, base=1e6), qk_norm=True)}
         names = cls.kinds(config)
         return {**pieces.sizes(config, True), "norm": pieces.rmsnorm(config, "norm_eps", 1e-5),
-                "blocks": {name: {"mixer": mixers[name], "feed_forward": feed_forward} for name in dict.fromkeys(names)},
+                "blocks": {name: {"mixer": mixers[name], "feed_forward": feed_forward}
+                           for name in dict.fromkeys(names)},
                 "layers": pieces.stack(names)}
 
     @classmethod
