@@ -115,7 +115,7 @@ def products() -> None:
         matrix, weight = TernaryMatrix.from_digits(digits, 0.1).to("cuda"), digits.cuda().bfloat16()
         for tokens in (1, 4, 16):
             x = torch.randn(tokens, columns, device="cuda")
-            ours = in_a_graph(partial(kernels.ternary_linear, x, matrix)) * 1e6
+            ours = in_a_graph(partial(kernels.packed_linear, x, matrix)) * 1e6
             theirs = in_a_graph(partial(F.linear, x.bfloat16(), weight)) * 1e6
             print(f"{out:5} x {columns:5}, {tokens:2} tokens: {ours:6.1f}, bf16 F.linear {theirs:6.1f}", flush=True)
     experts, chosen, out, columns = CHOSEN
@@ -124,7 +124,7 @@ def products() -> None:
         x = torch.randn(tokens, columns, device="cuda")
         rows = torch.arange(tokens, device="cuda").repeat_interleave(chosen)
         ids = torch.randint(0, experts, (len(rows),), device="cuda")
-        ours = in_a_graph(partial(kernels.ternary_experts, x, matrix, rows, ids)) * 1e6
+        ours = in_a_graph(partial(kernels.packed_experts, x, matrix, rows, ids)) * 1e6
         print(f"{chosen} of {experts} experts {out} x {columns}, {tokens:2} tokens: {ours:6.1f}", flush=True)
 
 
