@@ -30,6 +30,40 @@ def gate_in_c(activation: Activation) -> Told | None:
     return tell() if tell is not None and describes(activation, ("in_c", "kind"), ("forward",)) else None
 
 
+class _GatedSiLU(torch.autograd.Function):
+    """silu(gate) * up of [..., 2 F]: nothing is kept but its argument, and on a CPU it is one pass each way."""
+
+    @staticmethod
+    def forward(ctx, gate_up):
+        ctx.save_for_backward(gate_up)
+        if (h := fused.gated_silu(gate_up)) is not None:
+            return h
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (gate_up,) = ctx.saved_tensors
+        if (gradient := fused.gated_silu_backward(grad, gate_up)) is not None:
+            return gradient
+        gate, up = gate_up.chunk(2, dim=-1)
+        return torch.cat([torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)], -1)
+
+
+def activated(activation: Activation, first: Tensor, group_S: Tensor | None = None, *,
+              gate: bool) -> tuple[Tensor, Report]:
+    """What goes into an MLP's second product, of what its first one gave: activation(gate) * up of [..., 2 F], gate
+    and up; without a gate activation(up) of [..., F]. And the activation's report."""
+    if not gate:
+        return output_and_report(activation(first, group_S))
+    if type(activation) is SiLU and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _GatedSiLU.apply(first), Report()
+    gate_F, up_F = first.chunk(2, dim=-1)
+    gate_F, report = output_and_report(activation(gate_F, group_S))
+    return gate_F * up_F, report
+
+
 def gated(activation: Activation, gate_up: Tensor, group_S: Tensor | None = None) -> Tensor:
     """activation(gate) * up of [..., 2 F], gate and up; for decoding, where nobody reads the activation's report.
 
@@ -37,42 +71,12 @@ def gated(activation: Activation, gate_up: Tensor, group_S: Tensor | None = None
     """
     told = prepared(activation, lambda: gate_in_c(activation)) if native.works_on(gate_up) else None
     if told is None:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return output_and_report(activation(gate, group_S))[0] * up
+        return activated(activation, gate_up, group_S, gate=True)[0]
     F2 = gate_up.shape[-1]
     y = gate_up.new_empty(*gate_up.shape[:-1], F2 // 2)
     native.function("gated", "ppiipp")(told.address, gate_up.data_ptr(), gate_up.numel() // F2, F2 // 2,
                                        address(group_S), y.data_ptr())
     return y
-
-
-class _GatedSiLU(torch.autograd.Function):
-    """silu(gate) * up of [..., 2 F] in one pass forward and one backward."""
-
-    @staticmethod
-    def forward(ctx, gate_up):
-        ctx.save_for_backward(gate_up)
-        return fused.gated_silu(gate_up)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        (gate_up,) = ctx.saved_tensors
-        gradient = fused.gated_silu_backward(grad, gate_up)
-        if gradient is None:  # a gradient that is no plain tensor
-            gate, up = gate_up.chunk(2, dim=-1)
-            gradient = torch.cat([torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)], -1)
-        return gradient
-
-
-def gated_and_report(activation: Activation, gate_up: Tensor, group_S: Tensor | None = None) -> tuple[Tensor, Report]:
-    """activation(gate) * up of [..., 2 F], gate and up, with what the activation reports; for training."""
-    if (type(activation) is SiLU and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
-            and fused.works_on(gate_up) and gate_up.is_contiguous()):
-        return _GatedSiLU.apply(gate_up), Report()
-    gate, up = gate_up.chunk(2, dim=-1)
-    gate, said = output_and_report(activation(gate, group_S))
-    return gate * up, said
 
 
 class Elementwise(Activation):
