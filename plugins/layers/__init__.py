@@ -8,6 +8,7 @@ def tryplicity_layers():
     from tryplicity_plugins.layers.activations import GELU, ReLU2, SiLU
     from tryplicity_plugins.layers.attention import GroupedQueryAttention
     from tryplicity_plugins.layers.bitlinear import BitLinear
+    from tryplicity_plugins.layers.bitlinear_unnormed import UnnormedBitLinear
     from tryplicity_plugins.layers.gated_mlp import GatedMLP
     from tryplicity_plugins.layers.hyper_connections import HyperConnections
     from tryplicity_plugins.layers.linear import PlainLinear
@@ -19,5 +20,5 @@ def tryplicity_layers():
     from tryplicity_plugins.layers.residual import Add
     from tryplicity_plugins.layers.router import TopKRouter
 
-    return [PlainLinear, BitLinear, RMSNorm, LayerNorm, SiLU, GELU, ReLU2, GatedMLP, MLP, MixtureOfExperts,
-            TopKRouter, Mamba2, GroupedQueryAttention, Add, HyperConnections, MultiTokenPrediction]
+    return [PlainLinear, BitLinear, UnnormedBitLinear, RMSNorm, LayerNorm, SiLU, GELU, ReLU2, GatedMLP, MLP,
+            MixtureOfExperts, TopKRouter, Mamba2, GroupedQueryAttention, Add, HyperConnections, MultiTokenPrediction]

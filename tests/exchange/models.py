@@ -27,7 +27,11 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def save(config, folder: Path, *, shard: str = "5GB", template: str | None = TEMPLATE) -> torch.nn.Module:
+ONLINE = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+
+
+def save(config, folder: Path, *, shard: str = "5GB", template: str | None = TEMPLATE,
+         quantization: dict | None = None) -> torch.nn.Module:
     """The model of a config with random weights, as transformers saves it, and its tokenizer beside it."""
     from transformers import AutoModelForCausalLM
 
@@ -44,6 +48,10 @@ def save(config, folder: Path, *, shard: str = "5GB", template: str | None = TEM
     said = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(said))
     (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 259, "eos_token_id": [260, 261]}))
+    if quantization:
+        said = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**said, "quantization_config": quantization}))
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     return model
 
 
@@ -73,6 +81,7 @@ def configs() -> dict:
         "qwen3": t.Qwen3Config(**sizes(head_dim=16)),
         "olmo2": t.Olmo2Config(**sizes()),
         "bitnet": t.BitNetConfig(**sizes()),
+        "bitnet, ternary": t.BitNetConfig(**sizes(tie_word_embeddings=True)),
         "mixtral": t.MixtralConfig(**sizes(num_local_experts=4)),
         "qwen3_moe": t.Qwen3MoeConfig(**sizes(head_dim=16, mlp_only_layers=[1], norm_topk_prob=True, **MOE)),
         "qwen2_moe": t.Qwen2MoeConfig(**sizes(shared_expert_intermediate_size=40, **MOE)),

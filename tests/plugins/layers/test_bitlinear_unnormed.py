@@ -1,0 +1,64 @@
+"""The BitLinear of BitNet 2B4T against transformers' own, values and gradients, packed and compiled."""
+
+import pytest
+import torch
+from torch import nn
+from transformers.integrations.bitnet import AutoBitLinear
+
+from tryplicity_plugins.layers.bitlinear import BitLinear
+from tryplicity_plugins.layers.bitlinear_unnormed import UnnormedBitLinear
+
+
+def pair(bias=False):
+    torch.manual_seed(0)
+    theirs = AutoBitLinear(37, 22, bias=bias, online_quant=True)
+    ours = UnnormedBitLinear(None, 37, 22, bias=bias)
+    with torch.no_grad():
+        ours.weight.copy_(theirs.weight.normal_(std=0.3))
+        if bias:
+            ours.bias.copy_(theirs.bias.normal_())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_values_and_gradients_are_transformers_own(bias):
+    ours, theirs = pair(bias)
+    x = torch.randn(3, 5, 37) * torch.tensor([0.01, 1.0, 30.0])[:, None, None]
+    found, due = x.clone().requires_grad_(), x.clone().requires_grad_()
+    weight = torch.randn(22)
+    (ours(found) * weight).sum().backward()
+    (theirs(due) * weight).sum().backward()
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.grad, due.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-5, atol=1e-4)
+    normed = BitLinear(None, 37, 22)
+    normed.weight = nn.Parameter(ours.weight.detach().clone())
+    assert not torch.allclose(normed(x), theirs(x), rtol=0.1)
+
+
+@pytest.mark.parametrize("experts", [None, 3])
+def test_packed_it_is_the_same(experts):
+    torch.manual_seed(0)
+    linear = UnnormedBitLinear(None, 37, 22, experts=experts)
+    linear.weight = nn.Parameter(torch.randn_like(linear.weight))
+    packed = UnnormedBitLinear(None, 37, 22, experts=experts)
+    packed.adopt(linear.pack())
+    x = torch.randn(9, 37) * torch.logspace(-1, 1, 9)[:, None]
+    offsets = None if experts is None else torch.tensor([2, 2, 9], dtype=torch.int32)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(x, offsets), linear(x, offsets), rtol=1e-4, atol=1e-4)
+    assert packed.packed_nbytes() > 0 and torch.equal(packed.unpack(), packed.unpack())
+    if experts:
+        torch.testing.assert_close(packed.expert_weight(1), linear.effective_weight(linear.weight)[1])
+
+
+def test_by_integers_it_is_the_same():
+    ours, _ = pair(True)
+    x = torch.randn(4, 37).requires_grad_()
+    y = ours._by_integers(x, None, None)
+    y.sum().backward()
+    grads = x.grad.clone(), ours.weight.grad.clone()
+    x.grad = ours.weight.grad = None
+    torch.testing.assert_close(y, ours(x))
+    ours(x).sum().backward()
+    torch.testing.assert_close(grads, (x.grad, ours.weight.grad))
