@@ -126,10 +126,6 @@ class BitLinear(Linear):
     def effective_input(self, x: Tensor) -> Tensor:
         return _Int8Input.apply(x) if torch.is_grad_enabled() else int8_input(x)[0]
 
-    def integers(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See `integer_input`."""
-        return integer_input(x)
-
     def packed_like(self) -> dict[str, Tensor]:
         stack = () if self.experts is None else (self.experts,)
         return {"weight_ternary": torch.empty(*stack, self.out_features, -(-self.in_features // 5),
@@ -172,7 +168,7 @@ class BitLinear(Linear):
         operations are plain ones for a compiler to fuse; eager PyTorch does the same faster in `_Int8Input`."""
         digits, scale = ternary(self.weight.detach())
         weight = _straight_through(digits, self.weight / scale).to(self.weight.dtype)
-        n, step = self.integers(x)
+        n, step = integer_input(x)
         n = n.to(x.dtype)
         if self.experts is None:
             y, scale = F.linear(n, weight), scale.view(())
@@ -202,8 +198,11 @@ class BitLinear(Linear):
     def _kept_weight(self) -> Tensor:
         kept, weight = self._kept, self.weight
         if kept is None or kept[0] is not weight or kept[1] != weight._version:
-            self._kept = kept = (weight, weight._version, ternary_weight(weight))
+            self._kept = kept = (weight, weight._version, self._rounded(weight))
         return kept[2]
+
+    def _rounded(self, weight: Tensor) -> Tensor:
+        return ternary_weight(weight)
 
     def train(self, mode: bool = True) -> BitLinear:
         self._kept = None

@@ -112,4 +112,4 @@ def configs() -> dict:
 
 
 #: what a spec cannot say yet
-PENDING = ("bitnet", "falcon_h1", "falcon_h1 with a norm", "lfm2")
+PENDING = ("falcon_h1", "falcon_h1 with a norm", "lfm2")

@@ -52,13 +52,33 @@ def test_packed_it_is_the_same(experts):
         torch.testing.assert_close(packed.expert_weight(1), linear.effective_weight(linear.weight)[1])
 
 
-def test_by_integers_it_is_the_same():
+def test_matrices_in_one_have_each_a_scale():
+    torch.manual_seed(0)
+    whole = UnnormedBitLinear(None, 37, 22, parts=(10, 4, 8))
+    whole.weight = nn.Parameter(torch.randn(22, 37) * torch.tensor([1.0] * 10 + [9.0] * 4 + [0.1] * 8)[:, None])
+    x = torch.randn(5, 37)
+    single = [AutoBitLinear(37, part, bias=False, online_quant=True) for part in whole.parts]
+    with torch.no_grad():
+        for linear, weight in zip(single, whole.weight.split(whole.parts), strict=True):
+            linear.weight.copy_(weight)
+        due = torch.cat([linear(x) for linear in single], -1)
+        torch.testing.assert_close(whole(x), due, rtol=1e-5, atol=1e-5)
+        assert torch.equal(whole.eval()(x), whole.train()(x))  # what decoding keeps
+        packed = UnnormedBitLinear(None, 37, 22, parts=whole.parts)
+        packed.adopt(whole.pack())
+        torch.testing.assert_close(packed(x), due, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(packed.unpack(), whole.effective_weight(whole.weight))
+
+
+def test_compiled_it_is_the_same():
     ours, _ = pair(True)
-    x = torch.randn(4, 37).requires_grad_()
-    y = ours._by_integers(x, None, None)
-    y.sum().backward()
-    grads = x.grad.clone(), ours.weight.grad.clone()
-    x.grad = ours.weight.grad = None
-    torch.testing.assert_close(y, ours(x))
-    ours(x).sum().backward()
-    torch.testing.assert_close(grads, (x.grad, ours.weight.grad))
+    x = torch.randn(4, 37)
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    grads = []
+    for module in (compiled, ours):
+        given = x.clone().requires_grad_()
+        y = module(given)
+        y.sum().backward()
+        grads.append((y.detach(), given.grad, ours.weight.grad.clone()))
+        ours.weight.grad = None
+    torch.testing.assert_close(*grads)
