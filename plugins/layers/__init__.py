@@ -25,5 +25,5 @@ def tryplicity_layers():
     from tryplicity_plugins.layers.short_conv import ShortConv
 
     return [PlainLinear, BitLinear, UnnormedBitLinear, RMSNorm, LayerNorm, SiLU, GELU, ReLU2, GatedMLP, MLP,
-            MixtureOfExperts, TopKRouter, Mamba1, Mamba2, GatedDeltaNet, ShortConv, GroupedQueryAttention, Parallel, Add,
-            HyperConnections, MultiTokenPrediction]
+            MixtureOfExperts, TopKRouter, Mamba1, Mamba2, GatedDeltaNet, ShortConv, GroupedQueryAttention, Parallel,
+            Add, HyperConnections, MultiTokenPrediction]
