@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from tests.exchange.models import ONLINE, PENDING, configs, save
+from tests.exchange.models import ONLINE, configs, save
 from tryplicity import load_plugins
 from tryplicity.exchange.exporting import export_transformers
 from tryplicity.exchange.importing import import_model
@@ -20,7 +20,7 @@ REGISTRY = load_plugins().registry
 PROMPT = [259, *range(40, 80, 3), 258, 7, 256, 300]
 
 
-@pytest.fixture(scope="module", params=[name for name in configs() if name not in PENDING])
+@pytest.fixture(scope="module", params=list(configs()))
 def both(request, tmp_path_factory):
     """(transformers' model, the folder it was saved in, the run it was imported into)"""
     folder = tmp_path_factory.mktemp(request.param)
