@@ -25,8 +25,8 @@ FLOORS = [
     {"builder"},
     {"training", "inference", "search", "data", "launch"},
     {"corpus", "evaluation", "exchange"},
-    {"cli", "commands", "server", "ablation", "pages", "brain_page", "brain_summary", "doctor", "reference", "testing",
-     "contract", "__main__"},
+    {"cli", "commands", "server", "ablation", "pages", "brain_page", "brain_summary", "doctor", "reference", "scaffold",
+     "testing", "contract", "__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
