@@ -114,7 +114,8 @@ def fitted(vectors_ND: np.ndarray, good_N: np.ndarray) -> tuple[np.ndarray, floa
     x_ND, y_N = torch.tensor(vectors_ND), torch.tensor(good_N, dtype=torch.float64)
     weight_N = torch.where(y_N > 0, 0.5 / y_N.sum(), 0.5 / (1 - y_N).sum())
     head_D1 = torch.zeros(x_ND.shape[1] + 1, dtype=torch.float64, requires_grad=True)
-    search = torch.optim.LBFGS([head_D1], max_iter=200, line_search_fn="strong_wolfe")
+    search = torch.optim.LBFGS([head_D1], max_iter=500, tolerance_grad=1e-10,
+                               tolerance_change=1e-14, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         search.zero_grad()
@@ -125,4 +126,4 @@ def fitted(vectors_ND: np.ndarray, good_N: np.ndarray) -> tuple[np.ndarray, floa
         return cost
 
     search.step(loss)
-    return head_D1[:-1].detach().numpy(), float(head_D1[-1])
+    return head_D1[:-1].detach().numpy(), head_D1[-1].item()

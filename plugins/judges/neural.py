@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -26,10 +27,13 @@ def loaded(kind: str, model: str, device: torch.device) -> tuple[Any, Any]:
         import transformers
     except ImportError:
         raise UserError("it needs transformers: pip install 'tryplicity[judges]'") from None
+    place, more = model, {}
+    if model.endswith(".gguf"):
+        place, more = str(Path(model).parent), {"gguf_file": Path(model).name}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **more)
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        found = getattr(transformers, kind).from_pretrained(model, dtype=dtype)
+        found = getattr(transformers, kind).from_pretrained(place, dtype=dtype, **more)
     except Exception as error:  # of transformers, huggingface_hub, safetensors and what these use
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the model {model} cannot be loaded ({type(error).__name__}: {reason}); give a folder that "
@@ -150,7 +154,8 @@ class LanguageModelRater(_Model):
     @dataclass(frozen=True)
     class Config:
         model: str
-        """An instruct model, by its name on the Hub (Qwen/Qwen2.5-0.5B-Instruct) or its folder."""
+        """An instruct model, by its name on the Hub (Qwen/Qwen2.5-0.5B-Instruct), its folder or its .gguf file (for
+        which transformers wants the packages gguf and accelerate)."""
         keep_at: Score = 3.0
         """The least mean rating that is a vote to keep."""
         characters: Steps = 2000

@@ -41,6 +41,7 @@ def environment(tmp_path_factory):
     assert (packages / "datatrove").exists(), f"{packages} has no datatrove; `make clients` installs it"
     tools = tmp_path_factory.mktemp("tools")
     (tools / "sbatch").write_text(SBATCH)
+    (tools / "scontrol").write_text("#!/bin/bash\necho here\n")
     (tools / "launch_pickled_pipeline").write_text(
         f'#!/bin/bash\nexec "{sys.executable}" -m datatrove.tools.launch_pickled_pipeline "$@"\n')
     for tool in tools.iterdir():

@@ -50,9 +50,10 @@ def filter_with(executor: Executor, folder: Path, registry: Any, tasks: int, opt
         except (UserError, KeyboardInterrupt):
             raise
         except Exception as error:  # of a task, or of datatrove, Ray or sbatch, whatever they raise
-            raise UserError(f"datatrove's {executor} executor failed in `{name}` ({type(error).__name__}: "
+            where = "" if executor == "slurm" else f" in `{name}`"
+            raise UserError(f"datatrove's {executor} executor failed{where} ({type(error).__name__}: "
                             f"{' '.join(str(error).split())[:300]}); what is done is kept: see "
-                            f"{folder / 'work' / 'datatrove' / name / 'logs'}") from error
+                            f"{folder / 'work' / 'datatrove'}") from error
     return executor != "slurm"
 
 

@@ -197,4 +197,6 @@ def _impossible(recipe: Recipe) -> list[tuple[tuple[str | int, ...], str]]:
             found.append((("judges", i), "keep_at and keep_top say the same thing twice; give one of them"))
         if seat.keep_top == 0 or (seat.keep_at is not None and math.isnan(seat.keep_at)):
             found.append((("judges", i), "nothing would ever be kept"))
+        found += [(("judges", i, "judge", option), message)
+                  for option, message in seat.judge.component.check(seat.judge.config, None)]
     return found
