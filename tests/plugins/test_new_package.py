@@ -15,8 +15,6 @@ from tryplicity.plugins import _load, load_plugins
 from tryplicity.scaffold import KINDS
 from tryplicity.testing import check
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
 def package(tmp_path, monkeypatch, capfd):
@@ -58,9 +56,8 @@ def test_it_works_at_once(package, kind):
                   and p.suffix != ".pyc") == [
         "README.md", f"{module}/__init__.py", f"{module}/component.py", "pyproject.toml", f"tests/test_{module}.py"]
     assert "$package" not in "".join(p.read_text() for p in folder.rglob("*.*") if p.suffix in (".py", ".md", ".toml"))
-    assert subprocess.run([sys.executable, "-m", "ruff", "check", "-q", "--isolated", "--select", "E,F,W", "--line-length", "120",
-                           folder],
-                          cwd=ROOT).returncode == 0
+    assert subprocess.run([sys.executable, "-m", "ruff", "check", "-q", "--isolated", "--select", "E,F,W",
+                           "--line-length", "120", folder]).returncode == 0
 
 
 def test_it_is_found_by_its_entry_point_and_checked_from_outside(package, capfd):
