@@ -20,7 +20,7 @@ FLOORS = [
     {"bounds", "errors", "hookspecs", "leftout", "names"},
     {"parts", "functional", "kernels", "guard", "world"},
     {"components", "registry"},
-    {"plugins", "spec", "hardware", "files", "run"},
+    {"watching", "plugins", "spec", "hardware", "files", "run"},
     {"model", "planner", "promises"},
     {"builder"},
     {"training", "inference", "search", "data", "launch"},
