@@ -7,6 +7,7 @@ pages belong to the disk's cache and not to the process. What comes out is the s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -47,7 +48,8 @@ def gathered(pieces: Iterable[np.ndarray], dtype: np.dtype | type, folder: Path)
                         "some space") from error
     finally:
         if file is not None:
-            file.close()        # the mapping holds it open
+            with contextlib.suppress(OSError):      # of a full disk, which was told
+                file.close()        # the mapping holds it open
 
 
 def _nameless(folder: Path) -> tempfile._TemporaryFileWrapper:
@@ -90,23 +92,33 @@ def mix(x: np.ndarray) -> np.ndarray:
 def permutation(size: int, seed: int, epoch: int, folder: Path | None = None) -> np.ndarray:
     """The order of `size` documents in one epoch: int64, the same on every machine and numpy version.
 
-    They are sorted by the mixed numbers; a long one band of numbers after the other, in a file of `folder`."""
+    They are sorted by the mixed numbers: where they are many, first into bands of these, in a file of `folder`."""
     key = mix(mix(np.array([seed % 2**64], dtype=np.uint64)) ^ np.array([epoch], dtype=np.uint64))
 
-    def mixed(piece: slice) -> np.ndarray:
-        return mix(np.arange(piece.start, piece.stop, dtype=np.uint64) ^ key)
+    def mixed(numbers: np.ndarray) -> np.ndarray:
+        return mix(numbers.astype(np.uint64) ^ key)
 
     if folder is None or size <= AT_ONCE:
-        return np.argsort(mixed(slice(0, size)), kind="stable")
-    bits = max(1, (size // AT_ONCE).bit_length())       # bands with half of AT_ONCE on the average, or more
+        return np.argsort(mixed(np.arange(size)), kind="stable")
 
-    def band(number: int) -> np.ndarray:
-        found, values = [], []
-        for piece in slices(size):
-            mixed_N = mixed(piece)
-            inside = np.flatnonzero(mixed_N >> np.uint64(64 - bits) == number)
-            found.append(inside + piece.start)
-            values.append(mixed_N[inside])
-        return np.concatenate(found)[np.argsort(np.concatenate(values), kind="stable")]
+    def bands() -> Iterator[np.ndarray]:
+        bits = (size // AT_ONCE).bit_length()       # of half AT_ONCE on the average, or more
 
-    return gathered(map(band, range(1 << bits)), np.int64, folder)
+        def band_of(piece: slice) -> np.ndarray:
+            return (mixed(np.arange(piece.start, piece.stop)) >> np.uint64(64 - bits)).astype(np.int64)
+
+        count_PB = np.array([np.bincount(band_of(piece), minlength=1 << bits) for piece in slices(size)])
+        end_PB = np.cumsum(count_PB.T).reshape(count_PB.T.shape).T      # a band after the other, in it the pieces
+        with _nameless(folder) as file:
+            for number, piece in enumerate(slices(size)):
+                sorted_N = np.argsort(band_of(piece), kind="stable") + piece.start
+                ends = np.cumsum(count_PB[number])
+                for band, (last, length) in enumerate(zip(ends, count_PB[number], strict=True)):
+                    file.seek(8 * int(end_PB[number, band] - length))
+                    file.write(sorted_N[last - length:last].data)
+            file.seek(0)
+            for length in count_PB.sum(0):
+                inside = np.frombuffer(file.read(8 * int(length)), dtype=np.int64)
+                yield inside[np.argsort(mixed(inside), kind="stable")]
+
+    return gathered(bands(), np.int64, folder)

@@ -110,8 +110,10 @@ class TokenFile:
                 among_D[documents[some]] = True
 
         def chosen(some: slice) -> np.ndarray:
-            found_D = np.isin(self.domain_D[some], wanted) if wanted is not None else np.ones(some.stop - some.start, bool)
-            return found_D if among_D is None else found_D & among_D[some]
+            found = np.ones(some.stop - some.start, dtype=bool)
+            if wanted is not None:
+                found &= np.isin(self.domain_D[some], wanted)
+            return found if among_D is None else found & among_D[some]
 
         return numbers(len(self.end_D), chosen, self.folder)
 
