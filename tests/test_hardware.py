@@ -69,6 +69,16 @@ def test_defaults_and_settings(registry, tmp_path):
     assert {name: getattr(loaded, name) for name in defaults} == {**defaults, **given}
 
 
+def test_several_machines_alike(registry, tmp_path):
+    one, three = (load(registry, tmp_path, GOOD + "price_per_hour: 2\n", f"nodes={nodes}") for nodes in (1, 3))
+    assert (one.devices, three.devices, three.machine_price_per_hour) == (2, 6, 12)
+    assert (one.described, three.described) == ("2 x Some GPU", "3 x 2 x Some GPU")
+    with pytest.raises(UserError, match="the profile has 3"):
+        load(registry, tmp_path, GOOD, "nodes=3", "count=1", "strategy=single")
+    with pytest.raises(UserError, match="shards 4 does not divide 6 devices"):
+        load(registry, tmp_path, GOOD, "nodes=3", "strategy={type: fsdp, shards: 4}")
+
+
 @pytest.mark.parametrize(("change", "line", "words"), [
     (("memory_gb: 80", "memory_bg: 80"), "p.yaml:5:1: memory_bg", "did you mean memory_gb"),
     (("memory_gb: 80", "memory_gb: -1"), "p.yaml:5:12: memory_gb", "from 1e-06 to 1e+09, got -1"),

@@ -81,6 +81,54 @@ def test_a_skypilot_task_is_yaml_whose_scripts_are_bash(write, machine):
         assert "--tokens 1000000000 --run" in task["run"]
 
 
+TWO = ["--set", "hardware.nodes=2", "--minutes", "60"]
+
+
+def ran(job, tmp_path, environment, **programs):
+    """The script, where these programs are stubs."""
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    for name, text in programs.items():
+        stub(tmp_path / "bin", name, text)
+    return subprocess.run(["bash", str(job)], cwd=tmp_path, capture_output=True, text=True, env={
+        **os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", **environment})
+
+
+def test_on_several_machines_slurm_starts_every_rank(write, tmp_path):
+    job = write("full", "h200", "slurm", *TWO)
+    asked = dict(line.removeprefix("#SBATCH --").partition("=")[::2] for line in job.read_text().splitlines()
+                 if line.startswith("#SBATCH"))
+    assert (asked["nodes"], asked["ntasks-per-node"], asked["gpus-per-node"]) == ("2", "8", "8")
+    assert "ntasks" not in asked and asked["cpus-per-task"] == "8"
+    done = ran(job, tmp_path, {}, srun='printf "%s " "$@"', tryplicity="exit 9")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("--kill-on-bad-exit=1 tryplicity train runs/tryplicity-full.given/spec.yaml --hw ")
+    assert "hardware.yaml --minutes 60 --run runs/tryplicity-full --resume" in done.stdout
+
+
+LAUNCHER = 'printf "%s " "$@"'
+
+
+def test_on_several_machines_the_shell_and_skypilot_start_torch_s_launcher_on_each(registry, write, tmp_path):
+    wanted = ("-m torch.distributed.run --nnodes=2 --nproc-per-node=8 --node-rank=1 --master-addr=10.0.0.7 "
+              "--master-port=29500 --no-python -- tryplicity train {}.given-1/spec.yaml --hw {}.given-1/hardware.yaml "
+              "--minutes 60 --run {} --resume ")
+    programs = {"python3": LAUNCHER, "tryplicity": "exit 9"}
+    job = write("full", "h200", "shell", *TWO)
+    done = ran(job, tmp_path, {"NODE_RANK": "1", "MASTER_ADDR": "10.0.0.7"}, **programs)
+    assert done.returncode == 0 and done.stdout == wanted.replace("{}", "runs/tryplicity-full"), done.stderr
+    assert load_hardware(tmp_path / "runs" / "tryplicity-full.given-1" / "hardware.yaml", registry).nodes == 2
+    done = ran(job, tmp_path, {}, **programs)
+    assert done.returncode != 0 and "NODE_RANK: which of the machines this is" in done.stderr
+
+    shared = tmp_path / "shared" / "full"
+    task = yaml.safe_load(write("full", "h200", "skypilot", *TWO, "--folder", str(shared)).read_text())
+    assert task["num_nodes"] == 2 and task["resources"]["accelerators"] == "H200:8"
+    (tmp_path / "task.sh").write_text(task["run"])
+    done = ran(tmp_path / "task.sh", tmp_path, {"SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.7\n10.0.0.8"},
+               **programs)
+    assert done.returncode == 0 and done.stdout == wanted.replace("{}", str(shared)), done.stderr
+
+
 def test_data_of_this_machine_goes_along_to_a_cloud(write, tmp_path):
     (tmp_path / "my texts").mkdir()
     task = yaml.safe_load(write(SMALL, "cpu", "skypilot", "--steps", "3", "--data", "my texts").read_text())
@@ -136,6 +184,8 @@ def test_the_shell_form_trains_here_brings_the_checkpoint_home_and_goes_on(corpu
     (["--dollars", "5"], 2, "has no price"),
     (["--steps", "1", "--set", "hardware.memory_gb=1e-3"], 1, "does not fit"),
     (["--steps", "1", "--out", "kept"], 2, "is not written over"),
+    (["--steps", "1", "--to", "skypilot", "--set", "hardware.nodes=2", "--set", "hardware.strategy=ddp"], 2,
+     "a disk that they share"),
     (["--steps", "1", "--to", "skypilot", "--set",
       "phases=[{kind: pretrain, data: /nowhere}]"], 2, "no such file or folder"),
 ])

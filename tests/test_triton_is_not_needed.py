@@ -11,16 +11,16 @@ import torch
 from tests.plugins.layers.test_mamba2 import make
 from tryplicity import load_plugins
 from tryplicity.cli import main
-from tryplicity.kernels import TernaryMatrix, ternary_experts, ternary_linear
+from tryplicity.kernels import TernaryMatrix, packed_experts, packed_linear
 assert load_plugins().registry
 mixer = make()
 mixer(torch.randn(1, 5, 32)).sum().backward()
 with torch.no_grad():
     mixer(torch.randn(1, 1, 32), state=mixer.new_state(1))
 for device in ("cpu", "meta"):
-    ternary_linear(torch.ones(1, 8, device=device), TernaryMatrix.from_digits(torch.ones(4, 8), 1.0).to(device))
+    packed_linear(torch.ones(1, 8, device=device), TernaryMatrix.from_digits(torch.ones(4, 8), 1.0).to(device))
 matrix = TernaryMatrix.from_digits(torch.ones(2, 4, 8), torch.ones(2))
-ternary_experts(torch.ones(1, 8), matrix, None, torch.tensor([1]))
+packed_experts(torch.ones(1, 8), matrix, None, torch.tensor([1]))
 print([name for name in sys.modules if name.startswith("tryplicity") and "triton" in name])
 """
 

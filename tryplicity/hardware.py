@@ -24,7 +24,8 @@ Some = Annotated[float, Field(ge=0, le=1e9)]
 
 @dataclass(frozen=True)
 class Hardware:
-    """One machine and how a model is to be trained on it. Every figure is per device unless it says otherwise."""
+    """One machine, or several alike, and how a model is to be trained on it. Every figure is per device unless it says
+    otherwise."""
 
     name: str
     """What the profile is called on pages and in run folders."""
@@ -40,11 +41,16 @@ class Hardware:
     memory_bandwidth_gbs: Amount
     """Memory bandwidth in GB/s."""
     count: Count = 1
-    """Number of devices."""
+    """Number of devices of one machine."""
     link_bandwidth_gbs: Some = 0.0
-    """GB/s between devices, one direction, as one device sees it; 0 where there is only one."""
+    """GB/s between the devices of a machine, one direction, as one device sees it; 0 where there is only one."""
+    nodes: Count = 1
+    """Machines that train together, each with `count` devices."""
+    interconnect_bandwidth_gbs: Amount = 12.5
+    """GB/s between machines, one direction, as one machine sees it: 100 Gbit/s are 12.5. Of no account where there is
+    only one."""
     price_per_hour: Some = 0.0
-    """US dollars for one device for one hour; the machine costs this times `count`."""
+    """US dollars for one device for one hour; all machines together cost this times `count` times `nodes`."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """bf16: products in bfloat16 under autocast, weights kept in fp32. fp32: everything in fp32."""
     batch: Count = 1
@@ -78,11 +84,22 @@ class Hardware:
         return int(self.memory_gb * 1e9)
 
     @property
+    def devices(self) -> int:
+        """Of all machines: the ranks of a training that uses every one."""
+        return self.nodes * self.count
+
+    @property
+    def described(self) -> str:
+        """What there is, for people: 2 x 8 x NVIDIA H200 SXM."""
+        return f"{f'{self.nodes} x ' if self.nodes > 1 else ''}{self.count} x {self.accelerator}"
+
+    @property
     def machine_price_per_hour(self) -> float:
-        return self.price_per_hour * self.count
+        """US dollars for all devices of all machines."""
+        return self.price_per_hour * self.devices
 
     def sequences_per_step(self) -> int:
-        return self.batch * self.accumulation * self.count
+        return self.batch * self.accumulation * self.devices
 
 
 def hardware_schema(registry: Registry) -> dict[str, Any]:

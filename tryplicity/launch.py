@@ -51,7 +51,7 @@ class Job:
         hardware = self.build.hardware
         cost = self.hours * hardware.machine_price_per_hour
         price = f", ${cost:,.2f} at ${hardware.machine_price_per_hour:,.2f} an hour" if cost else ""
-        return [f"{self.build.spec.name} on {hardware.count} x {hardware.accelerator}, by tryplicity {__version__}",
+        return [f"{self.build.spec.name} on {hardware.described}, by tryplicity {__version__}",
                 f"planned, not measured: {self.hours:,.1f} h of training{price}"]
 
 
@@ -68,17 +68,42 @@ def planned_hours(build: Build, *, steps: int | None, tokens: int | None, minute
 
 
 def shell(job: Job) -> str:
-    """A script for any machine with Python: `bash FILE`."""
-    return "\n".join(["#!/usr/bin/env bash", *(f"# {line}" for line in job.told()), "set -euo pipefail", "",
-                      *_set_up(job), *_files(job), *_train(job, "exec tryplicity", job.data)]) + "\n"
+    """A script for any machine with Python: `bash FILE`; on each of several, which is told its number and where the
+    first one is."""
+    several = [] if job.build.hardware.nodes == 1 else [
+        f"# on each of the {job.build.hardware.nodes} machines, which share the disk of the run: NODE_RANK=0 (then 1, "
+        "...) MASTER_ADDR=ADDRESS-OF-THE-FIRST bash ...",
+        ': "${NODE_RANK:?which of the machines this is, from 0 on}" "${MASTER_ADDR:?the address of the first machine}"']
+    return "\n".join(["#!/usr/bin/env bash", *(f"# {line}" for line in job.told()), "set -euo pipefail", *several, "",
+                      *_set_up(job), *_files(job, _own(job)), *_train(job, _start(job), job.data)]) + "\n"
+
+
+def _own(job: Job) -> str:
+    """What tells the files of one machine from those of another on the disk that they share."""
+    return '-"$NODE_RANK"' if job.build.hardware.nodes > 1 else ""
+
+
+def _start(job: Job) -> str:
+    """What begins the line that trains: on several machines torch's own launcher, with who is who from the
+    environment."""
+    hardware = job.build.hardware
+    if hardware.nodes == 1:
+        return "exec tryplicity"
+    return (f"exec python3 -m torch.distributed.run --nnodes={hardware.nodes} --nproc-per-node={hardware.count} "
+            '--node-rank="$NODE_RANK" --master-addr="$MASTER_ADDR" --master-port="${MASTER_PORT:-29500}" '
+            "--no-python -- tryplicity")
 
 
 def slurm(job: Job) -> str:
     """A batch script: `sbatch FILE`. The folder that it is submitted from is taken to be there on the node too."""
     hardware, minutes = job.build.hardware, math.ceil(60 * (job.hours * SLACK + 0.5))
     gpus = [] if hardware.device == "cpu" else [f"gpus-per-node={hardware.count}"]
-    options = [f"job-name={job.name}", "nodes=1", "ntasks=1", *gpus,
-               f"cpus-per-task={hardware.count * CORES_PER_DEVICE if gpus else hardware.count}",
+    # on one machine `train` starts its ranks itself; on several each is a task of srun's
+    tasks, devices = ("ntasks=1", hardware.count) if hardware.nodes == 1 else (f"ntasks-per-node={hardware.count}", 1)
+    srun = "exec srun --ntasks=1 --kill-on-bad-exit=1 tryplicity" if hardware.nodes == 1 else (
+        "exec srun --kill-on-bad-exit=1 tryplicity")
+    options = [f"job-name={job.name}", f"nodes={hardware.nodes}", tasks, *gpus,
+               f"cpus-per-task={devices * CORES_PER_DEVICE if gpus else devices}",
                f"time={minutes // 60:02}:{minutes % 60:02}:00", f"signal=TERM@{NOTICE}", "requeue",
                "open-mode=append", f"output={job.name}.%j.log"]
     return "\n".join(["#!/usr/bin/env bash", *(f"#SBATCH --{option}" for option in options),
@@ -87,15 +112,20 @@ def slurm(job: Job) -> str:
                       "goes on when it is",
                       "# submitted again. Add what your site asks for: --partition, --account.",
                       "set -euo pipefail", "", *_set_up(job), *_files(job),
-                      *_train(job, "exec srun --ntasks=1 --kill-on-bad-exit=1 tryplicity", job.data)]) + "\n"
+                      *_train(job, srun, job.data)]) + "\n"
 
 
 def skypilot(job: Job) -> str:
     """A task: `sky launch FILE`. docs.skypilot.co/en/latest/reference/yaml-spec.html.
 
-    Raises UserError for data of a phase that is a file of this machine: it would not be there.
+    Raises UserError for data of a phase that is a file of this machine: it would not be there; and for several
+    machines without a folder on a disk that they share.
     """
     hardware = job.build.hardware
+    if hardware.nodes > 1 and not job.folder.startswith("/"):
+        raise UserError(f"--folder: the run folder of {hardware.nodes} machines lies on a disk that they share, and "
+                        "SkyPilot's share none by themselves: mount one (`volumes:` in the task) and give the run's "
+                        "path there, such as --folder /shared/first")
     for index, part in job.build.data.items():
         for value in part.as_dict().values():
             if isinstance(value, str) and value.startswith("/"):
@@ -111,12 +141,17 @@ def skypilot(job: Job) -> str:
         resources["use_spot"] = True
     there = {option: f"~/tryplicity-data/{path.name}" for option, path in job.data.items()}
     task: dict[str, Any] = {"name": job.name, "resources": resources}
+    if hardware.nodes > 1:
+        task["num_nodes"] = hardware.nodes
     if Path(job.install).is_dir():  # the sources go along
         task["workdir"] = job.install
     if there:
         task["file_mounts"] = {place: str(job.data[option]) for option, place in there.items()}
     set_up = ["set -euo pipefail", *_set_up(job, "." if "workdir" in task else job.install)]
-    train = [*_files(job), *_train(job, "exec tryplicity", {option: Path(place) for option, place in there.items()})]
+    who = [] if hardware.nodes == 1 else [
+        'export NODE_RANK="$SKYPILOT_NODE_RANK" MASTER_ADDR="$(head -n 1 <<< "$SKYPILOT_NODE_IPS")"']
+    train = [*who, *_files(job, _own(job)),
+             *_train(job, _start(job), {option: Path(place) for option, place in there.items()})]
     return "".join([*(f"# {line}\n" for line in job.told()), dump_yaml(task), _block("setup", set_up),
                     _block("run", [*set_up, *train])])
 
@@ -147,9 +182,9 @@ def _set_up(job: Job, install: str | None = None) -> list[str]:
             "fi", ""]
 
 
-def _files(job: Job) -> list[str]:
+def _files(job: Job, own: str = "") -> list[str]:
     """The spec, the profile and the plugins, as they are here."""
-    lines = ["# --- what is trained, and on what", f"given={shlex.quote(job.folder)}.given", 'mkdir -p "$given"']
+    lines = ["# --- what is trained, and on what", f"given={shlex.quote(job.folder)}.given{own}", 'mkdir -p "$given"']
     files = {"spec.yaml": job.build.spec.as_yaml(), "hardware.yaml": dump_yaml(asdict(job.build.hardware)),
              **{path.name: path.read_text(encoding="utf-8") for path in job.plugins}}
     if len(files) < 2 + len(job.plugins):

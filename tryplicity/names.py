@@ -22,6 +22,11 @@ FOREIGN: dict[str, str] = {
         "logits_multiplier": "lm_head_multiplier",
         "logits_softcap": "final_logit_softcapping",
         "multiplier": "residual_multiplier",
+        "rope_scaling": "rope_factor rope_type rope_parameters",
+        "rotary_fraction": "partial_rotary_factor rotary_pct rotary_percent",
+        "window": "sliding_window window_size attention_window sliding_window_size",
+        "softcap": "attn_logit_softcapping",
+        "scale": "attention_multiplier",
         "qk_norm": "use_qk_norm qk_layernorm q_norm k_norm",
         "inner_size": "intermediate_size moe_intermediate_size ffn_dim d_ff n_inner ffn_hidden_size "
                       "feed_forward_dim mlp_dim ffn_size inner_dim expert_size ffn_inner_size",
@@ -66,7 +71,9 @@ FOREIGN: dict[str, str] = {
         "memory_gb": "memory vram vram_gb gpu_memory memory_gib",
         "tflops": "flops peak_tflops peak_flops",
         "memory_bandwidth_gbs": "bandwidth memory_bandwidth",
-        "link_bandwidth_gbs": "nvlink interconnect link_bandwidth interconnect_bandwidth",
+        "link_bandwidth_gbs": "nvlink link_bandwidth",
+        "nodes": "num_nodes n_nodes nnodes machines",
+        "interconnect_bandwidth_gbs": "interconnect interconnect_bandwidth infiniband node_bandwidth_gbs",
         "price_per_hour": "price cost cost_per_hour hourly_price",
         "utilisation": "mfu utilization",
         "blocks": "block layer_types block_types modules",
@@ -75,8 +82,8 @@ FOREIGN: dict[str, str] = {
 }
 
 #: options of a hardware profile, for whoever looks for them in a spec
-PROFILE = frozenset(["batch", "accumulation", "activation_checkpointing", "precision", "count", "memory_gb", "tflops",
-                     "strategy", "device", "utilisation", "expandable_segments"])
+PROFILE = frozenset(["batch", "accumulation", "activation_checkpointing", "precision", "count", "nodes", "memory_gb",
+                     "tflops", "strategy", "device", "utilisation", "expandable_segments"])
 
 #: a foreign name -> why there is no such option, where a component has none of that name
 NOT_HERE: dict[str, str] = {
@@ -90,10 +97,8 @@ NOT_HERE: dict[str, str] = {
             "classifier_dropout",
         "weights begin as their layers initialise them: leave it out":
             "initializer_range init_std initializer_factor initialization",
-        "attention reaches over the whole row; leave it out, or bring a mixer that has it":
-            "sliding_window window window_size attention_window local_attention use_sliding_window max_window_layers",
-        "positions are not stretched; give context_length and rope_base":
-            "rope_scaling rope_factor rope_type partial_rotary_factor rotary_pct rotary_dim",
+        "which layers have a window is said by their blocks: window: TOKENS in the mixer of those that do":
+            "local_attention use_sliding_window max_window_layers",
         "how long a training lasts is said to `train`: --steps, --tokens or --minutes":
             "max_steps steps epochs num_train_epochs num_epochs max_iters total_steps max_tokens train_tokens "
             "total_tokens minutes n_epochs iterations",

@@ -79,7 +79,7 @@ def build_page(built: Any, verdict: Any = None) -> None:
     """The answer to: will it fit, how fast, what does it cost. verdict: of `--simulate`."""
     plan = built.plan.as_dict()
     hardware, memory, strategy = built.hardware, plan["memory"], plan["strategy"]
-    console.print(Text.assemble((plan["name"], "bold"), f" on {hardware.count} x {hardware.accelerator} "
+    console.print(Text.assemble((plan["name"], "bold"), f" on {hardware.described} "
                                 f"({hardware.memory_gb:g} GB each, {hardware.precision})"))
     console.print()
     _print_layers(plan["layers"])
@@ -339,7 +339,11 @@ def _print_measured(build: dict[str, Any]) -> None:
 def plugin_table(plugins: Any) -> None:
     table = _plain_table("plugin", "from", "provides")
     for plugin in plugins.found:
-        what = Text(f"left out: {plugin.cause}", style="red") if plugin.cause else Text(", ".join(plugin.provides))
+        if plugin.cause:
+            what = Text(f"left out: {plugin.cause}", style="dim" if plugin.disabled else "red")
+        else:
+            kinds = {**plugin.families, **({"hooks": plugin.hooks} if plugin.hooks else {})}
+            what = Text("\n".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items()))
         table.add_row(plugin.name, plugin.origin, what)
     Console(highlight=False).print(table)
 

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tryplicity import Linear, UserError, grouped_linear, kernels
+from tryplicity_plugins.layers.products import packed_product
 
 WEIGHT_FLOOR = 1e-5  # least weight scale, so that an all-zero matrix divides by something
 INPUT_FLOOR = 1e-5  # least absmax of a normalised token, likewise
@@ -145,15 +146,14 @@ class BitLinear(Linear):
                                                         self.in_features)
 
     def unpack(self) -> Tensor:
-        found = [self.matrix.digits(i).float().mul_(self.matrix.scale_E[i]) for i in range(self.experts or 1)]
-        return found[0] if self.experts is None else torch.stack(found)
+        return self.matrix.weight()
 
     def packed_nbytes(self) -> int:
         return 0 if self.matrix is None else self.matrix.nbytes
 
     def forward(self, x: Tensor, offsets_E: Tensor | None = None, spread=None) -> Tensor:
         if self.matrix is not None:
-            return self._packed(x, offsets_E, spread)
+            return packed_product(self, x, offsets_E, spread)
         if torch.compiler.is_compiling():
             return self._by_integers(x, offsets_E, spread)
         if not self._decoding(x):
@@ -183,20 +183,9 @@ class BitLinear(Linear):
         y = (y.to(step.dtype) * (step * scale)).to(y.dtype)
         return y if self.bias is None or self.experts is not None else y + self.bias.to(y.dtype)
 
-    def _packed(self, x: Tensor, offsets_E: Tensor | None, spread) -> Tensor:
-        if self.experts is None:
-            return kernels.ternary_linear(x.float(), self.matrix, self.bias).to(x.dtype)
-        x_SI = x if spread is None else spread(x)
-        sizes_E = offsets_E.diff(prepend=offsets_E.new_zeros(1))
-        expert_S = torch.arange(self.experts, device=x.device).repeat_interleave(sizes_E)
-        row_S = torch.arange(len(expert_S), device=x.device)
-        y_SO = x_SI.new_zeros(len(x_SI), self.out_features)  # rows that belong to no expert stay zero
-        y_SO[:len(row_S)] = kernels.ternary_experts(x_SI.float(), self.matrix, row_S, expert_S).to(x.dtype)
-        return y_SO
-
     def expert_weight(self, expert: int) -> Tensor:
         if self.matrix is not None:
-            return self.matrix.digits(expert).float().mul_(self.matrix.scale_E[expert])
+            return self.matrix.weight(expert)
         return self._kept_weight()[expert] if self._can_keep() else super().expert_weight(expert)
 
     def _decoding(self, x: Tensor) -> bool:

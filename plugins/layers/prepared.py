@@ -65,10 +65,10 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def matrix_of(linear: nn.Module) -> kernels.TernaryMatrix | None:
+def matrix_of(linear: nn.Module) -> kernels.PackedMatrix | None:
     """What the core's products can multiply by, if the linear is packed so; a stranger's may call anything `matrix`."""
     found = getattr(linear, "matrix", None)
-    return found if isinstance(found, kernels.TernaryMatrix) else None
+    return found if isinstance(found, kernels.PackedMatrix) else None
 
 
 def packed(*linears: Linear) -> list[int] | None:

@@ -40,14 +40,14 @@ class DistributedData(WholeModel):
         return super().weights(model) if self.world.first_rank else {}
 
     def refuses(self, hardware) -> str | None:
-        return "it needs more than one device" if hardware.count == 1 else None
+        return "it needs more than one device" if hardware.devices == 1 else None
 
     def memory(self, facts: Facts, hardware) -> MemoryPlan:
         """The buckets are the gradients and live from the first step on, so all of them are there at every moment.
 
         One all-reduce a step; in a ring each device sends each byte 2 (n-1)/n times.
         """
-        size, n = facts.parameters, hardware.count
+        size, n = facts.parameters, hardware.devices
         summed = 8 if self.config.exact else 4
         static = {"weights": 4 * size, "gradients": summed * size, "buffers": facts.buffer_bytes,
                   "optimizer": facts.optimizer_state_bytes * size}

@@ -26,7 +26,8 @@ class FullyShardedData(Parallelism):
     @dataclass(frozen=True)
     class Config:
         shards: Count | None = None
-        """Ranks that hold one copy of the model among them; the others hold further copies. By default all."""
+        """Ranks that hold one copy of the model among them; the others hold further copies. By default those of one
+        machine, so that gathered weights do not pass between machines. 1 on one device: to try it there."""
         reshard_after_forward: bool = True
         """Let go of a block's weights after its forward pass and gather them again for the backward pass."""
         accumulate_locally: bool = False
@@ -43,9 +44,11 @@ class FullyShardedData(Parallelism):
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         if world.size == 1:
-            raise UserError("fsdp: this process is alone; it needs several ranks: a launcher starts them, or use "
-                            "single")
-        shards = self.config.shards or world.size
+            if self.config.shards != 1:
+                raise UserError("fsdp: this process is alone; it needs several ranks: a launcher starts them, or use "
+                                "single (shards: 1 goes this way on one device, to try it)")
+            world.group()
+        shards = self.config.shards or world.local_size
         if world.size % shards:
             raise UserError(f"fsdp: shards {shards} does not divide the {world.size} ranks")
         _see_losses_in_reports()
@@ -155,10 +158,10 @@ class FullyShardedData(Parallelism):
         return found
 
     def refuses(self, hardware) -> str | None:
-        if hardware.count == 1:
+        if hardware.devices == 1 and self.config.shards != 1:
             return "it needs more than one device"
-        if hardware.count % (self.config.shards or 1):
-            return f"shards {self.config.shards} does not divide {hardware.count} devices"
+        if hardware.devices % (self.config.shards or 1):
+            return f"shards {self.config.shards} does not divide {hardware.devices} devices"
         return None
 
     def memory(self, facts: Facts, hardware) -> MemoryPlan:
@@ -170,7 +173,7 @@ class FullyShardedData(Parallelism):
         """
         size, accumulates = facts.parameters, hardware.accumulation > 1
         n = self.config.shards or hardware.count
-        copies, shard = hardware.count // n, -(-size // n)
+        copies, shard = hardware.devices // n, -(-size // n)
         c, summed = 2 if hardware.precision == "bf16" else 4, 8 if self.config.exact else 4
         sizes = [stage.parameters for stage in facts.stages]
         costs, root, last = facts.measured("bf16" if c == 2 else "fp32", False), facts.root_parameters, len(sizes) - 1
@@ -191,8 +194,10 @@ class FullyShardedData(Parallelism):
         def candidates():
             for moment in moments(facts.stages, costs):
                 reduced = sum(sizes[moment.stage + 1:last])  # what is outside the blocks comes last
-                gradients, buckets = 4 * shard + (summed * size if waits else 0) if accumulates else 0, 0
+                gradients, buckets = (summed * size if waits else 4 * shard) if accumulates else 0, 0
                 if moment.backward:
+                    if waits:  # in the last pass; what is reduced is let go of
+                        gradients = summed * (size - reduced) + 4 * -(-reduced // n)
                     gradients = gradients or 4 * -(-reduced // n)
                     outside = costs[-1].made if moment.stage < last else 0
                     buckets = moment.made + outside + summed * block(moment.stage + 1)
@@ -201,13 +206,15 @@ class FullyShardedData(Parallelism):
             yield "optimizer step", {**static, "gradients": 4 * shard, "optimizer":
                                      (facts.optimizer_state_bytes + facts.optimizer_step_bytes) * shard}
 
-        # each micro-batch: weights gathered for the forward and again for the backward pass, fp32 gradients reduced;
-        # once a step, those of a shard over its copies
+        # each micro-batch, in a ring: weights gathered for the forward and again for the backward pass, fp32 gradients
+        # reduced; once a step, those of a shard over its copies
         gathers = hardware.accumulation * (2 if self.config.reshard_after_forward else 1)
         scatters = 1 if waits else hardware.accumulation
-        sent = (gathers * c + scatters * summed) * size * (n - 1) // n
-        sent += 2 * summed * shard * (copies - 1) // copies
-        return finish_plan(hardware, candidates(), sent_per_step=sent)
+        sharing = (gathers * c + scatters * summed) * size * (n - 1) // n
+        copying = 2 * summed * shard * (copies - 1) // copies
+        # a ring of shards that leaves a machine does so once, as does the ring of each shard's copies
+        between = (0 if hardware.count % n == 0 else sharing) + min(n, hardware.count) * copying
+        return finish_plan(hardware, candidates(), sharing + copying, between)
 
 
 def _whole(tensor: Tensor) -> Tensor:

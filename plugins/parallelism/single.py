@@ -23,8 +23,8 @@ class SingleDevice(WholeModel):
         return nullcontext() if self.sums is None else self.sums.micro_batch(last)
 
     def refuses(self, hardware) -> str | None:
-        if hardware.count > 1:
-            return f"it uses one device and the profile has {hardware.count}"
+        if hardware.devices > 1:
+            return f"it uses one device and the profile has {hardware.devices}"
         return None
 
     def memory(self, facts: Facts, hardware) -> MemoryPlan:

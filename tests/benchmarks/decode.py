@@ -53,7 +53,7 @@ def ternary(name: str):
     model = assemble(load(name))
     parameters = sum(p.numel() for p in model.parameters())
     for module in model.modules():
-        if getattr(type(module), "packed_bits", 16) < 2:
+        if getattr(module, "packed_bits", 16) < 2:
             *stack, out, columns = module.weight.shape
             module.adopt({"weight_ternary": torch.randint(243, (*stack, out, -(-columns // 5)), dtype=torch.uint8),
                           "weight_scale": torch.full((*stack, 1, 1), 0.02)})

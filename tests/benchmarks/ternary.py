@@ -115,7 +115,7 @@ def measure(out: int, columns: int, tokens: int, ggml: Ggml | None, kinds: list[
 
     def ours() -> None:
         for matrix in matrices:
-            kernels.ternary_linear(x_ND, matrix)
+            kernels.packed_linear(x_ND, matrix)
 
     def fp32() -> None:
         for weight_OD in dense:

@@ -50,7 +50,14 @@ def save(config, folder: Path, *, shard: str = "5GB", template: str | None = TEM
 def sizes(**options):
     return {"vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 259,
-            "eos_token_id": 260, "pad_token_id": None, **options}
+            "eos_token_id": 260, "pad_token_id": None} | options
+
+
+MAMBA = {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_expand": 2,
+         "mamba_chunk_size": 4}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 32}
 
 
 def configs() -> dict:
@@ -59,4 +66,41 @@ def configs() -> dict:
 
     return {
         "llama": t.LlamaConfig(**sizes(rope_theta=500.0)),
+        "llama with biases and scaled positions, tied": t.LlamaConfig(**sizes(
+            rope_parameters=LLAMA3, attention_bias=True, mlp_bias=True, tie_word_embeddings=True)),
+        "mistral": t.MistralConfig(**sizes(sliding_window=8)),
+        "qwen2": t.Qwen2Config(**sizes()),
+        "qwen3": t.Qwen3Config(**sizes(head_dim=16)),
+        "olmo2": t.Olmo2Config(**sizes()),
+        "bitnet": t.BitNetConfig(**sizes()),
+        "mixtral": t.MixtralConfig(**sizes(num_local_experts=4)),
+        "qwen3_moe": t.Qwen3MoeConfig(**sizes(head_dim=16, mlp_only_layers=[1], norm_topk_prob=True, **MOE)),
+        "qwen2_moe": t.Qwen2MoeConfig(**sizes(shared_expert_intermediate_size=40, **MOE)),
+        "olmoe": t.OlmoeConfig(**sizes(num_experts=4, num_experts_per_tok=2)),
+        "mamba2": t.Mamba2Config(vocab_size=VOCABULARY, hidden_size=48, num_hidden_layers=3, num_heads=6, head_dim=16,
+                                 state_size=8, n_groups=2, chunk_size=4, expand=2, use_bias=True, pad_token_id=None,
+                                 bos_token_id=259, eos_token_id=260),
+        "bamba": t.BambaConfig(**sizes(attn_layer_indices=[1], head_dim=16, **MAMBA)),
+        "granitemoehybrid": t.GraniteMoeHybridConfig(**sizes(
+            layers_block_type=["mamba", "attention", "mamba"], num_local_experts=4, num_experts_per_tok=2,
+            shared_intermediate_size=40, embedding_multiplier=12.0, logits_scaling=0.25, residual_multiplier=0.22,
+            attention_multiplier=0.5, tie_word_embeddings=True, **MAMBA)),
+        "granitemoehybrid without experts, with positions": t.GraniteMoeHybridConfig(**sizes(
+            layers_block_type=["mamba", "attention", "mamba"], num_local_experts=0, shared_intermediate_size=40,
+            position_embedding_type="rope", **MAMBA)),
+        "nemotron_h": t.NemotronHConfig(**sizes(
+            hybrid_override_pattern="M-E*-M", num_hidden_layers=6, head_dim=16, mamba_num_heads=5, mamba_head_dim=16,
+            ssm_state_size=8, n_groups=1, chunk_size=4, n_routed_experts=8, num_experts_per_tok=2, n_group=4,
+            topk_group=2, moe_intermediate_size=24, moe_shared_expert_intermediate_size=40, routed_scaling_factor=2.5)),
+        "falcon_h1": t.FalconH1Config(**sizes(
+            head_dim=16, mamba_d_ssm=96, key_multiplier=0.7, attention_in_multiplier=1.2, attention_out_multiplier=0.8,
+            ssm_in_multiplier=1.3, ssm_out_multiplier=0.6, embedding_multiplier=2.0, lm_head_multiplier=0.7,
+            mlp_multipliers=[1.5, 0.5], ssm_multipliers=[0.9, 1.1, 0.8, 1.2, 1.3], **MAMBA)),
+        "falcon_h1 with a norm": t.FalconH1Config(**sizes(
+            head_dim=16, mamba_d_ssm=96, mamba_rms_norm=True, mamba_norm_before_gate=False, **MAMBA)),
+        "lfm2": t.Lfm2Config(**sizes(layer_types=["conv", "full_attention", "conv"], block_multiple_of=16)),
     }
+
+
+#: what a spec cannot say yet
+PENDING = ("bitnet", "falcon_h1", "falcon_h1 with a norm", "lfm2")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
 
-from tests.exchange.models import configs, save
+from tests.exchange.models import PENDING, configs, save
 from tryplicity import load_plugins
+from tryplicity.exchange.exporting import export_transformers
 from tryplicity.exchange.importing import import_model
 from tryplicity.inference.engine import Engine
 from tryplicity.inference.sampler import Sampling
@@ -15,7 +20,7 @@ REGISTRY = load_plugins().registry
 PROMPT = [259, *range(40, 80, 3), 258, 7, 256, 300]
 
 
-@pytest.fixture(scope="module", params=list(configs()))
+@pytest.fixture(scope="module", params=[name for name in configs() if name not in PENDING])
 def both(request, tmp_path_factory):
     """(transformers' model, the folder it was saved in, the run it was imported into)"""
     folder = tmp_path_factory.mktemp(request.param)
@@ -39,3 +44,18 @@ def test_logits_and_greedy_text_are_transformers_own(both):
     due = due[0, len(PROMPT):].tolist()
     assert written == due[:due.index(260)] if 260 in due else written == due
     engine.close()
+
+
+def test_exported_it_is_the_same_file_and_loads_there(both, tmp_path):
+    theirs, there, run = both
+    export_transformers(run, tmp_path / "back", REGISTRY)
+    with safe_open(there / "model.safetensors", "pt") as due, safe_open(tmp_path / "back" / "model.safetensors",
+                                                                        "pt") as found:
+        assert sorted(found.keys()) == sorted(due.keys())
+        for name in due.keys():  # noqa: SIM118 (no mapping)
+            assert found.get_tensor(name).dtype == due.get_tensor(name).dtype
+            assert torch.equal(found.get_tensor(name), due.get_tensor(name)), name
+    assert json.loads((tmp_path / "back/config.json").read_text()) == json.loads((there / "config.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "back", attn_implementation="eager")
+    with torch.no_grad():
+        assert torch.equal(model(torch.tensor([PROMPT])).logits, theirs(torch.tensor([PROMPT])).logits)

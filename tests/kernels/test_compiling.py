@@ -302,7 +302,8 @@ def test_libraries_that_nobody_has_used_for_long_are_removed(source, monkeypatch
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="flags of another processor")
-@pytest.mark.parametrize("flags", ["-mno-fma", pytest.param("-mno-avx2 -mno-fma", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flags", ["-mno-avx512f -mno-fma", pytest.param("-mno-avx512f", marks=pytest.mark.slow),
+                                   pytest.param("-mno-avx2 -mno-fma", marks=pytest.mark.slow)])
 def test_processors_that_have_less(tmp_path, flags):
     """Such as have AVX2 and no FMA: all compiles, and gives the same whole numbers and nearly the same floats."""
     program = textwrap.dedent("""
@@ -317,10 +318,17 @@ def test_processors_that_have_less(tmp_path, flags):
         native.function("rms_norm", "pppiif")(x.data_ptr(), x[0].data_ptr(), y.data_ptr(), 7, 130, 1e-6)
         torch.testing.assert_close(y, torch.nn.functional.rms_norm(x, (130,), x[0], 1e-6), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(kernels.rows_linear(x, table), x @ table.T, rtol=1e-4, atol=1e-5)
+        for rows, scale in ((table, None), (table.bfloat16(), None), kernels.int8_rows(table)):
+            matrix, many = kernels.RowsMatrix.from_rows(rows, scale), torch.randn(30, 130, generator=generator)
+            wanted = many @ matrix.weight().T
+            alone = torch.cat([kernels.packed_linear(many[n : n + 1], matrix) for n in range(30)])
+            torch.testing.assert_close(alone, wanted, rtol=1e-4, atol=1e-5)
+            for count in range(1, 31):
+                assert torch.equal(kernels.packed_linear(many[:count], matrix), alone[:count]), (rows.dtype, count)
         matrix = kernels.TernaryMatrix.from_digits(digits, 0.1)
         q_ND, step_N, _ = kernels.quantise(x)
         wanted = (q_ND[:, :130].double() @ digits.double().T) * step_N[:, None].double() * 0.1
-        torch.testing.assert_close(kernels.ternary_linear(x, matrix).double(), wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(kernels.packed_linear(x, matrix).double(), wanted, rtol=1e-5, atol=1e-6)
         print("good")
     """)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300,
@@ -342,8 +350,8 @@ def test_switched_off_gives_the_same_numbers(tmp_path):
         one = kernels.TernaryMatrix.from_digits(digits[0], 0.1)
         row, expert = torch.tensor([0, 6, 3, 3]), torch.tensor([2, 0, 0, 1])
         torch.save([kernels.unpack(kernels.pack(digits), 130), matrix.digits(), *kernels.quantise(x),
-                    kernels.ternary_linear(x, one, x[0, :50]), kernels.ternary_experts(x, matrix, row, expert),
-                    kernels.ternary_experts(x, matrix, row, expert, torch.rand(4, generator=generator)),
+                    kernels.packed_linear(x, one, x[0, :50]), kernels.packed_experts(x, matrix, row, expert),
+                    kernels.packed_experts(x, matrix, row, expert, torch.rand(4, generator=generator)),
                     kernels.rows_linear(x, table).round(decimals=3)], sys.argv[1])
         print(kernels.why_not())
     """)

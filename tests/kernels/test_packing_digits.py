@@ -69,7 +69,7 @@ def test_straight_from_a_mapped_file(tmp_path):
 @pytest.mark.parametrize("library", ["compiled", "plain"])
 def test_a_damaged_file_is_refused(library, monkeypatch):
     if library == "plain":
-        monkeypatch.setattr(kernels, "_library", lambda: None)
+        monkeypatch.setattr(kernels.library, "library", lambda: None)
     packed = kernels.pack(random_digits(8, 40))
     packed[5, 3] = 243
     with pytest.raises(UserError, match="above 242"):

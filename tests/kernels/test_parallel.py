@@ -77,7 +77,7 @@ extern "C" int without_memory(Parallel loop, int32_t threads, int64_t which) {
 def library(tmp_path_factory):
     """The functions above."""
     folder = tmp_path_factory.mktemp("loops")
-    (folder / "parallel.h").write_text((kernels._SOURCES[0].parent / "parallel.h").read_text())
+    (folder / "parallel.h").write_text((kernels.library.SOURCES[0].parent / "parallel.h").read_text())
     (folder / "loops.cpp").write_text(SOURCE)
     made = kernels.compile_library(folder / "loops.cpp")
     assert made is not None, kernels.why_not()

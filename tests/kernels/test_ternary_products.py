@@ -47,7 +47,7 @@ def test_exactly_the_integer_product_for_any_number_of_tokens(out, columns):
     matrix = TernaryMatrix.from_digits(digits_OD, 0.3)
     expected_NO = truth(x_ND, digits_OD, 0.3)
     for count in (*range(1, 18), 40):
-        assert torch.equal(kernels.ternary_linear(x_ND[:count], matrix), expected_NO[:count]), count
+        assert torch.equal(kernels.packed_linear(x_ND[:count], matrix), expected_NO[:count]), count
 
 
 @pytest.mark.parametrize("columns", [2048, 2176, 8192])
@@ -59,7 +59,7 @@ def test_the_largest_sums_do_not_overflow(columns, digit, count):
     matrix = TernaryMatrix.from_digits(torch.full((6, columns), digit), 1.0)
     q_ND, step_N, sum_N = kernels.quantise(x_ND)
     assert q_ND[:, :columns].abs().min() == 127 and sum_N[0] == 127 * columns
-    sums_NO = kernels.ternary_linear(x_ND, matrix) / step_N[:, None]
+    sums_NO = kernels.packed_linear(x_ND, matrix) / step_N[:, None]
     assert torch.equal(sums_NO.round().long(), (x_ND[:, :1] * 127 * columns * digit).long().expand(-1, 6))
 
 
@@ -67,18 +67,18 @@ def test_a_token_has_the_same_bits_in_any_company_with_any_threads(two_threads):
     digits_OD, x_ND = random_digits(515, 1100), tokens(33, 1100)  # large enough for the threads to wake
     matrix, bias_O = TernaryMatrix.from_digits(digits_OD, 0.02), tokens(515, seed=2)
     torch.set_num_threads(1)
-    one_by_one = torch.cat([kernels.ternary_linear(x_ND[i : i + 1], matrix, bias_O) for i in range(33)])
+    one_by_one = torch.cat([kernels.packed_linear(x_ND[i : i + 1], matrix, bias_O) for i in range(33)])
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        assert torch.equal(kernels.ternary_linear(x_ND, matrix, bias_O), one_by_one)
-        assert torch.equal(kernels.ternary_linear(x_ND[:10], matrix, bias_O), one_by_one[:10])
-        assert torch.equal(kernels.ternary_linear(x_ND[7:8], matrix, bias_O), one_by_one[7:8])
+        assert torch.equal(kernels.packed_linear(x_ND, matrix, bias_O), one_by_one)
+        assert torch.equal(kernels.packed_linear(x_ND[:10], matrix, bias_O), one_by_one[:10])
+        assert torch.equal(kernels.packed_linear(x_ND[7:8], matrix, bias_O), one_by_one[7:8])
 
 
 def test_equals_bitlinear_in_floats():
     """What the layer computes while it trains: F.linear(int8_input(x), digits * scale)."""
     digits_OD, x_BTD, bias_O = random_digits(70, 300), tokens(2, 5, 300) * 3, tokens(70, seed=3)
-    found = kernels.ternary_linear(x_BTD, TernaryMatrix.from_digits(digits_OD, torch.tensor([[0.02]])), bias_O)
+    found = kernels.packed_linear(x_BTD, TernaryMatrix.from_digits(digits_OD, torch.tensor([[0.02]])), bias_O)
     torch.testing.assert_close(found, F.linear(int8_input(x_BTD)[0], digits_OD * 0.02, bias_O))
 
 
@@ -96,49 +96,49 @@ def test_quantised_as_bitlinear_does(columns):
 
 def test_zeros_stay_zeros():
     matrix = TernaryMatrix.from_digits(random_digits(9, 200), 0.5)
-    assert torch.equal(kernels.ternary_linear(torch.zeros(3, 200), matrix), torch.zeros(3, 9))
+    assert torch.equal(kernels.packed_linear(torch.zeros(3, 200), matrix), torch.zeros(3, 9))
 
 
 def test_what_is_no_number_spoils_its_own_token_only():
     x_ND = tokens(6, 200)
     x_ND[2, 7], x_ND[4, 0] = float("nan"), float("inf")
     matrix = TernaryMatrix.from_digits(random_digits(9, 200), 0.5)
-    y_NO = kernels.ternary_linear(x_ND, matrix)
+    y_NO = kernels.packed_linear(x_ND, matrix)
     assert y_NO[[2, 4]].isnan().all()
-    assert torch.equal(y_NO[[0, 1, 3, 5]], kernels.ternary_linear(x_ND[[0, 1, 3, 5]], matrix))
+    assert torch.equal(y_NO[[0, 1, 3, 5]], kernels.packed_linear(x_ND[[0, 1, 3, 5]], matrix))
 
 
 def test_no_tokens_give_no_results():
     matrix = TernaryMatrix.from_digits(random_digits(9, 200), 0.5)
-    assert kernels.ternary_linear(torch.zeros(2, 0, 200), matrix).shape == (2, 0, 9)
+    assert kernels.packed_linear(torch.zeros(2, 0, 200), matrix).shape == (2, 0, 9)
     stack = TernaryMatrix.from_digits(random_digits(3, 9, 200), torch.ones(3))
     none = torch.zeros(0, dtype=torch.long)
-    assert kernels.ternary_experts(torch.zeros(2, 200), stack, none, none).shape == (0, 9)
-    assert torch.equal(kernels.ternary_experts(torch.ones(2, 200), stack, none, none, torch.zeros(0)),
+    assert kernels.packed_experts(torch.zeros(2, 200), stack, none, none).shape == (0, 9)
+    assert torch.equal(kernels.packed_experts(torch.ones(2, 200), stack, none, none, torch.zeros(0)),
                        torch.zeros(2, 9))
     assert kernels.rows_linear(torch.zeros(0, 8), torch.ones(5, 8)).shape == (0, 5)
 
 
 def test_strided_and_half_precision_tokens():
     matrix, x_ND = TernaryMatrix.from_digits(random_digits(9, 40), 0.5), tokens(6, 80)
-    assert torch.equal(kernels.ternary_linear(x_ND[:, ::2], matrix),
-                       kernels.ternary_linear(x_ND[:, ::2].contiguous(), matrix))
-    half = kernels.ternary_linear(x_ND[:, :40].bfloat16(), matrix)
+    assert torch.equal(kernels.packed_linear(x_ND[:, ::2], matrix),
+                       kernels.packed_linear(x_ND[:, ::2].contiguous(), matrix))
+    half = kernels.packed_linear(x_ND[:, :40].bfloat16(), matrix)
     assert half.dtype == torch.bfloat16
-    assert torch.equal(half, kernels.ternary_linear(x_ND[:, :40].bfloat16().float(), matrix).bfloat16())
+    assert torch.equal(half, kernels.packed_linear(x_ND[:, :40].bfloat16().float(), matrix).bfloat16())
 
 
 def test_tokens_of_another_size_are_refused():
     matrix = TernaryMatrix.from_digits(random_digits(9, 40), 0.5)
     with pytest.raises(ValueError, match="41 features for a matrix of 40"):
-        kernels.ternary_linear(tokens(1, 41), matrix)
+        kernels.packed_linear(tokens(1, 41), matrix)
 
 
 @pytest.mark.parametrize("out, columns", SHAPES)
 def test_the_twin_has_the_same_bits(out, columns):
     matrix, x_ND = TernaryMatrix.from_digits(random_digits(out, columns), 0.3), tokens(6, columns)
     bias_O = tokens(out, seed=5)
-    assert torch.equal(kernels.ternary_linear(x_ND, matrix, bias_O),
+    assert torch.equal(kernels.packed_linear(x_ND, matrix, bias_O),
                        plain.linear(x_ND, matrix.planes, matrix.scale_E, out, bias_O))
 
 
@@ -166,7 +166,7 @@ def test_each_pair_is_its_token_by_its_expert(stack, count, two_threads):
     row_S, expert_S = pairs(count, 9)
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        y_SO = kernels.ternary_experts(x_ND, matrix, row_S, expert_S)
+        y_SO = kernels.packed_experts(x_ND, matrix, row_S, expert_S)
         for s in range(count):
             n, e = int(row_S[s]), int(expert_S[s])
             assert torch.equal(y_SO[s], truth(x_ND[n : n + 1], digits_EOD[e], float(matrix.scale_E[e]))[0])
@@ -177,26 +177,26 @@ def test_sorted_or_not_is_the_same(stack):
     x_ND = tokens(9, matrix.in_features)
     row_S, expert_S = pairs(40, 9)
     order = expert_S.argsort(stable=True)
-    assert torch.equal(kernels.ternary_experts(x_ND, matrix, row_S, expert_S)[order],
-                       kernels.ternary_experts(x_ND, matrix, row_S[order], expert_S[order]))
-    assert torch.equal(kernels.ternary_experts(x_ND[row_S], matrix, None, expert_S),
-                       kernels.ternary_experts(x_ND, matrix, row_S, expert_S))
+    assert torch.equal(kernels.packed_experts(x_ND, matrix, row_S, expert_S)[order],
+                       kernels.packed_experts(x_ND, matrix, row_S[order], expert_S[order]))
+    assert torch.equal(kernels.packed_experts(x_ND[row_S], matrix, None, expert_S),
+                       kernels.packed_experts(x_ND, matrix, row_S, expert_S))
 
 
 def test_weighted_sums_in_the_order_of_pairs(stack, two_threads):
     matrix, _ = stack
     x_ND, weight_S = tokens(9, matrix.in_features), tokens(75, seed=6)
     row_S, expert_S = pairs(75, 9)
-    y_SO = kernels.ternary_experts(x_ND, matrix, row_S, expert_S)
+    y_SO = kernels.packed_experts(x_ND, matrix, row_S, expert_S)
     expected_NO, start_NO = tokens(9, matrix.out_features, seed=7), tokens(9, matrix.out_features, seed=7)
     for s in range(75):
         expected_NO[row_S[s]] += weight_S[s] * y_SO[s]
     for threads in (1, 2):
         torch.set_num_threads(threads)
         out = start_NO.clone()
-        assert kernels.ternary_experts(x_ND, matrix, row_S, expert_S, weight_S, out) is out
+        assert kernels.packed_experts(x_ND, matrix, row_S, expert_S, weight_S, out) is out
         assert torch.equal(out, expected_NO)
-    fresh = kernels.ternary_experts(x_ND, matrix, row_S, expert_S, weight_S)
+    fresh = kernels.packed_experts(x_ND, matrix, row_S, expert_S, weight_S)
     torch.testing.assert_close(fresh, expected_NO - start_NO, rtol=1e-5, atol=1e-4)
 
 
@@ -206,8 +206,8 @@ def test_sums_may_go_to_other_rows(stack):
     x_SD, weight_S = tokens(8, matrix.in_features), tokens(8, seed=6)
     _, expert_S = pairs(8, 8)
     into_S = torch.tensor([0, 0, 2, 1, 0, 2, 2, 1])
-    found = kernels.ternary_experts(x_SD, matrix, None, expert_S, weight_S, torch.zeros(3, matrix.out_features), into_S)
-    y_SO = kernels.ternary_experts(x_SD, matrix, None, expert_S)
+    found = kernels.packed_experts(x_SD, matrix, None, expert_S, weight_S, torch.zeros(3, matrix.out_features), into_S)
+    y_SO = kernels.packed_experts(x_SD, matrix, None, expert_S)
     expected = torch.zeros(3, matrix.out_features)
     for s in range(8):
         expected[into_S[s]] += weight_S[s] * y_SO[s]
@@ -218,16 +218,16 @@ def test_the_twin_of_experts_has_the_same_bits(stack):
     matrix, _ = stack
     x_ND, weight_S = tokens(9, matrix.in_features), tokens(40, seed=6)
     row_S, expert_S = pairs(40, 9)
-    compiled = kernels.ternary_experts(x_ND, matrix, row_S, expert_S, weight_S)
+    compiled = kernels.packed_experts(x_ND, matrix, row_S, expert_S, weight_S)
     matrix._library = None
-    assert torch.equal(kernels.ternary_experts(x_ND, matrix, row_S, expert_S, weight_S), compiled)
+    assert torch.equal(kernels.packed_experts(x_ND, matrix, row_S, expert_S, weight_S), compiled)
 
 
 @pytest.mark.parametrize("row, expert, into", [(9, 0, 0), (-1, 0, 0), (0, 6, 0), (0, -1, 0), (0, 0, 4)])
 def test_pairs_that_do_not_exist_are_refused(row, expert, into):
     matrix = TernaryMatrix.from_digits(random_digits(6, 8, 16), torch.ones(6))
     with pytest.raises(IndexError, match="9 tokens, 6 experts"):
-        kernels.ternary_experts(tokens(9, 16), matrix, torch.tensor([row]), torch.tensor([expert]),
+        kernels.packed_experts(tokens(9, 16), matrix, torch.tensor([row]), torch.tensor([expert]),
                                 torch.ones(1), torch.zeros(4, 8), torch.tensor([into]))
 
 
@@ -237,10 +237,10 @@ def test_pairs_that_do_not_exist_are_refused(row, expert, into):
 def test_a_matrix_is_copied_and_pickled():
     matrix, x_ND = TernaryMatrix.from_digits(random_digits(3, 9, 40), torch.rand(3)), tokens(3, 40)
     args = (torch.arange(3), torch.arange(3))
-    expected = kernels.ternary_experts(x_ND, matrix, *args)
+    expected = kernels.packed_experts(x_ND, matrix, *args)
     for twin in (copy.deepcopy(matrix), pickle.loads(pickle.dumps(matrix)), matrix.to("cpu")):
         assert (twin.experts, twin.out_features, twin.in_features) == (3, 9, 40)
-        assert torch.equal(kernels.ternary_experts(x_ND, twin, *args), expected)
+        assert torch.equal(kernels.packed_experts(x_ND, twin, *args), expected)
     assert matrix.nbytes == 3 * 3 * 1 * 128 + 3 * 4 and matrix.padded == 128
 
 

@@ -40,7 +40,7 @@ def test_the_compiled_library_is_what_it_is_compared_with():
 def test_any_number_of_tokens_has_the_bits_of_the_cpu(out, columns):
     matrix, bias, x_ND = TernaryMatrix.from_digits(random_digits(out, columns), 0.3), drawn(out), drawn(17, columns)
     for count, given in ((1, None), (1, bias), (2, bias), (16, None), (17, bias)):
-        right = kernels.ternary_linear(x_ND[:count], matrix, given)
+        right = kernels.packed_linear(x_ND[:count], matrix, given)
         assert torch.equal(linear(x_ND[:count], matrix, given), right), count
 
 
@@ -59,7 +59,7 @@ def test_a_token_that_is_no_number_spoils_no_other():
     matrix, x_ND = TernaryMatrix.from_digits(random_digits(5, 40), 0.3), drawn(3, 40)
     x_ND[1, 7] = torch.nan
     got = linear(x_ND, matrix)
-    assert got[1].isnan().all() and torch.equal(got[::2], kernels.ternary_linear(x_ND, matrix)[::2])
+    assert got[1].isnan().all() and torch.equal(got[::2], kernels.packed_linear(x_ND, matrix)[::2])
 
 
 @pytest.mark.parametrize("digit", [-1, 1])
@@ -67,7 +67,7 @@ def test_the_largest_sums_do_not_overflow(digit):
     matrix, x_ND = TernaryMatrix.from_digits(torch.full((6, 8192), digit), 1.0), torch.ones(2, 8192)
     x_ND[1] = -1
     for count in (1, 2):
-        assert torch.equal(linear(x_ND[:count], matrix), kernels.ternary_linear(x_ND[:count], matrix))
+        assert torch.equal(linear(x_ND[:count], matrix), kernels.packed_linear(x_ND[:count], matrix))
 
 
 @pytest.mark.parametrize("tokens, pairs", [(1, 4), (5, 11)])
@@ -77,22 +77,22 @@ def test_chosen_experts_have_the_bits_of_the_cpu(tokens, pairs):
     ids = torch.Generator().manual_seed(2)
     row_S, expert_S = (torch.randint(0, most, (pairs,), generator=ids) for most in (tokens, 4))
     got = experts(x_ND, matrix, row_S, expert_S)
-    assert torch.equal(got, kernels.ternary_experts(x_ND, matrix, row_S, expert_S))
+    assert torch.equal(got, kernels.packed_experts(x_ND, matrix, row_S, expert_S))
     assert torch.equal(got, experts(x_ND, matrix, row_S.int(), expert_S.int()))
     own = experts(x_ND, matrix, None, expert_S[:tokens])
-    assert torch.equal(own, kernels.ternary_experts(x_ND, matrix, None, expert_S[:tokens]))
+    assert torch.equal(own, kernels.packed_experts(x_ND, matrix, None, expert_S[:tokens]))
 
     weight_S, out_NO = drawn(pairs), drawn(tokens, 21, seed=3)
     sums = out_NO.to(DEVICE, copy=True)
     triton_ternary.add_weighted_rows(sums, *on_device(got, weight_S, row_S))
-    assert torch.equal(sums.cpu(), kernels.ternary_experts(x_ND, matrix, row_S, expert_S, weight_S, out_NO))
+    assert torch.equal(sums.cpu(), kernels.packed_experts(x_ND, matrix, row_S, expert_S, weight_S, out_NO))
 
 
 def test_a_pair_that_is_not_there_makes_zeros():
     """So that a graph of fixed shape can hold fewer pairs than it has room for."""
     matrix, x_ND = TernaryMatrix.from_digits(random_digits(3, 21, 150), torch.ones(3)), drawn(2, 150)
     got = experts(x_ND, matrix, torch.tensor([0, 0, 0, 2, -1]), torch.tensor([1, 3, -1, 1, 1]))
-    assert torch.equal(got[:1], kernels.ternary_experts(x_ND, matrix, torch.tensor([0]), torch.tensor([1])))
+    assert torch.equal(got[:1], kernels.packed_experts(x_ND, matrix, torch.tensor([0]), torch.tensor([1])))
     assert torch.equal(got[1:], torch.zeros(4, 21))
 
 
@@ -136,12 +136,12 @@ def test_what_it_does_where_it_is_chosen(monkeypatch):
     matrix, x_ND, bias = TernaryMatrix.from_digits(random_digits(4, 21, 150), torch.ones(4)), drawn(3, 150), drawn(21)
     single = TernaryMatrix.from_digits(random_digits(21, 150, seed=5), 0.4)
     row_S, expert_S, weight_S = torch.tensor([0, 2, 2]), torch.tensor([3, 1, 0]), drawn(3, seed=4)
-    asked = [lambda one, many, own: kernels.ternary_linear(own(x_ND), one, own(bias)),
-             lambda one, many, own: kernels.ternary_linear(own(x_ND)[None, :1].bfloat16(), one),
-             lambda one, many, own: kernels.ternary_experts(own(x_ND), many, own(row_S), own(expert_S)),
-             lambda one, many, own: kernels.ternary_experts(own(x_ND), many, None, own(expert_S)),
-             lambda one, many, own: kernels.ternary_experts(own(x_ND), many, own(row_S), own(expert_S), own(weight_S)),
-             lambda one, many, own: kernels.ternary_experts(
+    asked = [lambda one, many, own: kernels.packed_linear(own(x_ND), one, own(bias)),
+             lambda one, many, own: kernels.packed_linear(own(x_ND)[None, :1].bfloat16(), one),
+             lambda one, many, own: kernels.packed_experts(own(x_ND), many, own(row_S), own(expert_S)),
+             lambda one, many, own: kernels.packed_experts(own(x_ND), many, None, own(expert_S)),
+             lambda one, many, own: kernels.packed_experts(own(x_ND), many, own(row_S), own(expert_S), own(weight_S)),
+             lambda one, many, own: kernels.packed_experts(
                  own(x_ND), many, None, own(expert_S), own(weight_S), own(bias.repeat(3, 1)), own(row_S))]
     right = [ask(single, matrix, torch.clone) for ask in asked]
     single, matrix = single.to(DEVICE), matrix.to(DEVICE)

@@ -1,5 +1,7 @@
 """The walk through a step and the choice of a strategy, by hand."""
 
+import functools
+
 import pytest
 from planning_tools import CPU, DENSE, GPUS, like, make_model
 
@@ -38,6 +40,24 @@ def test_overhead_is_a_context_communication_and_a_share_of_what_moves():
     assert overhead(GPUS, 10**10) == 1e9 + 1e9 + 4e8
     assert overhead(like(GPUS, count=1), 10**10) == 1e9 + 4e8
     assert overhead(like(GPUS, expandable_segments=False), 10**10) == 1e9 + 1e9 + 1e9
+
+
+def test_what_shards_send_within_machines_and_between_them(dense, registry):
+    """S parameters on two machines of four, bf16, one micro-batch: gathered twice (2 + 2 bytes) and reduced (4) by a
+    ring of shards, whose gradients (4, there and back) are summed over the copies by one ring a shard."""
+    two = like(GPUS, count=4, nodes=2, accumulation=1)
+    size = plan(dense, two, registry).counts.total
+
+    def sent(**strategy):
+        memory = plan(dense, like(two, strategy={"type": "fsdp", **strategy}), registry).nearest.memory
+        return memory.sent_per_step / size, memory.sent_between_nodes / size
+
+    close = functools.partial(pytest.approx, rel=1e-3)
+    assert sent() == sent(shards=4) == (close(8 * 3 / 4 + 8 / 4 / 2), close(4 * 8 / 4 / 2))
+    assert sent(shards=8) == (close(8 * 7 / 8), close(8 * 7 / 8))
+    assert sent(shards=2) == (close(8 / 2 + 8 / 2 * 3 / 4), close(2 * 8 / 2 * 3 / 4))
+    copies = plan(dense, like(two, strategy="ddp"), registry).nearest.memory
+    assert copies.sent_per_step / size == close(8 * 7 / 8) and copies.sent_between_nodes is None
 
 
 def test_a_plan_says_zero_for_parts_it_does_not_have():

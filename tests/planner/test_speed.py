@@ -1,5 +1,7 @@
 """Tokens per second and money, by hand."""
 
+from dataclasses import replace
+
 import pytest
 from planning_tools import GPUS, like
 
@@ -17,6 +19,18 @@ def test_a_step_is_products_or_communication_and_then_the_optimizer():
     fast_link = estimate_speed(1e10, 1000, HELD, like(GPUS, link_bandwidth_gbs=50_000))
     assert fast_link.tokens_per_second == pytest.approx(8 * 4000 / (0.08 + 0.007))
     assert "compute-bound" in fast_link.basis
+
+
+def test_between_machines_it_goes_at_the_speed_of_the_machines_network():
+    """What one device sends at most passes between machines once, in a ring; a strategy may say otherwise."""
+    two = like(GPUS, count=4, nodes=2, interconnect_bandwidth_gbs=50)
+    assert two.devices == 8 and two.sequences_per_step() == 64 and two.machine_price_per_hour == 24
+    # 1e12 B / 5e10 = 20 s, which is longer than 2 s over the links
+    assert estimate_speed(1e10, 1000, HELD, two).tokens_per_second == pytest.approx(8 * 4000 / (20 + 0.007))
+    inside = replace(HELD, sent_between_nodes=10**10)  # 0.2 s
+    assert estimate_speed(1e10, 1000, inside, two).tokens_per_second == pytest.approx(8 * 4000 / (2 + 0.007))
+    apart = like(two, count=1, nodes=8, link_bandwidth_gbs=0)
+    assert estimate_speed(1e10, 1000, inside, apart).tokens_per_second == pytest.approx(8 * 4000 / (0.2 + 0.007))
 
 
 def test_money_is_of_the_whole_machine():

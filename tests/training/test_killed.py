@@ -20,7 +20,7 @@ from tryplicity.training.metrics import read_lines
 
 
 def run(line, **options):
-    return subprocess.run(line, capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run(line, capture_output=True, text=True, timeout=900, **options)
 
 
 def test_killed_at_a_random_step_and_resumed_is_never_killed_bit_for_bit(command, start, wait_for_steps, tmp_path):
@@ -95,7 +95,7 @@ def test_ranks_killed_at_any_moment_lose_nothing_that_was_complete(kills, corpus
         with alone(Run(tmp_path / name / "run")):
             return together(2, train_there, str(corpus), str(cache), str(tmp_path / name / "run"),
                             [brain, "phases=[]", "hardware.count=2", "hardware.strategy={type: ddp, exact: true}"],
-                            6, 0, kill, f"file://{tmp_path}/{name}/run/../far", limit=600)
+                            6, 0, kill, f"file://{tmp_path}/{name}/run/../far", limit=1800)
 
     (reason, events, seconds), (_, fewer, _) = go("whole")
     assert reason == "budget"

@@ -115,8 +115,8 @@ MANY = [BRAIN.format(every=20).replace("{{", "{").replace("}}", "}"), "training.
     (4, "{type: fsdp, exact: true}"), (4, "{type: fsdp, exact: true, shards: 2}")])
 def test_fifty_steps_of_tiny_are_the_same_on_any_ranks(trained, size, strategy):
     """Six rows a step, which four ranks divide as 1, 2, 1, 2."""
-    one = trained(1, "{type: single, exact: true}", TINY, [*MANY, "hardware.accumulation=6"], 50, limit=900)
-    several = trained(size, strategy, TINY, [*MANY, "hardware.count=2", "hardware.accumulation=3"], 50, limit=900)
+    one = trained(1, "{type: single, exact: true}", TINY, [*MANY, "hardware.accumulation=6"], 50, limit=3600)
+    several = trained(size, strategy, TINY, [*MANY, "hardware.count=2", "hardware.accumulation=3"], 50, limit=3600)
     compare(several, one)
     assert all(math.isfinite(line["loss"]) for line in several[0] if "loss" in line)
 

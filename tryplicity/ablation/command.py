@@ -144,7 +144,7 @@ def _plans(rows: list[Comparison], hardware: Any, plugins: Any) -> dict[str, Any
         strategy = plugins.registry.part("parallelism", hardware.options_of(planned.chosen.name)).build()
         if (ranks := strategy.ranks(hardware)) > 1:
             raise Refused(f"{planned.chosen.name} trains on {ranks} ranks, and an ablation measures on one; give it "
-                          "hardware.count=1 and hardware.strategy=single")
+                          "hardware.count=1, hardware.nodes=1 and hardware.strategy=single")
         plans[variant.label] = planned.as_dict()
     return plans
 

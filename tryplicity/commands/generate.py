@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from tryplicity.commands.options import SEED, plugin_options, say
+from tryplicity.commands.options import SEED, plugin_options, say, weights_option
 from tryplicity.errors import UserError
 
 
@@ -38,9 +38,10 @@ def sampling_options(command: Callable) -> Callable:
 @click.option("--chat", is_flag=True, help="PROMPT is a question; the model answers it.")
 @click.option("--system", metavar="TEXT", help="With --chat: what the model is told before the question.")
 @click.option("--device", default="cpu", show_default=True, help="What the model runs on: cpu, cuda, cuda:1, mps.")
+@weights_option
 @plugin_options
 def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], chat: bool, system: str | None,
-             device: str, plugins: Any, **sampling: Any) -> None:
+             device: str, weights: str | None, plugins: Any, **sampling: Any) -> None:
     """Write on from PROMPT with the model of a run folder, as it comes; or answer it.
 
     \b
@@ -59,7 +60,7 @@ def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], cha
 
     chosen = Sampling(**sampling)
 
-    engine = Engine.load(run, plugins.registry, device)
+    engine = Engine.load(run, plugins.registry, device, weights=weights)
     if device == "cpu" and (reason := kernels.why_not()):
         click.echo(reason, err=True)
     if chat:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tryplicity.commands.options import plugin_options
+from tryplicity.commands.options import plugin_options, weights_option
 
 
 @click.command()
@@ -25,6 +25,7 @@ from tryplicity.commands.options import plugin_options
                    "at all.")
 @click.option("--slots", default=8, show_default=True, type=click.IntRange(1), help="Texts written at once.")
 @click.option("--device", default="cpu", show_default=True, help="What the model runs on: cpu, cuda, cuda:1, mps.")
+@weights_option
 @click.option("--max-tokens", default=2048, show_default=True, type=click.IntRange(1), help="Most of one request.")
 @plugin_options
 def serve(run: str | None, plugins: Any, cors: tuple[str, ...], hosts: tuple[str, ...], **options: Any) -> None:

@@ -73,7 +73,7 @@ def train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None,
     """Train SPEC from scratch into a run folder. Ctrl-C and SIGTERM save first.
 
     Where the profile has several devices, each gets a process of its own, started here; started by torchrun or by
-    srun, this is one of theirs.
+    srun, on one machine or several (hardware.nodes), this is one of theirs.
 
     \b
     Example: tryplicity train tiny --hw cpu --data python-docs --run runs/first --minutes 2
@@ -158,10 +158,7 @@ def _train_in(run: Any, request: Training, plugins: Any, budget: dict[str, Any])
         pages.build_page(built)
         raise Refused(f"{built.spec.name} does not fit on {built.hardware.name}")
     wanted = built.strategy.ranks(built.hardware)
-    if launching.is_worker() and launching.world_size() != wanted:
-        raise UserError(f"{launching.world_size()} processes were started, and {built.hardware.name} with "
-                        f"{built.plan.chosen.name} wants {wanted}: start {wanted}, or --set "
-                        f"hardware.count={launching.world_size()}")
+    _check_processes(built, wanted)
     _check_devices(built.hardware, 1 if launching.is_worker() else wanted)
     tune_malloc()
     pages.status.quiet = launching.rank() != 0 or launching.launched()  # who launched them has said it
@@ -186,6 +183,29 @@ def _train_in(run: Any, request: Training, plugins: Any, budget: dict[str, Any])
             sys.exit(code)
         return None
     return _train_with_all(run, built, prepared, phase_data, request, plugins, budget)
+
+
+def _check_processes(built: Any, wanted: int) -> None:
+    """Raises UserError where a launcher started other ranks than the profile has devices, or somebody has to start
+    those of several machines."""
+    from tryplicity.training import launching
+
+    hardware = built.hardware
+    if not launching.is_worker():
+        if wanted > hardware.count:
+            raise UserError(f"{hardware.name}: {hardware.nodes} machines are to train together, and each has to be "
+                            f"told: torchrun --nnodes={hardware.nodes} --nproc-per-node={hardware.count} "
+                            "--node-rank=0 (then 1, ...) --master-addr=ADDRESS-OF-THE-FIRST --no-python -- tryplicity "
+                            "train ...; `tryplicity launch` writes that for Slurm and SkyPilot")
+        return
+    size, here = launching.world_size(), launching.local_world_size()
+    machines = f" --set hardware.nodes={size // here}" if size > here or hardware.nodes > 1 else ""
+    if size != wanted:
+        raise UserError(f"{size} processes were started, and {hardware.name} with {built.plan.chosen.name} wants "
+                        f"{wanted}: start {wanted}, or --set hardware.count={here}{machines}")
+    if here != min(hardware.count, wanted):
+        raise UserError(f"{here} of the {size} processes were started on this machine, and {hardware.name} has "
+                        f"{hardware.count} devices in each: --set hardware.count={here}{machines}")
 
 
 def _check_devices(hardware: Any, wanted: int) -> None:
@@ -262,6 +282,7 @@ def _train_with_all(run: Any, built: Any, prepared: Any, phase_data: Any, reques
             data = {i: part.identity for i, part in {-1: prepared, **phase_data}.items()}
             peers.check_alike(world, {**peers.said_of(built), "data": data, "budget": asdict(budget),
                                       "resume": request.resume})
+            peers.check_shared(world, run)
             with pages.training() if first else contextlib.nullcontext() as watcher:
                 outcome = train(built, prepared, run, budget, plugins, phase_data=phase_data, resume=request.resume,
                                 other_data=request.other_data, watcher=watcher, world=world,

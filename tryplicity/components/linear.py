@@ -23,7 +23,8 @@ class Linear(Module):
     A new linear overrides `effective_weight` and `effective_input`; dense, stacked and single-expert products
     then follow. One that an exported model holds in fewer bits overrides `packed_like`, `pack` and `unpack` too; all
     else (the file, loading, decoding) follows. `adopt`, `forward` and `expert_weight` are there to be overridden by
-    one that can multiply by what it packed.
+    one that can multiply by what it packed. One that packs only if a user says how names the ways in `forms`, and reads
+    in `form` which was asked for.
     """
 
     family = "linear"
@@ -31,12 +32,15 @@ class Linear(Module):
     packed_bits: ClassVar[float] = 16.0
     #: what it packs to, in a word for people and file names
     packed_format: ClassVar[str] = "packed"
+    #: words by which `tryplicity export --linear` may ask it to pack, "int8" say
+    forms: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config, in_features: int, out_features: int, *, experts: int | None = None,
                  active_experts: float | None = None, bias: bool = False, init_std: float = 0.02) -> None:
         super().__init__()
         self.config, self.in_features, self.out_features, self.experts = config, in_features, out_features, experts
         self.init_std = init_std
+        self.form: str | None = None  # one of `forms`, in which it packs; None: as it does unasked
         stack = () if experts is None else (experts,)
         self.weight: Any = nn.Parameter(torch.empty(*stack, out_features, in_features))  # None once it is packed
         self.bias = nn.Parameter(torch.empty(*stack, out_features)) if bias else None
@@ -75,7 +79,7 @@ class Linear(Module):
 
     def packed_like(self) -> dict[str, Tensor]:
         """What `pack` gives, by name: tensors on the meta device of the same shapes and dtypes, which follow from this
-        linear's sizes alone. Empty: an exported model stores `weight` itself."""
+        linear's sizes and form alone. Empty: an exported model stores `weight` itself."""
         return {}
 
     def pack(self) -> dict[str, Tensor] | None:

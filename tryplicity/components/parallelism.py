@@ -37,8 +37,8 @@ class Parallelism(Component):
         return None
 
     def ranks(self, hardware) -> int:
-        """How many processes it wants, of one device each."""
-        return hardware.count
+        """How many processes it wants, of one device each, over all machines."""
+        return hardware.devices
 
     def place(self, model: nn.Module, world: World, seed: int, precision: str = "fp32") -> nn.Module:
         """Lay out a model assembled on the meta device: transform, materialise on `world.device`, initialise, tie

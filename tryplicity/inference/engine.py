@@ -157,14 +157,15 @@ class Engine:
 
     @classmethod
     def load(cls, what: str | Path | Opened, registry, device: str = "cpu", *, ternary: bool = True,
-             dtype: torch.dtype | None = None, **options: Any) -> Engine:
+             dtype: torch.dtype | None = None, weights: str | None = None, **options: Any) -> Engine:
         """From a run folder (its model.safetensors, or while it trains its newest checkpoint) or an exported file.
 
         device: as torch names it: cpu, cuda, cuda:1, mps. ternary: pack the linears of a run that can be packed. dtype:
-        of the floats; fp32 by default. options: as the constructor's. Raises UserError.
+        of the floats; fp32 by default. weights: "int8" or "bf16": see load_model. options: as the constructor's. Raises
+        UserError.
         """
         device = usable_device(device)
-        model, _, tokenizer, info = load_model(what, registry, device, ternary=ternary, dtype=dtype)
+        model, _, tokenizer, info = load_model(what, registry, device, ternary=ternary, dtype=dtype, weights=weights)
         return cls(model, tokenizer, info, **options)
 
     @property

@@ -1,8 +1,9 @@
 """Models for inference: from a run, or from one exported file with its spec and tokenizer inside.
 
 The file is a safetensors file. A linear that can pack itself (`Linear.packed_like`) is stored as what it packs to,
-tables of the vocabulary in the form asked for, everything else in bf16 or fp32; loading maps the file, and a linear
-takes what it packed from there as it is (`Linear.adopt`), never through floats.
+some only in a form that was asked for (`Linear.forms`), tables of the vocabulary in the form asked for, everything else
+in bf16 or fp32; loading maps the file, and a linear takes what it packed from there as it is (`Linear.adopt`), never
+through floats.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from tryplicity import kernels
 from tryplicity.components import Linear
 from tryplicity.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from tryplicity.data.vocabulary import OURS, attach, config_text, size_of, vocabulary_of
@@ -85,6 +87,14 @@ def _pack(path: str, linear: Linear) -> dict[str, Tensor]:
         raise PluginFault(f"{path} (linear {linear.name}, {inspect.getsourcefile(type(linear))}): pack gave {found}, "
                           f"and packed_like says {said}; they must be alike")
     return packed
+
+
+def _ask_for(model: Model, form: str | None) -> bool:
+    """Have the linears that can pack so. Whether there are any."""
+    able = [module for module in _linears(model) if form in module.forms]
+    for module in able:
+        module.form = form
+    return bool(able)
 
 
 def _formats(linears: Iterable[Linear]) -> str:
@@ -155,23 +165,27 @@ def open_model(what: str | Path, registry) -> Opened:
         tokenizer = load_tokenizer(run.tokenizer, spec.vocab_size)
         _check_tokenizer(tokenizer, spec, str(run.tokenizer))
     model = _for_inference(spec)
+    _ask_for(model, weights.metadata.get("linear") if isinstance(weights, _Weights) else None)
     _check_shapes(model, weights)
     return Opened(path, spec, tokenizer, weights, model)
 
 
 def load_model(what: str | Path | Opened, registry, device: str = "cpu", *, ternary: bool = True,
-               dtype: torch.dtype | None = None) -> tuple[Model, Spec, Any, Info]:
+               dtype: torch.dtype | None = None, weights: str | None = None) -> tuple[Model, Spec, Any, Info]:
     """(model, spec, tokenizer, info) of a run folder or an exported file; the tokenizer is None for a file without one.
 
-    ternary: pack the linears of a run that can be packed. dtype: of the floats in between; fp32 by default.
+    ternary: pack the linears of a run that can be packed. dtype: of the floats in between; fp32 by default. weights:
+    "int8" or "bf16", the form in which to keep the tables of floats, and the linears that have it among their `forms`.
     """
     opened = what if isinstance(what, Opened) else open_model(what, registry)
     model, spec = opened.model, opened.spec
+    if weights:
+        _ask_for(model, weights)
     with ThreadPoolExecutor(1) as beside:
         hashed = beside.submit(_hash, opened.weights.path)
         known = opened.card
         known["chat"] = known["chat"] or _has_template(opened.tokenizer)
-        _fill(model, opened.weights, torch.device(device), ternary, dtype or torch.float32)
+        _fill(model, opened.weights, torch.device(device), ternary, dtype or torch.float32, weights)
     packed = _formats(module for module in _linears(model) if module.weight is None)
     tables = {torch.bfloat16: "bf16", torch.int8: "int8", torch.float32: "fp32"}.get(model.embedding.weight.dtype)
     form = f"{packed}, tables in {tables}" if packed else tables or "other"
@@ -270,8 +284,8 @@ def _check_tokenizer(tokenizer: Any, spec: Spec, where: str) -> None:
 
 
 def _fill(model: Model, weights: _Weights | SavedTensors, device: torch.device, ternary: bool,
-          dtype: torch.dtype) -> None:
-    """Give a model on the meta device its weights."""
+          dtype: torch.dtype, form: str | None) -> None:
+    """Give a model on the meta device its weights; form: of its tables of floats, if they are not to stay so."""
     used: set[str] = set()
 
     def take(name: str) -> Tensor:
@@ -295,9 +309,12 @@ def _fill(model: Model, weights: _Weights | SavedTensors, device: torch.device, 
         if isinstance(module, Table):
             scale = f"{prefix}scale_V"
             weight = fits(f"{prefix}weight", take(f"{prefix}weight"), module.weight.shape)
-            if dtype != torch.float32 or not weight.is_floating_point():
-                weight = weight.to(dtype) if weight.is_floating_point() else weight
-            module.hold(weight, take(scale).float() if scale in weights.names else None, dtype)
+            scale_V = take(scale).float() if scale in weights.names else None
+            if weight.is_floating_point() and form:
+                weight, scale_V = _table(weight, form)
+            elif weight.is_floating_point() and dtype != torch.float32:
+                weight = weight.to(dtype)
+            module.hold(weight, scale_V, dtype)
             continue
         computed = {name for name, tensor in module.named_buffers(recurse=False) if tensor is not None}
         computed -= {name for name in computed if f"{prefix}{name}" in weights.names}
@@ -363,13 +380,15 @@ class Sizes:
         return 2 * self.packed_weights / max(self.packed_bytes, 1)
 
 
-def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf16", *, initialised: bool = False,
-           tokenizer: Path | None = None, seed: int = 0, progress: Progress | None = None) -> Sizes:
+def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf16", *, linear: str | None = None,
+           initialised: bool = False, tokenizer: Path | None = None, seed: int = 0,
+           progress: Progress | None = None) -> Sizes:
     """Pack a run, or one of its checkpoints, into one file.
 
     rest: the form of what is not packed: bf16; int8 (tables of the vocabulary, a scale for each row; the rest in bf16);
-    fp32. Vectors stay fp32. initialised: `what` is a spec, whose initial weights are packed module by module, never
-    all in memory at once. Raises UserError where `what` is not that or `out` cannot be written, Refused where nothing
+    fp32. Vectors stay fp32. linear: a form ("int8", "bf16") in which linears are packed that else are not, and are kept
+    by who loads the file. initialised: `what` is a spec, whose initial weights are packed module by module, never all
+    in memory at once. Raises UserError where `what` is not that or `out` cannot be written, Refused where nothing
     of it can be packed.
     """
     if initialised:
@@ -385,12 +404,19 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
     if out is not None and out.is_dir():
         raise UserError(f"{out}: this is a folder; give the file to write")
     model = _for_inference(spec)
+    if linear and not _ask_for(model, linear):
+        forms = sorted({form for module in _linears(model) for form in module.forms})
+        raise Refused(f"{spec.name}: no linear of this spec packs as {linear}; " +
+                      (f"they can as {' or '.join(forms)}" if forms else "leave --linear out"))
     packing = {path: module for path, module in model.named_modules() if _packs(module)}
     if not packing:
         able = [name for name in registry.names("linear")
-                if registry.get("linear", name).packed_like is not Linear.packed_like]
-        raise Refused(f"{spec.name}: no linear of this spec can be packed; use `linear: {{type: {' or '.join(able)}}}`"
-                      ", or serve the run folder itself")
+                if registry.get("linear", name).packed_like is not Linear.packed_like
+                and not registry.get("linear", name).forms]
+        forms = sorted({form for module in _linears(model) for form in module.forms})
+        asked = f" give --linear {' or '.join(forms)};" if forms else ""
+        raise Refused(f"{spec.name}: no linear of this spec can be packed unasked;{asked} or use "
+                      f"`linear: {{type: {' or '.join(able)}}}`, or serve the run folder itself")
     packed_as = _formats(packing.values())
     if out is None:
         ending = f"-{packed_as.replace(' ', '-')}.safetensors"
@@ -401,6 +427,7 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
     done, sizes = 0, Sizes(out, packed_as)
     with _told_as(out), whole_file(out) as temporary, open(temporary, "wb") as file:
         told = {"tokenizer": words.to_str(), "tokenizer_config": config_text(words)} if words else {"tokenizer": ""}
+        told |= {"linear": linear} if linear else {}
         writer = _Writer(file, {"format": FORMAT, "spec": spec.as_yaml(), **told},
                          2 * len(model.state_dict()) + sum(len(m.packed_like()) for m in packing.values()))
         loose: list[tuple[str, Tensor]] = []
@@ -501,13 +528,18 @@ def _room(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="cpu")
 
 
+def _table(weight_VD: Tensor, form: str) -> tuple[Tensor, Tensor | None]:
+    """Its rows in int8 with their scales, or in bf16."""
+    return kernels.int8_rows(weight_VD) if form == "int8" else (weight_VD.to(torch.bfloat16), None)
+
+
 def _rest(name: str, tensor: Tensor, module: nn.Module, rest: str) -> Iterator[tuple[str, Tensor]]:
     """How a tensor that is not packed is stored."""
     if not tensor.is_floating_point() or tensor.ndim < 2 or rest == "fp32":
         yield name, tensor.float() if tensor.is_floating_point() else tensor
     elif rest == "int8" and isinstance(module, Table):
-        scale_V = tensor.float().abs().amax(-1).clamp_(min=1e-12).div_(127)
-        yield name, (tensor / scale_V[:, None]).round_().to(torch.int8)
+        rows_VD, scale_V = _table(tensor, rest)
+        yield name, rows_VD
         yield f"{name.removesuffix('weight')}scale_V", scale_V
     else:
         yield name, tensor.to(torch.bfloat16)

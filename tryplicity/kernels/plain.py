@@ -120,6 +120,11 @@ def rows_linear(x_ND: Tensor, table_VD: Tensor, scale_V: Tensor | None) -> Tenso
     return y_NV if scale_V is None else y_NV * scale_V
 
 
+def weight_of_rows(rows: Tensor, scale: Tensor | None) -> Tensor:
+    """fp32 [..., O, D] of rows, each times its scale [..., O]."""
+    return rows.float() if scale is None else rows.float().mul_(scale[..., None])
+
+
 def _slices(count: int, size: int) -> Iterator[tuple[int, int]]:
     """Ranges of items of `size` digits each, some at a time."""
     step = max(1, SLICE // max(1, size))

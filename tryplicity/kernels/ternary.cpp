@@ -1,4 +1,5 @@
-// Products of int8 tokens with ternary matrices, 2 bits a weight in memory. Plain C interface for ctypes.
+// Products of int8 tokens with ternary matrices, 2 bits a weight in memory; and the plain C interface, for ctypes and
+// for C++ elsewhere, of these products and of those with rows (rows.cpp).
 //
 // A matrix is [expert][out/4][in/128][4 rows][32 bytes]: byte j of a row's 32 holds columns j, 32+j, 64+j and 96+j of
 // its block of 128, two bits each, digit + 1. Four rows side by side make one purely sequential stream of the memory.
@@ -7,7 +8,7 @@
 //
 // Tokens are taken up to eight at a time ("tile"), interleaved by blocks of 32 columns, [in/32][tokens][32].
 
-#include "parallel.h"
+#include "matrix.h"
 
 #include <algorithm>
 #include <atomic>
@@ -39,30 +40,11 @@ constexpr int64_t CHUNK_FLOATS = 16 << 10;         // of tokens
 constexpr int64_t SMALL = 1 << 19;                 // multiplications below which sharing them costs more
 constexpr float NORM_EPS = 1e-6f, INPUT_FLOOR = 1e-5f;
 
-struct Matrix {
-    int64_t experts, out, in, groups, blocks;
-    const float* scale;
-    const uint8_t* planes;
-    const uint8_t* of(int64_t expert) const { return planes + expert * groups * blocks * BLOCK; }
-    int64_t padded() const { return blocks * COLUMNS; }
-};
+const uint8_t* planes_of(const Matrix& m, int64_t expert) {
+    return static_cast<const uint8_t*>(m.data) + expert * m.groups * m.blocks * BLOCK;
+}
+int64_t padded_of(const Matrix& m) { return m.blocks * COLUMNS; }
 
-// Memory kept from call to call by the thread that calls.
-struct Scratch {
-    char* data = nullptr;
-    size_t size = 0;
-    ~Scratch() { std::free(data); }
-    char* get(size_t wanted) {
-        wanted = (wanted + 4095) & ~size_t(4095);
-        if (wanted > size) {
-            std::free(data);
-            data = static_cast<char*>(std::aligned_alloc(4096, wanted));
-            size = data ? wanted : 0;
-            if (!data) throw std::bad_alloc();
-        }
-        return data;
-    }
-};
 thread_local Scratch scratch;
 
 struct Tile {
@@ -387,7 +369,7 @@ void finish(const Work& work, const Tile& tile, int64_t expert, int64_t group, c
 
 void groups_of(const Work& work, const Job& job, int64_t from, int64_t to) {
     const Matrix& m = *work.matrix;
-    const uint8_t* planes = m.of(job.expert);
+    const uint8_t* planes = planes_of(m, job.expert);
     const Tile* tiles = work.tiles + job.first;
     if (job.tiles == 1 && tiles->count <= FEW) {
         for (int64_t group = from; group < to; group++) {
@@ -437,18 +419,8 @@ void interleave(const int8_t* row, int64_t padded, int8_t* into, int64_t stride)
     for (int64_t block = 0; block < padded; block += LANE, into += stride) std::memcpy(into, row + block, LANE);
 }
 
-struct Layout {  // carves arrays out of one piece of memory
-    char* next = nullptr;
-    template <class T>
-    T* take(int64_t count) {
-        T* here = reinterpret_cast<T*>(next);
-        next += (count * sizeof(T) + 63) & ~size_t(63);
-        return here;
-    }
-};
-
 int linear(const Matrix* m, const float* x, int64_t tokens, const float* bias, float* y, int32_t threads) {
-    const int64_t padded = m->padded(), tiles = tiles_of(tokens);
+    const int64_t padded = padded_of(*m), tiles = tiles_of(tokens);
     Layout layout;
     for (int pass = 0;; pass++) {
         int8_t* q = layout.take<int8_t>(tokens * padded);
@@ -476,14 +448,8 @@ int linear(const Matrix* m, const float* x, int64_t tokens, const float* bias, f
 }
 
 int experts(const Matrix* m, const float* x, int64_t tokens, const int64_t* row, const int64_t* expert,
-            int64_t pairs, float* y, const float* weight, const int64_t* into, float* total,
-            int64_t totals, int32_t threads) {
-    const int64_t padded = m->padded();
-    for (int64_t s = 0; s < pairs; s++) {
-        const int64_t token = row ? row[s] : s, target = into ? into[s] : token;
-        if (expert[s] < 0 || expert[s] >= m->experts || token < 0 || token >= tokens) return 2;
-        if (weight && (target < 0 || target >= totals)) return 2;
-    }
+            int64_t pairs, float* y, int32_t threads) {
+    const int64_t padded = padded_of(*m);
     Layout layout;
     for (int pass = 0;; pass++) {
         int8_t* q = layout.take<int8_t>(tokens * padded);
@@ -533,15 +499,6 @@ int experts(const Matrix* m, const float* x, int64_t tokens, const int64_t* row,
             }
         });
         products({m, job, jobs, tile, sorted, row, step, sum, nullptr, y}, pairs / std::max<int64_t>(1, jobs), threads);
-        if (!weight) return 0;
-        parallel(threads, m->out, std::max<int64_t>(64, as_many(CHUNK_FLOATS, pairs)),
-                 [&](int64_t from, int64_t to) {  // columns of the total
-            for (int64_t s = 0; s < pairs; s++) {
-                float* sums = total + (into ? into[s] : row ? row[s] : s) * m->out;
-                const float* product = y + s * m->out;
-                for (int64_t o = from; o < to; o++) sums[o] += weight[s] * product[o];
-            }
-        });
         return 0;
     }
 }
@@ -558,9 +515,10 @@ void tryplicity_quantise(const float* x, int64_t tokens, int64_t in, int64_t pad
     });
 }
 
-// y [tokens, out] = quantised x [tokens, in] times the (only) matrix, and the bias if there is one.
+// y [tokens, out] = x [tokens, in] (quantised, if the matrix is ternary) times the (only) matrix, and the bias if there
+// is one. Gives 1 if there is no memory.
 int tryplicity_linear(const Matrix* m, const float* x, int64_t tokens, const float* bias, float* y, int32_t threads) {
-    return guarded([&] { return linear(m, x, tokens, bias, y, threads); });
+    return guarded([&] { return (m->kind == TERNARY ? linear : rows_linear)(m, x, tokens, bias, y, threads); });
 }
 
 // Pair s: token row[s] of x [tokens, in] (nullptr: token s) by matrix expert[s]; y [pairs, out]. With weight [pairs]:
@@ -569,9 +527,34 @@ int tryplicity_linear(const Matrix* m, const float* x, int64_t tokens, const flo
 int tryplicity_experts(const Matrix* m, const float* x, int64_t tokens, const int64_t* row, const int64_t* expert,
                        int64_t pairs, float* y, const float* weight, const int64_t* into, float* total,
                        int64_t totals, int32_t threads) {
+    for (int64_t s = 0; s < pairs; s++) {
+        const int64_t token = row ? row[s] : s, target = into ? into[s] : token;
+        if (expert[s] < 0 || expert[s] >= m->experts || token < 0 || token >= tokens) return 2;
+        if (weight && (target < 0 || target >= totals)) return 2;
+    }
     return guarded([&] {
-        return experts(m, x, tokens, row, expert, pairs, y, weight, into, total, totals, threads);
+        if (m->kind == TERNARY) experts(m, x, tokens, row, expert, pairs, y, threads);
+        else rows_experts(m, x, row, expert, pairs, y, threads);
+        if (!weight) return 0;
+        if (pairs * m->out * m->in < SMALL) threads = 1;
+        parallel(threads, m->out, std::max<int64_t>(64, as_many(CHUNK_FLOATS, pairs)),
+                 [&](int64_t from, int64_t to) {  // columns of the total
+            for (int64_t s = 0; s < pairs; s++) {
+                float* sums = total + (into ? into[s] : row ? row[s] : s) * m->out;
+                const float* product = y + s * m->out;
+                for (int64_t o = from; o < to; o++) sums[o] += weight[s] * product[o];
+            }
+        });
+        return 0;
     });
+}
+
+// y [tokens, rows] = x [tokens, in] times a table [rows, in] of a kind, each row times scale [rows] if there is one.
+// Gives 1 if there is no memory.
+int tryplicity_rows(int64_t kind, const void* table, const float* scale, const float* x, int64_t tokens, int64_t in,
+                    int64_t rows, float* y, int32_t threads) {
+    const Matrix m{kind, 1, rows, in, 0, 0, scale, table};
+    return guarded([&] { return rows_linear(&m, x, tokens, nullptr, y, threads); });
 }
 
 }  // extern "C"
@@ -668,121 +651,6 @@ void tryplicity_unpack(const uint8_t* packed, int64_t rows, int64_t in, int8_t* 
                 digits[row * in + i] = static_cast<int8_t>((DIGITS.of[from[i / 5]] >> (8 * (i % 5))) & 3) - 1;
         }
     });
-}
-
-}  // extern "C"
-
-// ---- a table of rows: the unembedding ----
-
-namespace {
-
-constexpr int SUMS = 16;  // of each product, lane by lane: fixed, so that its last bits do not depend on the tokens
-
-struct Bfloat {
-    uint16_t bits;
-};
-
-#if defined(__AVX2__) && defined(__FMA__)
-inline __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
-inline __m256 load8(const Bfloat* p) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(
-        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
-}
-inline __m256 load8(const int8_t* p) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-}
-#endif
-inline float load1(const float* p) { return *p; }
-inline float load1(const int8_t* p) { return *p; }
-inline float load1(const Bfloat* p) {
-    const uint32_t bits = static_cast<uint32_t>(p->bits) << 16;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-}
-
-// R rows of the table by T tokens; y[t][r].
-template <int R, int T, class V>
-inline void row_dots(const V* table, const float* x, int64_t in, float (*y)[4]) {
-    float lane[R][T][SUMS] = {};
-    int64_t i = 0;
-#if defined(__AVX2__) && defined(__FMA__)
-    __m256 low[R][T] = {}, high[R][T] = {};
-    for (; i + SUMS <= in; i += SUMS) {
-        for (int r = 0; r < R; r++) {
-            if (T == 1)  // the next rows, so short that the processor does not foresee them
-                _mm_prefetch(reinterpret_cast<const char*>(table + (r + R) * in + i), _MM_HINT_T0);
-            const __m256 a = load8(table + r * in + i), b = load8(table + r * in + i + 8);
-            for (int t = 0; t < T; t++) {
-                low[r][t] = _mm256_fmadd_ps(a, _mm256_loadu_ps(x + t * in + i), low[r][t]);
-                high[r][t] = _mm256_fmadd_ps(b, _mm256_loadu_ps(x + t * in + i + 8), high[r][t]);
-            }
-        }
-    }
-    for (int r = 0; r < R; r++)
-        for (int t = 0; t < T; t++) {
-            _mm256_storeu_ps(lane[r][t], low[r][t]);
-            _mm256_storeu_ps(lane[r][t] + 8, high[r][t]);
-        }
-#endif
-    for (int r = 0; r < R; r++) {
-        for (int t = 0; t < T; t++) {
-            float* sums = lane[r][t];
-            for (int64_t k = i; k < in; k++) sums[k % SUMS] += load1(table + r * in + k) * x[t * in + k];
-            for (int width = SUMS / 2; width; width /= 2)
-                for (int k = 0; k < width; k++) sums[k] += sums[k + width];
-            y[t][r] = sums[0];
-        }
-    }
-}
-
-template <class V>
-void some_rows(const V* table, const float* scale, const float* x, int64_t tokens, int64_t in, int64_t rows,
-               int64_t from, int64_t to, float* y) {
-    const auto keep = [&](int64_t token, int64_t row, float value) {
-        y[token * rows + row] = scale ? value * scale[row] : value;
-    };
-    float found[4][4];
-    int64_t n = 0;
-    for (; n + 4 <= tokens; n += 4)
-        for (int64_t row = from; row < to; row++) {
-            row_dots<1, 4>(table + row * in, x + n * in, in, found);
-            for (int t = 0; t < 4; t++) keep(n + t, row, found[t][0]);
-        }
-    for (; n < tokens; n++) {
-        int64_t row = from;
-        for (; row + 4 <= to; row += 4) {
-            row_dots<4, 1>(table + row * in, x + n * in, in, found);
-            for (int r = 0; r < 4; r++) keep(n, row + r, found[0][r]);
-        }
-        for (; row < to; row++) {
-            row_dots<1, 1>(table + row * in, x + n * in, in, found);
-            keep(n, row, found[0][0]);
-        }
-    }
-}
-
-template <class V>
-void all_rows(const V* table, const float* scale, const float* x, int64_t tokens, int64_t in, int64_t rows, float* y,
-              int32_t threads) {
-    const int64_t bytes = in * static_cast<int64_t>(sizeof(V)) * (1 + tokens / TILE);
-    const int64_t at_once = std::max<int64_t>(4, as_many(CHUNK_BYTES * 2, bytes) / 4 * 4);
-    parallel(threads, rows, at_once, [&](int64_t from, int64_t to) {
-        some_rows(table, scale, x, tokens, in, rows, from, to, y);
-    });
-}
-
-}  // namespace
-
-extern "C" {
-
-// y [tokens, rows] = x [tokens, in] times a table [rows, in] of float (kind 0), bfloat16 (1) or int8 (2), each row
-// times scale [rows] if there is one.
-void tryplicity_rows(int32_t kind, const void* table, const float* scale, const float* x, int64_t tokens, int64_t in,
-                     int64_t rows, float* y, int32_t threads) {
-    if (kind == 0) all_rows(static_cast<const float*>(table), scale, x, tokens, in, rows, y, threads);
-    if (kind == 1) all_rows(static_cast<const Bfloat*>(table), scale, x, tokens, in, rows, y, threads);
-    if (kind == 2) all_rows(static_cast<const int8_t*>(table), scale, x, tokens, in, rows, y, threads);
 }
 
 }  // extern "C"

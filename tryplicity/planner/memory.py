@@ -35,6 +35,9 @@ class MemoryPlan:
     """When the peak is reached."""
     sent_per_step: int = 0
     """Bytes one device sends to others in one optimizer step."""
+    sent_between_nodes: int | None = None
+    """Bytes that one machine sends to others in one optimizer step, where there are several. None: as many as a device
+    sends, since in a ring through all devices one of a machine sends to the next machine."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", {name: int(self.parts.get(name, 0)) for name in PARTS}
@@ -141,16 +144,18 @@ def overhead(hardware: Hardware, moving: int) -> int:
     if hardware.device == "cpu":
         return int(0.4 * GB + 0.04 * moving)
     waste = 0.04 if hardware.expandable_segments else 0.10
-    return int(GB + (GB if hardware.count > 1 else 0) + waste * moving)
+    return int(GB + (GB if hardware.devices > 1 else 0) + waste * moving)
 
 
-def with_overhead(hardware: Hardware, moment: str, parts: dict[str, int], sent_per_step: int = 0) -> MemoryPlan:
+def with_overhead(hardware: Hardware, moment: str, parts: dict[str, int], sent_per_step: int = 0,
+                  sent_between_nodes: int | None = None) -> MemoryPlan:
     """A plan of tensors' bytes, and what the device holds beside them."""
     moving = sum(parts.get(name, 0) for name in ("activations", "workspace", "gathered", "buckets"))
-    return MemoryPlan({**parts, "overhead": overhead(hardware, moving)}, moment, sent_per_step)
+    return MemoryPlan({**parts, "overhead": overhead(hardware, moving)}, moment, sent_per_step, sent_between_nodes)
 
 
 def finish_plan(hardware: Hardware, candidates: Iterable[tuple[str, dict[str, int]]],
-                sent_per_step: int = 0) -> MemoryPlan:
+                sent_per_step: int = 0, sent_between_nodes: int | None = None) -> MemoryPlan:
     """The largest of (moment, parts) with its overhead."""
-    return max((with_overhead(hardware, *c, sent_per_step) for c in candidates), key=lambda plan: plan.total)
+    return max((with_overhead(hardware, *c, sent_per_step, sent_between_nodes) for c in candidates),
+               key=lambda plan: plan.total)

@@ -270,21 +270,21 @@ def bind(options: Options) -> socket.socket:
 
 
 def serve(what: str | Path | None = None, *, plugins: Plugins, search: str = "passages", slots: int = 8,
-          device: str = "cpu", conversations: str | Path | None = None, say: Callable[[str], None] = print,
-          **options: Any) -> None:
+          device: str = "cpu", weights: str | None = None, conversations: str | Path | None = None,
+          say: Callable[[str], None] = print, **options: Any) -> None:
     """`tryplicity serve`: blocks until a signal ends it. Raises UserError.
 
     what: a run folder or an exported file; None: no model, search alone. search: a retriever as `--search` names it,
-    or "none". device: what the model runs on, as torch names it. conversations: the file they are kept in, by default
-    in the run folder, or without one in the user's data folder; "none" keeps them in memory. options: those of
-    `Options`; the key is also taken from TRYPLICITY_API_KEY. say: is told the address.
+    or "none". device: what the model runs on, as torch names it. weights: as Engine.load's. conversations: the file
+    they are kept in, by default in the run folder, or without one in the user's data folder; "none" keeps them in
+    memory. options: those of `Options`; the key is also taken from TRYPLICITY_API_KEY. say: is told the address.
     """
     if options.get("api_key") is None:
         options["api_key"] = os.environ.get(KEY_VARIABLE)   # set and empty is a mistake, and not no key
     chosen = Options(**options)
     if what is not None and not Path(what).exists():
         Run.open(what)      # which says what is wrong, before torch is loaded
-    load_engine = engine_loader(what, plugins, slots, device) if what is not None else None
+    load_engine = engine_loader(what, plugins, slots, device, weights) if what is not None else None
     sock = bind(chosen)
     host, port = sock.getsockname()[:2]
     _log_to_stderr()
@@ -300,7 +300,8 @@ def serve(what: str | Path | None = None, *, plugins: Plugins, search: str = "pa
         os._exit(0)
 
 
-def engine_loader(what: str | Path, plugins: Plugins, slots: int, device: str) -> Callable[[], Engine]:
+def engine_loader(what: str | Path, plugins: Plugins, slots: int, device: str,
+                  weights: str | None = None) -> Callable[[], Engine]:
     """What loads the weights, all else of the model having been checked. Raises UserError."""
     from tryplicity.inference.packed import open_model
 
@@ -313,7 +314,7 @@ def engine_loader(what: str | Path, plugins: Plugins, slots: int, device: str) -
     def load() -> Engine:
         from tryplicity.inference.engine import Engine
 
-        engine = Engine.load(opened, registry_of(plugins), device, slots=slots)
+        engine = Engine.load(opened, registry_of(plugins), device, weights=weights, slots=slots)
         if engine.tokenizer is None:
             log.warning("%s came without a tokenizer: only prompts of tokens are answered", engine.card.id)
         return engine

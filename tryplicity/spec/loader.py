@@ -69,6 +69,7 @@ class Source:
     values: dict[Keys, tuple[int, int]] = field(default_factory=dict)  # path -> line and column of its value
     aliases: dict[Keys, Keys] = field(default_factory=dict)  # path of an alias -> path of what it stands for
     settings: dict[Keys, str] = field(default_factory=dict)  # paths given on the command line -> how
+    below: Source | None = None  # the file that this one starts from, whose parts stand in `data` too
 
     @property
     def folder(self) -> Path:
@@ -79,6 +80,14 @@ class Source:
     def _setting(self, path: Keys) -> str | None:
         """The setting that gave a path its value, if one did."""
         return next((self.settings[part] for part in _parts(path) if part in self.settings), None)
+
+    def _known(self, path: Keys) -> int:
+        """How much of a path stands in this file."""
+        return next((len(part) for part in _parts(path) if part in self.keys or part in self.values), 0)
+
+    def _known_at_all(self, path: Keys) -> int:
+        """How much of it stands in this file, or in those that it starts from."""
+        return max(self._known(path), self.below._known_at_all(path) if self.below is not None else 0)
 
     def _alias(self, path: Keys) -> Keys | None:
         """The longest part of a path that is an alias."""
@@ -99,6 +108,9 @@ class Source:
     def place(self, problem: Problem) -> str:
         """'file:line:column' of a problem, or '--set path=value' for what came from the command line."""
         setting = self._setting(problem.path)
+        below = self.below
+        if not setting and below is not None and self._known(problem.path) < below._known_at_all(problem.path):
+            return below.place(problem)
         line, column = self._position(problem)
         return f"--set {setting}" if setting else f"{self.file}:{line}:{column}"
 
@@ -396,11 +408,12 @@ _CALLED = {"spec": "spec", "hardware": "hardware profile", "recipe": "recipe of 
 
 
 def installed_files(kind: str) -> dict[str, Path]:
-    """The YAML files that come with the package, by name. kind: "spec", "hardware" or "recipe"."""
+    """The YAML files that come with the package, by name: `full`, `published/mamba2-2.7b`. kind: "spec", "hardware" or
+    "recipe"."""
     from importlib import resources
 
-    return {Path(entry.name).stem: Path(str(entry)) for entry in resources.files(INSTALLED[kind]).iterdir()
-            if entry.name.endswith(".yaml")}
+    folder = Path(str(resources.files(INSTALLED[kind]).joinpath("__init__.py"))).parent
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def find_file(name: str | Path, kind: str) -> Path:

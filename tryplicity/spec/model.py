@@ -26,7 +26,9 @@ from tryplicity.registry import (
     said,
     value_problems,
 )
+from tryplicity.spec.base import KEY, laid_over, with_base
 from tryplicity.spec.loader import Source, apply_settings, check_kind, dump_yaml, find_file, read_yaml
+from tryplicity.spec.made_with import MADE_WITH, explained, packages_of
 
 #: where the norms of a sub-layer stand; y is what the residual connection adds to x
 Norms = Literal["before", "after", "around"]
@@ -194,8 +196,9 @@ class Spec:
         return hashlib.sha256(json.dumps(self.architecture(), sort_keys=True).encode()).hexdigest()[:16]
 
     def as_yaml(self) -> str:
-        """The file's content, `--set` applied: reading it gives this spec again."""
-        return dump_yaml(self.source.data)
+        """The file's content, `--set` applied, and the packages that its components came with: reading it gives this
+        spec again."""
+        return dump_yaml({**self.source.data, MADE_WITH: packages_of(self)})
 
     def error(self, path: Path, message: str) -> Exception:
         """A UserError at a path of the file."""
@@ -236,6 +239,7 @@ def load_spec(source: Source | str | FilePath, registry: Registry, settings: Ite
     """
     if not isinstance(source, Source):
         source = read_yaml(find_file(source, "spec"))
+    with_base(source)
     check_kind(source, "spec")
     apply_settings(source, settings)
     problems: list[Problem] = []
@@ -251,7 +255,7 @@ def load_spec(source: Source | str | FilePath, registry: Registry, settings: Ite
     for key in ("heads", "brain"):
         problems += _repeated(data.get(key), key)
     if problems or file is None:
-        raise source.error(problems)
+        raise source.error(explained(problems, data, registry))
     names = {field.name for field in dataclasses.fields(Spec)} - {"layers", "phases", "source"}
     fields = {name: getattr(file, name) for name in names}
     phases = tuple(file.phases) or PRETRAIN_ONLY
@@ -378,23 +382,12 @@ class _Layers:
             for index in range(first, last + 1):
                 entry = entries[index]
                 if id(entry) not in changed:
-                    raw, found = _merged(entry.raw, change), []
+                    raw, found = laid_over(entry.raw, change), []
                     block = self.registry.resolve(BlockSpec, raw, path, found, self.site)
                     # what is wrong with the layer itself was reported where it stands
                     self.problems += [p for p in found if (p.path[len(path):], p.message) not in entry.faults]
                     changed[id(entry)] = _Entry(raw, block, entry.faults)
                 entries[index] = changed[id(entry)]
-
-
-def _merged(base: Any, change: Any) -> Any:
-    """`change` over `base`, key by key; a part of another type replaces the whole part."""
-    if isinstance(base, str) and isinstance(change, Mapping):
-        base = {"type": base}
-    if not (isinstance(base, Mapping) and isinstance(change, Mapping)):
-        return change
-    if "type" in change and change["type"] != base.get("type"):
-        return change
-    return {**base, **{k: _merged(base.get(k), v) for k, v in change.items()}}
 
 
 def spec_schema(registry: Registry) -> dict[str, Any]:
@@ -421,5 +414,21 @@ def spec_schema(registry: Registry) -> dict[str, Any]:
     add(schema, "overrides", additionalProperties=False, patternProperties={"^[0-9]+(-[0-9]+)?$": override})
     kinds = {"block": block, "repeat": repeat, "pattern": pattern}
     entry = {"anyOf": [{"type": "string"}, *({"$ref": f"#/$defs/{kind}"} for kind in kinds)]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Tryplicity spec", **schema,
-            "$defs": {**kinds, "layer": entry, **registry.definitions()}}
+    whole = {"required": schema["required"], "properties": {name: schema["properties"][name] for name in CHANGED}}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Tryplicity spec", **_derived(schema),
+            "if": {"not": {"required": [KEY]}}, "then": whole,
+            "$defs": {**kinds, "block.change": override, "layer": entry, **registry.definitions()}}
+
+
+#: what need not be whole in a spec that starts from another
+CHANGED = ("blocks", "linear", "norm", "residual")
+
+
+def _derived(schema: dict[str, Any]) -> dict[str, Any]:
+    """Of a spec with a base."""
+    own = schema["properties"]
+    changes = {name: {**own[name], "$ref": f"#/$defs/{name}.change"} for name in CHANGED[1:]}
+    blocks = {**own["blocks"], "additionalProperties": {"$ref": "#/$defs/block.change"}}
+    base = {"type": "string", "description": "the spec to start from, an installed one or a file; what stands beside "
+                                             "it is laid over it: mappings key by key, lists as a whole"}
+    return {**schema, "required": [], "properties": {**own, **changes, "blocks": blocks, KEY: base}}

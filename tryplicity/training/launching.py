@@ -58,6 +58,11 @@ def world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if is_worker() else 1
 
 
+def local_world_size() -> int:
+    """How many of the ranks are on this machine; all, where the launcher does not say."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
 def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
     """Inside a step of several tasks (`srun --ntasks=8 tryplicity train ...`): say who is who in torchrun's names.
 

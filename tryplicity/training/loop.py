@@ -39,7 +39,7 @@ class Budget:
     tokens: int | None = None
     minutes: float | None = None  # of training: steps, sleeps, scoring and checkpoints on the way
     dollars: float | None = None  # the same at `dollars_per_hour`
-    dollars_per_hour: float = 0.0  # of the whole machine
+    dollars_per_hour: float = 0.0  # of all machines
 
     def spent(self, progress: Progress) -> float:
         """The share of the budget that is spent, 0 to 1 and beyond."""

@@ -53,7 +53,7 @@ def note(run: Run, build: Build, device: torch.device) -> None:
     if speeds:
         measured["tokens_per_second"] = speed = statistics.median(speeds)
         measured["planned_tokens_per_second"] = plan.speed.tokens_per_second
-        measured["utilisation"] = speed * plan.speed.flops_per_token / (hardware.count * hardware.tflops * 1e12)
+        measured["utilisation"] = speed * plan.speed.flops_per_token / (hardware.devices * hardware.tflops * 1e12)
     try:
         said = json.loads(run.build.read_text(encoding="utf-8"))
         write_text(run.build, json.dumps(said | {"measured": measured}, indent=1))

@@ -15,7 +15,9 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from tryplicity import __version__
 from tryplicity.builder import Build
@@ -160,6 +162,30 @@ def said_of(build: Build) -> dict[str, Any]:
               for phase in spec.phases]
     return {"spec": {**spec.architecture(), "training": config_as_dict(spec.training), "phases": phases},
             "hardware": asdict(build.hardware), "tryplicity": __version__, "torch": torch.__version__}
+
+
+def check_shared(world: World, run: Run) -> None:
+    """Raises UserError on every rank where not all machines see the same run folder: each rank writes its own share of
+    a checkpoint there."""
+    if world.local_size >= world.size:
+        return
+    mark = run.folder / world.first(f".{run.spec.name}.tmp-{uuid4().hex}")  # what is left of it `folder.clear` removes
+    try:
+        world.decided(lambda: write_mark(mark))
+        blind = {where for where in world.gathered(None if mark.exists() else socket.gethostname()) if where}
+    finally:
+        if world.first_rank:
+            mark.unlink(missing_ok=True)
+    if blind:
+        raise UserError(f"{run.folder} on {' and '.join(sorted(blind))} is not the run folder of rank 0: put the run "
+                        "on a disk that all machines share")
+
+
+def write_mark(path: Path) -> None:
+    try:
+        path.touch()
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be written: {error.strerror}") from None
 
 
 def check_alike(world: World, said: Mapping[str, Any]) -> None:
