@@ -108,7 +108,8 @@ def configs() -> dict:
         "falcon_h1 with a norm": t.FalconH1Config(**sizes(
             head_dim=16, mamba_d_ssm=96, mamba_rms_norm=True, mamba_norm_before_gate=False, **MAMBA)),
         "mamba": t.MambaConfig(vocab_size=VOCABULARY, hidden_size=48, num_hidden_layers=3, state_size=8, expand=2,
-                               time_step_rank=5, initializer_range=0.03, pad_token_id=None, bos_token_id=259, eos_token_id=260),
+                               time_step_rank=5, initializer_range=0.03, pad_token_id=None, bos_token_id=259,
+                               eos_token_id=260),
         "jamba": t.JambaConfig(**sizes(num_hidden_layers=4, num_experts=4, num_experts_per_tok=2, attn_layer_period=4,
                                        attn_layer_offset=2, expert_layer_period=2, expert_layer_offset=1,
                                        mamba_d_state=8, mamba_dt_rank=6, use_mamba_kernels=False)),
