@@ -31,6 +31,7 @@ _EXPORTS = {
     "tryplicity.files": ["whole_file"],
     "tryplicity.search": ["PassageIndex", "ensure_index"],
     "tryplicity.plugins": ["load_plugins"],
+    "tryplicity.named": ["NamedModel"],
     "tryplicity.world": ["World"],
     "tryplicity.training.saved": ["saved_weights"],
     "tryplicity.planner.memory": ["Facts", "MemoryPlan", "finish_plan", "moments"],

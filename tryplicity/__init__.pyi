@@ -70,6 +70,7 @@ from tryplicity.corpus.shards import read_shard as read_shard
 from tryplicity.files import whole_file as whole_file
 from tryplicity.search import PassageIndex as PassageIndex
 from tryplicity.search import ensure_index as ensure_index
+from tryplicity.named import NamedModel as NamedModel
 from tryplicity.plugins import load_plugins as load_plugins
 from tryplicity.world import World as World
 from tryplicity.training.saved import saved_weights as saved_weights
