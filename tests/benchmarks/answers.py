@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.answers MODEL [MODEL ...] [--questions 40] [--max-tokens 96] [--show]
 
-MODEL: a run folder, an exported file, or a name such as smollm2. The questions are those of tests/search/questions.yaml,
+MODEL: a run folder, an exported file, or a name such as smollm2. The questions are of tests/search/questions.yaml,
 with the index of what Python itself carries; a question counts if a passage that answers it is among the five that the
 page would show. Each model is asked as the page asks it, with its own template, at temperature 0, and the page's own
 checker says whether a sentence of the answer is borne out by a passage. Which is not whether the answer is good.

@@ -4,9 +4,9 @@
     python -m tests.benchmarks.llama --llama /tmp/llama/bin/python [--threads 2] [--bursts 8] [--processor-time]
 
 Each side is a process of its own that stays alive, and short bursts alternate, so that a drift in the machine's speed
-meets all alike. A burst reads a prompt, decodes some tokens greedily untimed, and then those that are timed; the last
-figure of a row is how fast the prompt was read. --processor-time counts the process's own time on processors and not the
-clock's, for machines that do other work beside: then with one thread, since one that waits counts too.
+meets all alike. A burst reads a prompt, decodes some tokens greedily untimed, and then those that are timed.
+--processor-time counts the process's own time on processors and not the clock's, for machines that do other work beside:
+then with one thread, since one that waits counts too.
 """
 
 from __future__ import annotations
@@ -130,9 +130,11 @@ def main() -> None:
             found[name].append(workers[name].burst())
         print("".join(f"{speeds[-1]:12.1f}" for speeds in found.values()), flush=True)
     for name, speeds in found.items():
-        against = "" if LLAMA not in found else "; of llama.cpp's, pair by pair: median {:.2f}".format(
-            statistics.median(a / b for a, b in zip(speeds, found[LLAMA], strict=True)))
-        print(f"{name}: median {statistics.median(speeds):.1f}, best {max(speeds):.1f}{against}")
+        line = f"{name}: median {statistics.median(speeds):.1f}, best {max(speeds):.1f}"
+        if LLAMA in found and name != LLAMA:
+            ratio = statistics.median(a / b for a, b in zip(speeds, found[LLAMA], strict=True))
+            line += f"; of llama.cpp's, pair by pair: median {ratio:.2f}"
+        print(line)
     for worker in workers.values():
         worker.close()
 
