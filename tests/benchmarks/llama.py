@@ -5,7 +5,7 @@
 
 Each side is a process of its own that stays alive, and short bursts alternate, so that a drift in the machine's speed
 meets all alike. A burst reads a prompt, decodes some tokens greedily untimed, and then those that are timed.
---processor-time counts the process's own time on processors and not the clock's, for machines that do other work beside:
+--processor-time counts the process's own time on processors, not the clock's, for machines that do other work beside:
 then with one thread, since one that waits counts too.
 """
 
