@@ -1,11 +1,12 @@
-"""What is made from the code: docs/reference.md, and the types of what plugins import. `python -m tests.generated`
-writes both anew; tests compare."""
+"""What is made from the code: docs/reference.md, docs/published.md, and the types of what plugins import.
+`python -m tests.generated` writes them anew; tests compare."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import tryplicity
+from tests.exchange import gallery
 from tryplicity import load_plugins
 from tryplicity.hardware import Hardware
 from tryplicity.reference import Option, by_family, described, options
@@ -54,7 +55,7 @@ def stub() -> str:
 
 
 #: file -> what makes it
-FILES = {"docs/reference.md": page, "tryplicity/__init__.pyi": stub}
+FILES = {"docs/reference.md": page, "docs/published.md": gallery.page, "tryplicity/__init__.pyi": stub}
 
 if __name__ == "__main__":
     for name, make in FILES.items():

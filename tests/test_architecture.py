@@ -21,12 +21,12 @@ FLOORS = [
     {"parts", "functional", "kernels", "guard", "world"},
     {"components", "registry"},
     {"plugins", "spec", "hardware", "files", "run"},
-    {"model", "planner", "contract", "promises"},
+    {"model", "planner", "promises"},
     {"builder"},
     {"training", "inference", "search", "data", "launch"},
     {"corpus", "evaluation", "exchange", "named"},
-    {"cli", "commands", "server", "ablation", "pages", "brain_page", "brain_summary", "doctor", "reference",
-     "__main__"},
+    {"cli", "commands", "server", "ablation", "pages", "brain_page", "brain_summary", "doctor", "reference", "testing",
+     "contract", "__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

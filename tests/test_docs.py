@@ -81,7 +81,7 @@ def test_its_yaml_is_taken(page, code, registry, tmp_path):
 
         load_hardware(file, registry)
     else:  # a spec, or what is to be laid over one
-        load_spec(parse_yaml(yaml.safe_dump(SMALL | said), page), registry)
+        load_spec(parse_yaml(yaml.safe_dump(said if "base" in said else SMALL | said), page), registry)
 
 
 @pytest.mark.parametrize(("page", "code"), [(page, code) for page, kind, code in BLOCKS if kind == "python"])

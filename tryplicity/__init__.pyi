@@ -66,13 +66,17 @@ from tryplicity.errors import Unreachable as Unreachable
 from tryplicity.errors import UserError as UserError
 from tryplicity.leftout import LeftOut as LeftOut
 from tryplicity.data.documents import escaped as escaped
+from tryplicity.data.documents import unit_hash as unit_hash
+from tryplicity.evaluation.texts import TextScorer as TextScorer
 from tryplicity.corpus.shards import read_shard as read_shard
 from tryplicity.files import whole_file as whole_file
+from tryplicity.files import write_text as write_text
 from tryplicity.search import PassageIndex as PassageIndex
 from tryplicity.search import ensure_index as ensure_index
 from tryplicity.named import NamedModel as NamedModel
 from tryplicity.plugins import load_plugins as load_plugins
 from tryplicity.world import World as World
+from tryplicity.training.reference import train_reference as train_reference
 from tryplicity.training.saved import saved_weights as saved_weights
 from tryplicity.planner.memory import Facts as Facts
 from tryplicity.planner.memory import MemoryPlan as MemoryPlan

@@ -21,7 +21,7 @@ from tryplicity.commands.export import export
 from tryplicity.commands.generate import generate
 from tryplicity.commands.import_ import import_
 from tryplicity.commands.launch import launch
-from tryplicity.commands.options import given_plugins
+from tryplicity.commands.options import given_plugins, plugin_switches
 from tryplicity.commands.plugins import plugins
 from tryplicity.commands.quickstart import quickstart
 from tryplicity.commands.schema import schema
@@ -125,6 +125,7 @@ def _say_in_any_alphabet() -> None:
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--plugin", "plugin_files", multiple=True, is_eager=True, metavar="FILE.py",
               help="Load a plugin from a file, whose commands are then here too. May be repeated.")
+@plugin_switches
 @version_option
 def main(plugin_files: tuple[str, ...]) -> None:
     """Invent, budget, train and talk to hybrid language models declared in YAML.

@@ -22,6 +22,11 @@ FOREIGN: dict[str, str] = {
         "logits_multiplier": "lm_head_multiplier",
         "logits_softcap": "final_logit_softcapping",
         "multiplier": "residual_multiplier",
+        "rope_scaling": "rope_factor rope_type rope_parameters",
+        "rotary_fraction": "partial_rotary_factor rotary_pct rotary_percent",
+        "window": "sliding_window window_size attention_window sliding_window_size",
+        "softcap": "attn_logit_softcapping",
+        "scale": "attention_multiplier",
         "qk_norm": "use_qk_norm qk_layernorm q_norm k_norm",
         "inner_size": "intermediate_size moe_intermediate_size ffn_dim d_ff n_inner ffn_hidden_size "
                       "feed_forward_dim mlp_dim ffn_size inner_dim expert_size ffn_inner_size",
@@ -92,10 +97,8 @@ NOT_HERE: dict[str, str] = {
             "classifier_dropout",
         "weights begin as their layers initialise them: leave it out":
             "initializer_range init_std initializer_factor initialization",
-        "attention reaches over the whole row; leave it out, or bring a mixer that has it":
-            "sliding_window window window_size attention_window local_attention use_sliding_window max_window_layers",
-        "positions are not stretched; give context_length and rope_base":
-            "rope_scaling rope_factor rope_type partial_rotary_factor rotary_pct rotary_dim",
+        "which layers have a window is said by their blocks: window: TOKENS in the mixer of those that do":
+            "local_attention use_sliding_window max_window_layers",
         "how long a training lasts is said to `train`: --steps, --tokens or --minutes":
             "max_steps steps epochs num_train_epochs num_epochs max_iters total_steps max_tokens train_tokens "
             "total_tokens minutes n_epochs iterations",

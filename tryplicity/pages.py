@@ -339,7 +339,11 @@ def _print_measured(build: dict[str, Any]) -> None:
 def plugin_table(plugins: Any) -> None:
     table = _plain_table("plugin", "from", "provides")
     for plugin in plugins.found:
-        what = Text(f"left out: {plugin.cause}", style="red") if plugin.cause else Text(", ".join(plugin.provides))
+        if plugin.cause:
+            what = Text(f"left out: {plugin.cause}", style="dim" if plugin.disabled else "red")
+        else:
+            kinds = {**plugin.families, **({"hooks": plugin.hooks} if plugin.hooks else {})}
+            what = Text("\n".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items()))
         table.add_row(plugin.name, plugin.origin, what)
     Console(highlight=False).print(table)
 

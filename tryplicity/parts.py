@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,6 +20,8 @@ class Component:
     #: what it is taken for where the user names nothing: a source for "pretrain", "chat" or "path" (what is at a path
     #: of the disk), a retriever for "search"; the first one loaded is
     default_for: ClassVar[tuple[str, ...]] = ()
+    #: options with which the conformance kit tries it, one trial each, at a hidden_size of 32
+    trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
 
     @dataclass(frozen=True)
     class Config:

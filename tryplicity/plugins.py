@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ from tryplicity.registry import Registry, check_config
 from tryplicity.run import Run, file_digest
 
 GROUP = "tryplicity"
+WITHOUT = "TRYPLICITY_DISABLE_PLUGINS"  # names, with commas between them: for the processes that are started too
+TRACE = "TRYPLICITY_TRACE_PLUGINS"
 
 
 @dataclass
@@ -43,6 +46,26 @@ class Plugin:
     cause: str | None = None  # why it was left out
     #: "mixer gqa", "hook tryplicity_run_started": filled when components are asked for
     provides: list[str] = field(default_factory=list)
+    version: str | None = None  # of its distribution; a file has none
+    disabled: bool = False  # the user asked for it to be left out
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """What a user may call it: its name, or that of what it was installed with."""
+        return (self.name,) if self.version is None else (self.name, self.origin.rpartition(" ")[0])
+
+    @property
+    def hooks(self) -> list[str]:
+        """Those that bring no components."""
+        return [one.partition(" ")[2] for one in self.provides if one.startswith("hook ")]
+
+    @property
+    def families(self) -> dict[str, list[str]]:
+        """The names of what it provides, by family."""
+        found: dict[str, list[str]] = {}
+        for family, _, name in (one.partition(" ") for one in self.provides if not one.startswith("hook ")):
+            found.setdefault(family, []).append(name)
+        return found
 
     def __str__(self) -> str:
         return f"plugin {self.name} ({self.origin})"
@@ -51,21 +74,27 @@ class Plugin:
 class Plugins:
     """The loaded plugins: their components in `registry`, their other hooks through `call`.
 
-    A plugin at fault is left out whole and named on stderr; with `strict`, UserError is raised instead.
+    A plugin at fault is left out whole and named on stderr; with `strict`, UserError is raised instead. without: names
+    of plugins, or of distributions, that are not to be loaded. trace: say of every import and every call of a hook how
+    long it took, on stderr.
     """
 
-    def __init__(self, strict: bool = False) -> None:
+    def __init__(self, strict: bool = False, without: Iterable[str] = (), trace: bool = False) -> None:
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(hookspecs)
         self._found: list[Plugin] = []
-        self.strict = strict
+        self.strict, self.trace = strict, trace
+        self.without = set(without)
         self._reported: set[str] = set()
 
-    def load(self, name: str, origin: str, importer: Callable[[], ModuleType]) -> None:
+    def load(self, name: str, origin: str, importer: Callable[[], ModuleType], version: str | None = None) -> None:
         """Import, check and register one plugin."""
-        plugin = Plugin(name, origin)
+        plugin = Plugin(name, origin, version=version)
         self._found.append(plugin)
-        with self._guarded(plugin):
+        if not self.without.isdisjoint(plugin.known_as):
+            plugin.cause, plugin.disabled = f"disabled by --without-plugin or {WITHOUT}", True
+            return
+        with self._guarded(plugin), self._timed(plugin.name, "import"):
             if twin := next((p for p in self._found[:-1] if p.name == name), None):
                 raise UserError(f"there is already a {twin}; rename one of them")
             module = importer()
@@ -85,7 +114,7 @@ class Plugins:
                 continue
             with self._guarded(plugin):
                 components = []
-                for component, hook in self._components(self.manager.get_plugin(plugin.name)):
+                for component, hook in self._components(plugin.name):
                     _check_component(component, hook)
                     check_config(component.Config, FAMILIES)
                     components.append(component)
@@ -110,7 +139,8 @@ class Plugins:
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             try:
                 chosen = {name: arguments[name] for name in implementation.argnames}
-                result = implementation.function(**chosen)
+                with self._timed(implementation.plugin_name, hook):
+                    result = implementation.function(**chosen)
                 if result is not None:
                     results.append(result)
             except KeyboardInterrupt:
@@ -135,6 +165,16 @@ class Plugins:
             if self.strict:
                 raise UserError(f"{plugin}: {plugin.cause}") from None
             print(f"warning: left out {plugin}: {plugin.cause}", file=sys.stderr)
+
+    @contextlib.contextmanager
+    def _timed(self, plugin: str, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.trace:
+                print(f"trace: plugin {plugin}: {what} took {1e3 * (time.perf_counter() - start):.2f} ms",
+                      file=sys.stderr)
 
     def _check_hooks(self, module: ModuleType) -> None:
         """Refuse what pluggy would pass over in silence."""
@@ -169,13 +209,15 @@ class Plugins:
             if options and (hook := options.get("specname") or name) not in COMPONENT_HOOKS:
                 yield hook
 
-    def _components(self, module: ModuleType) -> Iterator[tuple[Any, str]]:
+    def _components(self, plugin: str) -> Iterator[tuple[Any, str]]:
         """What a plugin's component hooks return, and the hook it came from."""
+        module = self.manager.get_plugin(plugin)
         for name in list(vars(module)):
             options = self.manager.parse_hookimpl_opts(module, name)
             hook = (options.get("specname") or name) if options else None
             if hook in COMPONENT_HOOKS:
-                returned = getattr(module, name)()
+                with self._timed(plugin, hook):
+                    returned = getattr(module, name)()
                 if not isinstance(returned, list | tuple):
                     raise UserError(f"{name} returned {returned!r}; return a list of component classes")
                 yield from ((component, hook) for component in returned)
@@ -280,21 +322,28 @@ def remembered(run: str | Path | None, given: Sequence[str] = ()) -> tuple[str, 
 def load_plugins(files: Iterable[str] = (), strict: bool = False) -> Plugins:
     """Every installed plugin (entry points of the group `tryplicity`), and the given files.
 
-    Broken ones are left out and named on stderr; with strict (or TRYPLICITY_STRICT=1) they raise UserError.
+    Broken ones are left out and named on stderr; with strict (or TRYPLICITY_STRICT=1) they raise UserError. Those that
+    TRYPLICITY_DISABLE_PLUGINS names are not loaded; TRYPLICITY_TRACE_PLUGINS=1 says how long each hook takes.
     """
-    return _load(tuple(files), strict or os.environ.get("TRYPLICITY_STRICT") == "1")
+    without = tuple(name for name in os.environ.get(WITHOUT, "").split(",") if name.strip())
+    return _load(tuple(files), strict or os.environ.get("TRYPLICITY_STRICT") == "1",
+                 tuple(name.strip() for name in without), os.environ.get(TRACE) == "1")
 
 
 @functools.cache
-def _load(files: tuple[str, ...], strict: bool) -> Plugins:
-    plugins = Plugins(strict)
+def _load(files: tuple[str, ...], strict: bool, without: tuple[str, ...] = (), trace: bool = False) -> Plugins:
+    plugins = Plugins(strict, without, trace)
     found = [(p, p.dist.name if p.dist else "") for p in importlib.metadata.entry_points(group=GROUP)]
     # the project's own first: a stranger's component cannot take the place of one of them
     for point, owner in sorted(found, key=lambda f: (f[1] != GROUP, f[1], f[0].name)):
         name = point.name if point.name == owner else f"{owner}.{point.name}"
-        plugins.load(name, f"{owner} {point.dist.version}" if owner else "unknown distribution", point.load)
+        version = point.dist.version if owner else None
+        plugins.load(name, f"{owner} {version}" if owner else "unknown distribution", point.load, version)
     for file in files:
         plugins.load(Path(file).stem, str(file), functools.partial(_import_file, Path(file)))
+    known = {known for plugin in plugins._found for known in plugin.known_as}
+    for name in plugins.without - known:
+        print(f"warning: no plugin is called {name}, so none is left out{did_you_mean(name, known)}", file=sys.stderr)
     if plugins.strict:
         plugins.registry  # noqa: B018 - strict means that every fault shows now
     return plugins

@@ -17,6 +17,7 @@ class Llama(Architecture):
     ignored = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
     tied = False  # where the config does not say
     norms = ("input_layernorm", "post_attention_layernorm")
+    own_norm = "norm"  # of ours: the one before a sub-layer, or the one after it
     norm_eps = 1e-6
     qk_norms: tuple[str, ...] = ()
     rope_base = 10000.0
@@ -63,7 +64,7 @@ class Llama(Architecture):
         for i in range(config["num_hidden_layers"]):
             theirs, ours = f"model.layers.{i}", f"layers.{i}"
             for norm, role in zip(cls.norms, ("mixer", "feed_forward"), strict=True):
-                yield Piece(f"{theirs}.{norm}.weight", f"{ours}.{role}.norm.weight")
+                yield Piece(f"{theirs}.{norm}.weight", f"{ours}.{role}.{cls.own_norm}.weight")
             bias, out_bias = cls.biases(config)
             yield from pieces.attention(config, f"{theirs}.self_attn", f"{ours}.mixer.layer", bias=bias,
                                         out_bias=out_bias, norms=cls.qk_norms)
@@ -116,6 +117,7 @@ class Olmo2(Llama):
     name = "olmo2"
     qk_norms = ("q_norm", "k_norm")
     norms = ("post_attention_layernorm", "post_feedforward_layernorm")
+    own_norm = "norm_after"
     norm_eps = 1e-5
 
     @classmethod

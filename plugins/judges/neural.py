@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -13,6 +14,7 @@ from pydantic import Field
 from tryplicity import Document, Judge, Steps, UserError, Verdict
 
 TOKENS_AT_ONCE = 16_384  # of a batch, the padding counted
+CHARACTERS = 32  # of a text for each token that is read: hardly a token stands for more
 DECIMALS = 3  # of a score: padding beside longer documents changes the last digits
 
 Score = Annotated[float, Field(ge=0, le=5)]
@@ -25,10 +27,13 @@ def loaded(kind: str, model: str, device: torch.device) -> tuple[Any, Any]:
         import transformers
     except ImportError:
         raise UserError("it needs transformers: pip install 'tryplicity[judges]'") from None
+    place, more = model, {}
+    if model.endswith(".gguf"):
+        place, more = str(Path(model).parent), {"gguf_file": Path(model).name}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **more)
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        found = getattr(transformers, kind).from_pretrained(model, dtype=dtype)
+        found = getattr(transformers, kind).from_pretrained(place, dtype=dtype, **more)
     except Exception as error:  # of transformers, huggingface_hub, safetensors and what these use
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the model {model} cannot be loaded ({type(error).__name__}: {reason}); give a folder that "
@@ -90,12 +95,13 @@ class FineWebEdu(_Model):
 
     name = "fineweb_edu"
     kind = "AutoModelForSequenceClassification"
+    paths = ("model",)
     cost = 1e-2
 
     @dataclass(frozen=True)
     class Config:
-        model: str = "HuggingFaceFW/fineweb-edu-classifier"
-        """A model of one output, by its name on the Hub or its folder."""
+        model: str | None = "HuggingFaceFW/fineweb-edu-classifier"
+        """A model of one output, by its name on the Hub or its folder. None: only what documents carry counts."""
         keep_at: Score = 3.0
         """The least score that is a vote to keep."""
         carried: bool = True
@@ -103,7 +109,12 @@ class FineWebEdu(_Model):
         tokens: Steps = 512
         """Of a document's beginning, how many are read."""
 
+    def load(self, device):
+        if self.config.model is not None:
+            super().load(device)
+
     def ids(self, text: str) -> list[int]:
+        text = text[:CHARACTERS * self.config.tokens]
         return self.tokenizer(text, truncation=True, max_length=self.config.tokens)["input_ids"]
 
     def scores(self, ids: list[list[int]]) -> list[float]:
@@ -111,11 +122,13 @@ class FineWebEdu(_Model):
         return self.model(**padded(ids, fill, self.device)).logits.float()[:, 0].tolist()
 
     def judge(self, documents: Sequence[Document]) -> list[Verdict]:
-        asked = [d for d in documents if d.domain != "code" and not (self.config.carried and d.quality is not None)]
+        def carried(document: Document) -> bool:
+            return self.config.carried and document.quality is not None
+
+        asked = [d for d in documents if d.domain != "code" and not carried(d)] if self.config.model else []
         said = iter(super().judge(asked))
-        return [Verdict(math.nan, None) if d.domain == "code" else
-                self._verdict(d.quality) if self.config.carried and d.quality is not None else next(said)
-                for d in documents]
+        return [Verdict(math.nan, None) if d.domain == "code" else self._verdict(d.quality) if carried(d) else
+                next(said, Verdict(math.nan, None)) for d in documents]
 
 
 PROMPT = """Below is an extract of a text. Rate how useful it is for learning to write and to reason: 0 for spam, \
@@ -135,12 +148,14 @@ class LanguageModelRater(_Model):
 
     name = "llm_rater"
     kind = "AutoModelForCausalLM"
+    paths = ("model",)
     cost = 1.0
 
     @dataclass(frozen=True)
     class Config:
         model: str
-        """An instruct model, by its name on the Hub (Qwen/Qwen2.5-0.5B-Instruct) or its folder."""
+        """An instruct model, by its name on the Hub (Qwen/Qwen2.5-0.5B-Instruct), its folder or its .gguf file (for
+        which transformers wants the packages gguf and accelerate)."""
         keep_at: Score = 3.0
         """The least mean rating that is a vote to keep."""
         characters: Steps = 2000

@@ -10,7 +10,7 @@ import ctypes
 from torch import Tensor
 from torch.nn import functional as F
 
-from tryplicity import Activation, output_and_report
+from tryplicity import Activation, Report, output_and_report
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.prepared import Told, address, describes, prepared
 
@@ -28,6 +28,17 @@ def gate_in_c(activation: Activation) -> Told | None:
     return tell() if tell is not None and describes(activation, ("in_c", "kind"), ("forward",)) else None
 
 
+def activated(activation: Activation, first: Tensor, group_S: Tensor | None = None, *,
+              gate: bool) -> tuple[Tensor, Report]:
+    """What goes into an MLP's second product, of what its first one gave: activation(gate) * up of [..., 2 F], gate
+    and up; without a gate activation(up) of [..., F]. And the activation's report."""
+    if not gate:
+        return output_and_report(activation(first, group_S))
+    gate_F, up_F = first.chunk(2, dim=-1)
+    gate_F, report = output_and_report(activation(gate_F, group_S))
+    return gate_F * up_F, report
+
+
 def gated(activation: Activation, gate_up: Tensor, group_S: Tensor | None = None) -> Tensor:
     """activation(gate) * up of [..., 2 F], gate and up; for decoding, where nobody reads the activation's report.
 
@@ -35,8 +46,7 @@ def gated(activation: Activation, gate_up: Tensor, group_S: Tensor | None = None
     """
     told = prepared(activation, lambda: gate_in_c(activation)) if native.works_on(gate_up) else None
     if told is None:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return output_and_report(activation(gate, group_S))[0] * up
+        return activated(activation, gate_up, group_S, gate=True)[0]
     F2 = gate_up.shape[-1]
     y = gate_up.new_empty(*gate_up.shape[:-1], F2 // 2)
     native.function("gated", "ppiipp")(told.address, gate_up.data_ptr(), gate_up.numel() // F2, F2 // 2,

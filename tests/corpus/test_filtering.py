@@ -146,3 +146,18 @@ def test_kappa_by_hand():
     assert kappa({"keep / keep": 8, "drop / drop": 6, "keep / drop": 4, "drop / keep": 2}) == pytest.approx(0.4)
     assert kappa({"keep / keep": 5}) is None
 
+
+
+def test_the_judge_in_the_documentation_is_short_and_works_as_it_stands_there(recipe_file, texts, tmp_path, capfd):
+    page = (Path(__file__).parents[2] / "docs" / "corpora.md").read_text(encoding="utf-8")
+    block = page.partition("## A judge of your own")[2].partition("```python\n")[2].partition("```")[0]
+    plugin, folder = tmp_path / "long_words.py", str(tmp_path / "corpus")
+    plugin.write_text(block, encoding="utf-8")
+    assert len(block.splitlines()) < 40 and "--plugin long_words.py" in page
+    (texts / "900.txt").write_text("a b c d e f g " * 30, encoding="utf-8")
+    path = recipe_file(judges="[{judge: long_words}]")
+    for line in (["download", str(path), "--out", folder], ["filter", folder, "--workers", "1", "--json"]):
+        code, out, err = call(capfd, "data", *line, "--plugin", str(plugin))
+        assert code == 0, err
+    said = json.loads(out)
+    assert said["documents"] == 60 and said["sources"]["stories"]["dropped"] == {"long_words: short words": 1}

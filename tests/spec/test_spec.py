@@ -199,8 +199,8 @@ def test_a_path_goes_before_an_installed_name(tmp_path, monkeypatch):
     ("ful",
      "ful: there is no such file, and no installed spec of that name (did you mean full?); installed: 5"),
     ("mine/tinny.yaml", "(did you mean tiny?)"),
-    ("zzz", "no installed spec of that name; installed: 5090, full, tiny"),
-    ("/", "/: this is a folder; a YAML file is wanted, or an installed spec: 5090, full, tiny"),
+    ("zzz", "no installed spec of that name; installed: 5090, full, published/"),
+    ("/", "/: this is a folder; a YAML file is wanted, or an installed spec: 5090, full, published/"),
     ("a\0b", "no installed spec"),
 ])
 def test_what_is_not_found_is_told_with_what_there_is(name, message):

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
 from tryplicity.commands.options import given_plugins, plugin_options
+from tryplicity.commands.prepare import prepare
 from tryplicity.errors import UserError
 
 
 @click.group()
 def data() -> None:
-    """A corpus by a recipe: downloaded, freed of copies, judged; then train on it with --data corpus:DIR.
+    """A corpus by a recipe: downloaded, freed of copies, judged; then train on it with --data corpus:DIR. `prepare`
+    does all of it in one go.
 
-    Example: tryplicity data download python-small --out corpora/small
+    Example: tryplicity data prepare python-small --out corpora/small
     """
+
+
+data.add_command(prepare)
 
 
 def recipe_options(command: Any) -> Any:
@@ -62,30 +66,39 @@ def download(recipe: str, out: Path, dry_run: bool, settings: tuple[str, ...], a
 @data.command("filter")
 @click.argument("corpus", type=click.Path(path_type=Path))
 @click.option("--workers", type=click.IntRange(1), help="Processes; by default one for each GPU, or each core.")
+@click.option("--executor", type=click.Choice(["local", "ray", "slurm"]),
+              help="By datatrove: with its executor for this machine, a Ray cluster (RAY_ADDRESS) or a Slurm cluster.")
+@click.option("--tasks", type=click.IntRange(1), default=2, show_default=True, help="Of that executor.")
+@click.option("--executor-option", "executor_options", multiple=True, metavar="NAME=VALUE",
+              help="Of that executor: partition=gpu, time=24:00:00, gpus_per_task=1, workers=8, ...")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @plugin_options
-def filter_(corpus: Path, workers: int | None, as_json: bool, plugins: Any) -> None:
+def filter_(corpus: Path, workers: int | None, executor: str | None, tasks: int, executor_options: tuple[str, ...],
+            as_json: bool, plugins: Any) -> None:
     """Leave out of a downloaded CORPUS what is there twice and what its recipe's judges vote against. Ctrl-C saves; the
     same command goes on where it stopped.
 
+    \b
     Example: tryplicity data filter corpora/small
+             tryplicity data filter corpora/small --executor slurm --tasks 64 --executor-option partition=cpu \\
+                 --executor-option time=24:00:00
     """
     from tryplicity import pages
-    from tryplicity.corpus.filtering import filter_corpus, read_corpus
-    from tryplicity.corpus.report import markdown, report
-    from tryplicity.files import write_text
+    from tryplicity.corpus.filtering import default_workers, filter_corpus, read_corpus
+    from tryplicity.corpus.report import write_report
     from tryplicity.training.process import StopSignals, exit_code, say
 
     recipe = read_corpus(corpus, plugins.registry)
+    if executor is not None and not _filtered_by(executor, corpus, plugins, tasks, executor_options):
+        click.echo(f"{corpus}: its jobs are with Slurm; when they are done the report is in {corpus / 'report.md'}")
+        return
     with StopSignals("stopping: the shard at hand is finished first") as signals, pages.preparation() as progress:
-        summaries = filter_corpus(corpus, plugins.registry, progress, workers=workers or _workers(),
+        summaries = filter_corpus(corpus, plugins.registry, progress, workers=workers or default_workers(),
                                   plugin_files=given_plugins(click.get_current_context()), say=say,
                                   stopping=signals.requested)
     if summaries is None:
         raise SystemExit(exit_code(signals.received or 2))
-    said = report(recipe.name, summaries)
-    write_text(corpus / "report.json", json.dumps(said, indent=1, ensure_ascii=False))
-    write_text(corpus / "report.md", markdown(said))
+    said = write_report(corpus, recipe.name, summaries)
     if as_json:
         click.echo(_as_json(said))
     else:
@@ -93,6 +106,18 @@ def filter_(corpus: Path, workers: int | None, as_json: bool, plugins: Any) -> N
                    f"out {said['dropped']:,}: see {corpus / 'report.md'}\ntrain on it: --data corpus:{corpus}")
     if not said["documents"]:
         raise UserError(f"{corpus}: nothing is left: see {corpus / 'report.md'} for the reasons")
+
+
+def _filtered_by(executor: str, corpus: Path, plugins: Any, tasks: int, options: tuple[str, ...]) -> bool:
+    """Filter with datatrove's executor; False where that goes on elsewhere."""
+    from tryplicity.corpus.executing import filter_with
+    from tryplicity.spec import parse_value
+
+    parts = [option.partition("=") for option in options]
+    if wrong := [name for name, equals, _ in parts if not equals]:
+        raise UserError(f"--executor-option {wrong[0]}: write it as NAME=VALUE")
+    values = {name: value if ":" in value else parse_value(value, name) for name, _, value in parts}
+    return filter_with(executor, corpus, plugins.registry, tasks, values, given_plugins(click.get_current_context()))
 
 
 @data.command()
@@ -112,13 +137,6 @@ def inspect(corpus: Path, as_json: bool, plugins: Any) -> None:
     with pages.preparation() as progress:
         said = inspecting.inspect(recipe, corpus, progress)
     click.echo(_as_json(said) if as_json else inspecting.page(said))
-
-
-def _workers() -> int:
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return torch.cuda.device_count() or cores
 
 
 def _as_json(value: Any) -> str:

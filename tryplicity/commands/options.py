@@ -39,9 +39,28 @@ class Number(click.FloatRange):
 SEED = click.IntRange(0, 2**63 - 1)
 
 
-def plugin_options(command: Callable) -> Callable:
-    """--plugin and --strict; the command gets the loaded `plugins`."""
+def plugin_switches(command: Callable) -> Callable:
+    """--without-plugin and --trace-plugins, which hold for every process that the command starts."""
 
+    def without(ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> None:
+        if names:
+            before = os.environ.get("TRYPLICITY_DISABLE_PLUGINS")
+            os.environ["TRYPLICITY_DISABLE_PLUGINS"] = ",".join([*([before] if before else []), *names])
+
+    def trace(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+        if wanted:
+            os.environ["TRYPLICITY_TRACE_PLUGINS"] = "1"
+
+    command = click.option("--trace-plugins", is_flag=True, is_eager=True, expose_value=False, callback=trace,
+                           help="Say on stderr what each call of a plugin's hook took.")(command)
+    return click.option("--without-plugin", multiple=True, metavar="NAME", is_eager=True, expose_value=False,
+                        callback=without, help="Leave out an installed plugin. May be repeated.")(command)
+
+
+def plugin_options(command: Callable) -> Callable:
+    """--plugin, --strict and the switches; the command gets the loaded `plugins`."""
+
+    @plugin_switches
     @click.option("--plugin", "plugin_files", multiple=True, metavar="FILE.py",
                   help="Load a plugin from a file, beside the installed ones. May be repeated.")
     @click.option("--strict", is_flag=True, help="Fail when any plugin cannot be loaded.")

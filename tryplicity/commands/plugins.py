@@ -30,9 +30,10 @@ def list_plugins(as_json: bool, plugins: Any) -> None:
 
     from tryplicity.pages import plugin_table
 
-    ending.verdict = 1 if plugins.registry.failures else 0
+    ending.verdict = 1 if any(p.cause and not p.disabled for p in plugins.found) else 0
     if as_json:
-        click.echo(json.dumps({"plugins": [asdict(p) for p in plugins.found]}, indent=1))
+        click.echo(json.dumps({"plugins": [{**asdict(p), "hooks": p.hooks, "families": p.families}
+                                           for p in plugins.found]}, indent=1))
     else:
         plugin_table(plugins)
     sys.exit(ending.verdict)

@@ -67,6 +67,8 @@ class Source(Component):
     """`Class(config)`: where training text comes from; it gives documents, or conversations, or both."""
 
     family = "source"
+    #: a folder where what is made of it (tokens, a tokenizer) is kept, in place of the cache
+    cache: Path | None = None
 
     @functools.cached_property
     def left_out(self) -> LeftOut:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def filter_corpus(folder: Path, registry: Any, progress: Progress, *, workers: i
                 return None
             open_ = [shard for shard in found if not shard.summary.exists()]
             if open_:
+                (folder / "filtered" / "manifest.json").unlink(missing_ok=True)
                 steps.settle(recipe, folder, this_device(), say)
             if not run.each("judging", _judge, open_, len(found)):
                 return None
@@ -121,6 +123,14 @@ def _begin_worker(folder: Path, plugin_files: tuple[str, ...], counter: Any) -> 
         _HERE.number, counter.value = counter.value, counter.value + 1
     torch.set_num_threads(1)
     _HERE.recipe = read_corpus(folder, load_plugins(plugin_files).registry)
+
+
+def default_workers() -> int:
+    """One for each GPU, or without one each core that this process may run on."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return torch.cuda.device_count() or cores
 
 
 def this_device(number: int = 0) -> Any:

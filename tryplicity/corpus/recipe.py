@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,8 +44,29 @@ class Seat:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What is trained on a corpus once it is there; exactly one of steps, tokens and minutes says for how long."""
+
+    spec: str
+    """A spec: a file, which counts from the recipe's, or an installed one."""
+    hw: str = "cpu"
+    """A hardware profile, likewise."""
+    steps: Steps | None = None
+    """Optimizer steps."""
+    tokens: Annotated[float, Field(ge=1, le=1e18)] | None = None
+    """Tokens."""
+    minutes: Positive | None = None
+    """Of training."""
+    settings: list[str] = field(default_factory=list)
+    """Values of the spec to change, as `--set` takes them: phases=[]."""
+
+    def budget(self) -> dict[str, float | None]:
+        return {"steps": self.steps, "tokens": self.tokens and int(self.tokens), "minutes": self.minutes}
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """A corpus: its sources, its size, its judges."""
+    """A corpus: its sources, its size, its judges, and what becomes of it."""
 
     name: str
     """What the corpus is called."""
@@ -66,6 +87,11 @@ class Recipe:
     """How many votes keep a document; by default more than half of the panel's."""
     quorum: Steps | None = None
     """How many judges must be able to work; by default all of them."""
+    vocab_size: Steps | None = None
+    """Tokens of the tokenizer that `data prepare` trains on the corpus; by default those of the spec under `train`, and
+    without one the corpus is not tokenised."""
+    train: Goal | None = None
+    """What `data prepare` trains then."""
 
     def names(self) -> list[str]:
         """Of the portions, each one's own."""
@@ -109,6 +135,17 @@ def load_recipe(path_or_name: str | Path, registry: Registry, settings: Sequence
                 portion["source"] = source_value(registry, portion["source"], "", source.folder)
             except UserError as error:
                 problems.append(Problem(("sources", i, "source"), str(error).strip()))
+    judges = source.data.get("judges")
+    for i, seat in enumerate(judges if isinstance(judges, list) else []):
+        if isinstance(seat, dict) and isinstance(seat.get("judge"), dict):
+            try:
+                seat["judge"] = _placed_judge(registry, seat["judge"], source.folder)
+            except UserError as error:
+                problems.append(Problem(("judges", i, "judge"), str(error).strip()))
+    goal = source.data.get("train")
+    for option in ("spec", "hw") if isinstance(goal, dict) else ():
+        if isinstance(goal.get(option), str) and (source.folder / goal[option]).is_file():
+            goal[option] = str(source.folder / goal[option])
     if problems:
         raise source.error(problems)
     recipe = registry.resolve(Recipe, source.data, (), problems)
@@ -118,6 +155,25 @@ def load_recipe(path_or_name: str | Path, registry: Registry, settings: Sequence
         raise source.error(problems)
     assert recipe is not None
     return recipe
+
+
+def _placed_judge(registry: Registry, judge: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A judge's options with the sources and the paths among them counted from the recipe's folder."""
+    from tryplicity.spec import source_value
+
+    if judge.get("type") not in registry.names("judge"):
+        return judge
+    component, placed = registry.get("judge", judge["type"]), dict(judge)
+    for option in fields(component.Config):
+        value, holds = judge.get(option.name), option.metadata.get("holds")
+        if value is None:
+            continue
+        if holds is not None and holds.what == "source" and not holds.many:
+            placed[option.name] = source_value(registry, value, option.name, folder)
+        elif option.name in component.paths and isinstance(value, str):
+            path = folder / Path(value).expanduser()
+            placed[option.name] = str(path) if path.exists() else value
+    return placed
 
 
 def _impossible(recipe: Recipe) -> list[tuple[tuple[str | int, ...], str]]:
@@ -134,9 +190,13 @@ def _impossible(recipe: Recipe) -> list[tuple[tuple[str | int, ...], str]]:
         value = getattr(recipe, option)
         if value is not None and value > panel:
             found.append(((option,), f"{value} of a panel of {panel}; at most {panel}"))
+    if recipe.train is not None and sum(value is not None for value in recipe.train.budget().values()) != 1:
+        found.append((("train",), "say when to end: exactly one of steps, tokens and minutes"))
     for i, seat in enumerate(recipe.judges):
         if seat.keep_at is not None and seat.keep_top is not None:
             found.append((("judges", i), "keep_at and keep_top say the same thing twice; give one of them"))
         if seat.keep_top == 0 or (seat.keep_at is not None and math.isnan(seat.keep_at)):
             found.append((("judges", i), "nothing would ever be kept"))
+        found += [(("judges", i, "judge", option), message)
+                  for option, message in seat.judge.component.check(seat.judge.config, None)]
     return found

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from tryplicity.files import write_text
+
+
+def write_report(folder: Path, name: str, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The report of a corpus, which is written into its folder and given back."""
+    said = report(name, summaries)
+    write_text(folder / "report.json", json.dumps(said, indent=1, ensure_ascii=False))
+    write_text(folder / "report.md", markdown(said))
+    return said
 
 
 def report(name: str, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

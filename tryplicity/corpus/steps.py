@@ -194,9 +194,12 @@ def judge_shard(shard: Shard, recipe: Recipe, panel: Panel) -> None:
 
 
 def finish(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
-    """Write the manifest; gives what became of each shard."""
+    """Write the manifest, unless it is there; gives what became of each shard."""
     found = raw_shards(recipe, folder)
-    summaries, files = [json.loads(shard.summary.read_text(encoding="utf-8")) for shard in found], {}
+    summaries = [json.loads(shard.summary.read_text(encoding="utf-8")) for shard in found]
+    if (folder / "filtered" / "manifest.json").exists():
+        return summaries
+    files = {}
     for shard in found:
         if shard.filtered.exists():
             with shard.filtered.open("rb") as file:

@@ -69,6 +69,10 @@ class ChatFormat:
                 mask += [0] * len(self._line_end)
             yield [*ids, EOS], [*mask, 0]
 
+    def cost(self, message: Mapping[str, Any]) -> int:
+        """How many tokens a message takes, wherever it stands, or a few more."""
+        return len(self.prompt([message]))
+
     def prompt(self, messages: Messages, *, go_on: bool = False) -> list[int]:
         """The tokens after which the assistant's next message begins; or, go_on: after which the last message goes on.
         They depend on the messages alone."""

@@ -152,7 +152,8 @@ def prepare(source: Source, vocab_size: int, cache: str | Path | None = None,
             progress: Progress | None = None, tokenizer: str | Path | None = None) -> Prepared:
     """The token files of a source, made now or found in the cache.
 
-    cache: the cache folder; see `cache_root`. progress: called as progress(stage, done, total).
+    cache: the cache folder; by default the source's own, else see `cache_root`. progress: called as
+    progress(stage, done, total).
     tokenizer: the path of a tokenizer.json to use; None: one of `vocab_size` tokens is trained on the
     training part.
 
@@ -160,7 +161,7 @@ def prepare(source: Source, vocab_size: int, cache: str | Path | None = None,
     the corpus is empty or too small, the tokenizer is unlike `vocab_size`, or the disk is full.
     """
     progress = progress or no_progress
-    root = cache_root(cache)
+    root = cache_root(cache or source.cache)
     if tokenizer is not None:
         load_tokenizer(tokenizer, vocab_size)
     collection = collect(source, root, progress)

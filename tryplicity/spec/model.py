@@ -28,6 +28,7 @@ from tryplicity.registry import (
 )
 from tryplicity.spec.base import KEY, laid_over, with_base
 from tryplicity.spec.loader import Source, apply_settings, check_kind, dump_yaml, find_file, read_yaml
+from tryplicity.spec.made_with import MADE_WITH, explained, packages_of
 
 #: where the norms of a sub-layer stand; y is what the residual connection adds to x
 Norms = Literal["before", "after", "around"]
@@ -195,8 +196,9 @@ class Spec:
         return hashlib.sha256(json.dumps(self.architecture(), sort_keys=True).encode()).hexdigest()[:16]
 
     def as_yaml(self) -> str:
-        """The file's content, `--set` applied: reading it gives this spec again."""
-        return dump_yaml(self.source.data)
+        """The file's content, `--set` applied, and the packages that its components came with: reading it gives this
+        spec again."""
+        return dump_yaml({**self.source.data, MADE_WITH: packages_of(self)})
 
     def error(self, path: Path, message: str) -> Exception:
         """A UserError at a path of the file."""
@@ -253,7 +255,7 @@ def load_spec(source: Source | str | FilePath, registry: Registry, settings: Ite
     for key in ("heads", "brain"):
         problems += _repeated(data.get(key), key)
     if problems or file is None:
-        raise source.error(problems)
+        raise source.error(explained(problems, data, registry))
     names = {field.name for field in dataclasses.fields(Spec)} - {"layers", "phases", "source"}
     fields = {name: getattr(file, name) for name in names}
     phases = tuple(file.phases) or PRETRAIN_ONLY

@@ -8,15 +8,28 @@ from layer_tools import assemble, assert_same, gradients, part, runs_everywhere,
 
 from tryplicity_plugins.layers.attention import GroupedQueryAttention
 from tryplicity_plugins.layers.bitlinear import BitLinear
+from tryplicity_plugins.layers.rotary import RopeScaling
 
 B, T, D = 2, 13, 32
 DOCS = torch.tensor([[0] * 5 + [1] * 1 + [2] * 7, [3] * 1 + [1] * 11 + [7] * 1])
 
 
-def build(heads=4, kv_heads=2, head_dim=8, qk_norm=False, rope_base=10000.0, **options):
-    config = GroupedQueryAttention.Config(heads=heads, kv_heads=kv_heads, head_dim=head_dim, qk_norm=qk_norm,
-                                          rope_base=rope_base)
-    return GroupedQueryAttention(config, site(hidden=D, **options))
+#: each option, and several at once
+OPTIONS = {
+    "plain": {}, "as many": {"kv_heads": 4}, "one": {"kv_heads": 1, "head_dim": 6, "rope_base": 100.0},
+    "qk_norm": {"qk_norm": True}, "sizes by default": {"kv_heads": None, "head_dim": None},
+    "no positions": {"rope_base": None}, "odd heads": {"rope_base": None, "head_dim": 7},
+    "half turned": {"rotary_fraction": 0.5}, "biases": {"bias": True, "out_bias": True},
+    "norm of the width": {"qk_norm": True, "qk_norm_over": "width"}, "window": {"window": 4}, "itself": {"window": 1},
+    "scale": {"scale": 0.2}, "soft cap": {"softcap": 0.7}, "out norm": {"out_norm": True},
+    "all": {"rotary_fraction": 0.75, "bias": True, "qk_norm": True, "qk_norm_over": "width", "window": 5, "scale": 0.5,
+            "softcap": 1.5, "out_norm": True, "out_bias": True}}
+every = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+
+def build(linear=None, context=64, **options):
+    config = GroupedQueryAttention.Config(**{"heads": 4, "kv_heads": 2, "head_dim": 8, **options})
+    return GroupedQueryAttention(config, site(hidden=D, linear=linear, context=context))
 
 
 def made(dtype=torch.float32, **options):
@@ -24,41 +37,52 @@ def made(dtype=torch.float32, **options):
 
 
 def by_formula(layer, x, docs=None):
-    """Each query against each key it may see, one number after the other."""
-    H, G, K = layer.heads, layer.kv_heads, layer.head_dim
+    """Each query against the keys it may see, one query after the other."""
+    H, G, K, scores = layer.heads, layer.kv_heads, layer.head_dim, layer.scores
 
-    def turned(vector, position, norm):
-        if norm is not None:
-            vector = vector / (vector.square().mean() + norm.eps).sqrt() * norm.weight
+    def normed(x, norm, over):
+        if norm is None:
+            return x
+        x = x.unflatten(-1, (-1, over))
+        return (x / (x.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight).flatten(-2)
+
+    def turned(vector, position):
+        dims = 0 if layer.rotary is None else layer.rotary.dims
         parts = []
-        for i in range(K // 2):
-            turn = cmath.exp(1j * position * layer.rope_base ** (-2 * i / K))
+        for i in range(dims // 2):
+            turn = cmath.exp(1j * position * layer.rotary.base ** (-2 * i / dims))
             a, b = vector[2 * i], vector[2 * i + 1]
             parts += [a * turn.real - b * turn.imag, a * turn.imag + b * turn.real]
-        return torch.stack(parts)
+        return torch.stack([*parts, *vector[dims:]])
+
+    def product(x, linear):
+        return x @ linear.weight.T if linear.bias is None else x @ linear.weight.T + linear.bias
 
     rows = []
     for b, row in enumerate(x):
-        q, k, v = (row @ layer.qkv.weight.T).split([H * K, G * K, G * K], dim=-1)
+        q, k, v = product(row, layer.qkv).split([H * K, G * K, G * K], dim=-1)
+        q, k = normed(q, layer.q_norm, H * K if layer.whole_norm else K), normed(k, layer.k_norm,
+                                                                                G * K if layer.whole_norm else K)
         q, k, v = q.view(-1, H, K), k.view(-1, G, K), v.view(-1, G, K)
-        k = [[turned(k[t, g], t, layer.k_norm) for g in range(G)] for t in range(len(row))]
+        k = torch.stack([torch.stack([turned(k[t, g], t) for g in range(G)]) for t in range(len(row))])
         outputs = []
         for t in range(len(row)):
-            seen = [s for s in range(t + 1) if docs is None or docs[b, s] == docs[b, t]]
+            seen = [s for s in range(t + 1) if (docs is None or docs[b, s] == docs[b, t])
+                    and (layer.window is None or t - s < layer.window)]
             heads = []
             for h in range(H):
                 g = h * G // H
-                query = turned(q[t, h], t, layer.q_norm)
-                weights = torch.stack([query @ k[s][g] for s in seen]).div(K**0.5).softmax(0)
-                heads.append(sum(w * v[s, g] for w, s in zip(weights, seen, strict=True)))
+                query = turned(q[t, h], t)
+                score = k[seen, g] @ query * (scores.scale or K**-0.5)
+                score = score if scores.softcap is None else scores.softcap * torch.tanh(score / scores.softcap)
+                heads.append(score.softmax(0) @ v[seen, g])
             outputs.append(torch.cat(heads))
-        rows.append(torch.stack(outputs) @ layer.out.weight.T)
+        rows.append(product(normed(torch.stack(outputs), layer.out_norm, H * K), layer.out))
     return torch.stack(rows)
 
 
 @pytest.mark.parametrize("docs", [None, DOCS])
-@pytest.mark.parametrize("options", [{}, {"kv_heads": 4}, {"kv_heads": 1, "head_dim": 6, "rope_base": 100.0},
-                                     {"qk_norm": True}, {"kv_heads": None, "head_dim": None}])
+@every
 def test_values_and_gradients(options, docs):
     layer = made(torch.float64, **options)
     x = torch.randn(B, T, D, dtype=torch.float64, requires_grad=True)
@@ -91,10 +115,13 @@ def pieces(layer, x, docs, sizes):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("sizes", [[1] * 150, [64, 1, 85], [63, 2, 1, 1, 83], [100, 50], [7] * 21 + [3]])
+@pytest.mark.parametrize("sizes", [[1] * 70 + [80], [64, 1, 85], [63, 2, 1, 1, 83], [100, 50]])
+@pytest.mark.parametrize("options", [{"qk_norm": True}, {"rope_base": None}, {"rotary_fraction": 0.5, "scale": 0.2},
+                                     {"rope_scaling": RopeScaling("yarn", 4.0, original_context=16)},
+                                     {"softcap": 0.7, "bias": True}, {"out_norm": True}], ids=str)
 @torch.no_grad()
-def test_whole_is_chunks_is_token_by_token(sizes, packed):
-    layer = made(qk_norm=True, context=64)  # shorter than the text: positions go on
+def test_whole_is_chunks_is_token_by_token(options, sizes, packed):
+    layer = made(**options, context=64)  # shorter than the text: positions go on
     x = torch.randn(B, 150, D)
     docs = torch.arange(150).div(40, rounding_mode="floor").expand(B, -1) if packed else None
     expected, expected_state = pieces(layer, x, docs, [150])
@@ -106,6 +133,44 @@ def test_whole_is_chunks_is_token_by_token(sizes, packed):
     assert_same(state.read(150), expected_state.read(150), 1e-5)
     if packed:
         assert torch.equal(state["documents"], expected_state["documents"])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("sizes, window", [([1] * 150 + [150], 1), ([1] * 150 + [150], 70), ([64, 1, 235], 64),
+                                           ([63, 2, 1, 1, 233], 5), ([200, 100], 64), ([7] * 42 + [6], 70)])
+@torch.no_grad()
+def test_a_window_in_pieces_keeps_no_more_than_it_needs(sizes, window, native, packed):
+    layer = made(torch.float32 if native else torch.float64, window=window)
+    x = torch.randn(B, 300, D).to(layer.qkv.weight.dtype)
+    docs = torch.arange(300).div(80, rounding_mode="floor").expand(B, -1) if packed else None
+    state, outputs, start = layer.new_state(B), [], 0
+    for size in sizes:
+        part_ids = None if docs is None else docs[:, start:start + size]
+        outputs.append(layer(x[:, start:start + size], state=state, doc_ids=part_ids))
+        start += size
+        # of the tokens before the next one `window` are kept, in whole pages
+        first = max(0, start - window) // 64
+        assert (state["freed"], len(state["pages"])) == (first, -(-start // 64) - first)
+        if packed:
+            assert state["documents"].shape[1] <= 2 * max(64, window + size + 64)
+        state = state.clone()
+    assert_same([torch.cat(outputs, 1)], [layer(x, doc_ids=docs)], 1e-5)
+    assert_same([torch.cat(outputs, 1)], [made_of_mask(layer, x, docs, window)], 1e-5)
+
+
+def made_of_mask(layer, x, docs, window):
+    """The layer with a mask of every token against every other."""
+    H, G = layer.heads, layer.kv_heads
+    qkv = layer.qkv(x).unflatten(-1, (-1, layer.head_dim))
+    qk, v = layer.rotary(qkv[:, :, :H + G], 0), qkv[:, :, H + G:]
+    q, k, v = (t.transpose(1, 2) for t in (qk[:, :, :H], qk[:, :, H:], v))
+    near = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
+    mask = ((near >= 0) & (near < window)).expand(len(x), 1, -1, -1)
+    if docs is not None:
+        mask = mask & (docs[:, None, :, None] == docs[:, None, None, :])
+    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
+    return layer.out(y.transpose(1, 2).flatten(2))
 
 
 @torch.no_grad()
@@ -210,7 +275,7 @@ def test_rotations_stay_fp32_in_a_bf16_model():
     layer.bfloat16()
     y = layer(x.bfloat16())
     assert y.dtype == torch.bfloat16
-    assert layer.rotation.dtype == torch.float32
+    assert layer.rotary.rotation.dtype == torch.float32
     torch.testing.assert_close(y.float(), expected, rtol=5e-2, atol=5e-2 * expected.abs().max().item())
 
 
@@ -231,6 +296,14 @@ def test_decoding_under_autocast():
     ({"heads": 32}, 32, {"heads": "into even parts; the nearest that does is 16"}),
     ({"heads": 4, "head_dim": 7}, 32, {"head_dim": "the nearest even number is 8"}),
     ({"heads": 5, "kv_heads": 2, "head_dim": 3}, 32, {"kv_heads": "is 1", "head_dim": "is 4"}),
+    ({"heads": 32, "rope_base": None}, 32, {}),
+    ({"heads": 5, "rope_base": None}, 32, {"heads": "into equal parts; the nearest that does is 4"}),
+    ({"heads": 4, "head_dim": 8, "rotary_fraction": 0.4}, 32, {"rotary_fraction": "is 3, and rotary positions turn "
+                                                               "pairs; 0.5 is an even number"}),
+    ({"heads": 4, "rotary_fraction": 0.1}, 32, {"rotary_fraction": "is 0, and rotary positions turn pairs; 0.25"}),
+    ({"heads": 4, "rope_base": None, "rotary_fraction": 0.5, "rope_scaling": RopeScaling("linear", 2.0)}, 32,
+     {"rotary_fraction": "no positions to turn", "rope_scaling": "no positions to turn"}),
+    ({"heads": 4, "qk_norm_over": "width"}, 32, {"qk_norm_over": "without qk_norm: true"}),
 ])
 def test_check(options, hidden, problems):
     found = dict(GroupedQueryAttention.check(GroupedQueryAttention.Config(**options), site(hidden=hidden)))
@@ -240,7 +313,8 @@ def test_check(options, hidden, problems):
 
 
 @pytest.mark.parametrize("docs", [None, DOCS])
-@pytest.mark.parametrize("options", [{}, {"linear": BitLinear}, {"qk_norm": True}])
+@pytest.mark.parametrize("options", [{}, {"linear": BitLinear}, {"qk_norm": True}, {"window": 4}, {"softcap": 0.7},
+                                     OPTIONS["all"]], ids=str)
 def test_runs_everywhere(options, docs):
     ids = [] if docs is None else [docs]
     runs_everywhere(lambda: build(**options), lambda m, x, *ids: m(x, doc_ids=ids[0] if ids else None),

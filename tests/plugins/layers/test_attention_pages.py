@@ -12,7 +12,12 @@ from tryplicity_plugins.layers.bitlinear import BitLinear
 D, LENGTH = 32, 210
 SHAPES = [{"heads": 4, "kv_heads": 2, "head_dim": 8}, {"heads": 3, "kv_heads": 3, "head_dim": 6},
           {"heads": 8, "kv_heads": 1, "head_dim": 10}, {"heads": 2, "kv_heads": 1, "head_dim": 64},
-          {"heads": 4, "kv_heads": 2, "head_dim": 8, "qk_norm": True}]
+          {"heads": 4, "kv_heads": 2, "head_dim": 8, "qk_norm": True},
+          {"heads": 4, "kv_heads": 2, "head_dim": 7, "rope_base": None, "scale": 0.2},
+          {"heads": 4, "kv_heads": 2, "head_dim": 8, "rotary_fraction": 0.5, "softcap": 1.5},
+          {"heads": 4, "kv_heads": 1, "head_dim": 8, "window": 5},
+          {"heads": 4, "kv_heads": 2, "head_dim": 8, "window": 65},
+          {"heads": 4, "kv_heads": 1, "head_dim": 16, "window": 100, "softcap": 0.5, "rotary_fraction": 0.25}]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
@@ -59,7 +64,8 @@ def test_the_values_are_those_of_the_pytorch_path(shape, monkeypatch):
     monkeypatch.setattr(native, "works_on", lambda x: False)
     theirs = layer.new_state(2)
     assert_same([actual], [in_pieces(layer, qkv, [100, 28, 1, 81], theirs)], 2e-6)
-    assert_same(state.read(LENGTH), theirs.read(LENGTH), 1e-6)
+    kept = state["freed"] * 64
+    assert_same(state.read(LENGTH, kept), theirs.read(LENGTH, kept), 1e-6)
     # either path goes on from where the other stopped
     more = qkv_of(layer, 2, 3, seed=5)
     assert_same([layer(more, state=state)], [layer(more, state=theirs)], 2e-6)
@@ -120,6 +126,16 @@ def test_threads_change_no_bit(shape):
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("window", [5, 64, 100])
+def test_what_is_behind_a_window_reaches_nothing_even_as_nan(window):
+    layer = made({"heads": 4, "kv_heads": 2, "head_dim": 8, "window": window})
+    qkv = qkv_of(layer, 1)
+    broken = qkv.clone()
+    broken[:, :70] = torch.nan
+    clean = in_pieces(layer, qkv, [100, LENGTH - 100])
+    assert torch.equal(in_pieces(layer, broken, [100, LENGTH - 100])[:, 70 + window - 1:], clean[:, 70 + window - 1:])
+
+
 def test_a_later_token_reaches_no_earlier_one_even_as_nan():
     layer = made(SHAPES[0])
     qkv = qkv_of(layer, 1)
@@ -139,8 +155,9 @@ def test_scores_far_apart_and_equal():
     state = layer.new_state(1)
     k[:, 20] = 100.0  # of the query's own position: rotations leave no product of it this large elsewhere
     layer(torch.cat((q, k, v), -1), state=state)
-    turned = torch.view_as_complex(torch.full((1, 4, 2), 100.0)) * torch.view_as_complex(layer.rotation[20:21])
-    q_last = torch.view_as_real(turned * torch.view_as_complex(layer.rotation[count:count + 1]).conj()).view(1, 1, 8)
+    rotation = torch.view_as_complex(layer.rotary.rotation)
+    turned = torch.view_as_complex(torch.full((1, 4, 2), 100.0)) * rotation[20:21]
+    q_last = torch.view_as_real(turned * rotation[count:count + 1].conj()).view(1, 1, 8)
     last = layer(torch.cat((q_last, k[:, :1], v[:, :1]), -1), state=state)
     torch.testing.assert_close(last[0, 0], v[0, 20])
 
@@ -163,12 +180,13 @@ def test_a_clone_shares_full_pages_and_goes_its_own_way(seen):
 
 def test_positions_beyond_the_context_length():
     layer = made(SHAPES[0])
-    layer.rotation = layer.rotation[:32].clone()
+    layer.rotary.rotation = layer.rotary.rotation[:32].clone()
     qkv = qkv_of(layer, 1)
     assert_same([in_pieces(layer, qkv, [150, 60])], [made(SHAPES[0])(qkv)], 2e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"qk_norm": True}])
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"window": 70, "rotary_fraction": 0.5, "softcap": 2.0},
+                                     {"out_norm": True}, {"bias": True}, {"out_bias": True}], ids=str)
 def test_a_packed_layer(options):
     """In one call with its products: what it gives unpacked, and the same bits in any chunk and beside others."""
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ from layer_tools import assemble, assert_same, gradients, runs_everywhere, site
 
 from tryplicity_plugins.layers import masked_attention as module
 from tryplicity_plugins.layers.attention import GroupedQueryAttention
-from tryplicity_plugins.layers.masked_attention import masked_attention
+from tryplicity_plugins.layers.masked_attention import PLAIN, Scores, masked_attention
 
 T = 21
 DOCS = {"none": None, "runs": torch.tensor([[0] * 5 + [1] * 9 + [2] * 7, [3] * 1 + [4] * 19 + [9] * 1]),
@@ -22,7 +22,11 @@ def chosen(monkeypatch, way):
         monkeypatch.setattr(module, name, value)
 
 
-def written_out(q, k, v, docs):
+OPTIONS = {"window": {"window": 5}, "the one before": {"window": 2}, "scale": {"scores": Scores(0.3)},
+           "soft cap": {"scores": Scores(None, 0.8)}, "all": {"window": 7, "scores": Scores(0.7, 1.2)}}
+
+
+def written_out(q, k, v, docs, window=T, scores=PLAIN):
     """Softmax over what each query may see, head by head."""
     batch, heads, new, size = q.shape
     seen, group = k.shape[2] - new, heads // k.shape[1]
@@ -31,9 +35,11 @@ def written_out(q, k, v, docs):
         for h in range(heads):
             for t in range(new):
                 at = seen + t
-                allowed = [s for s in range(at + 1) if docs is None or docs[b, s] == docs[b, at]]
-                weights = (k[b, h // group, allowed] @ q[b, h, t] / size**0.5).softmax(0)
-                rows.append(weights @ v[b, h // group, allowed])
+                near = range(max(0, at - window + 1), at + 1)
+                allowed = [s for s in near if docs is None or docs[b, s] == docs[b, at]]
+                score = k[b, h // group, allowed] @ q[b, h, t] * (scores.scale or size**-0.5)
+                score = score if scores.softcap is None else (score / scores.softcap).tanh() * scores.softcap
+                rows.append(score.softmax(0) @ v[b, h // group, allowed])
     return torch.stack(rows).view(batch, heads, new, -1)
 
 
@@ -42,12 +48,25 @@ def written_out(q, k, v, docs):
 @pytest.mark.parametrize("docs", DOCS)
 @pytest.mark.parametrize("way", WAYS)
 def test_values_and_gradients(way, docs, seen, dtype, tolerance, monkeypatch):
+    assert_written_out(way, docs, seen, dtype, tolerance, monkeypatch)
+
+
+@pytest.mark.parametrize("docs", ["none", "runs"])
+@pytest.mark.parametrize("way", ["dense", "blocks"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options(options, way, docs, monkeypatch):
+    for seen in (0, 4):
+        assert_written_out(way, docs, seen, torch.float64, 1e-12, monkeypatch, **options)
+
+
+def assert_written_out(way, docs, seen, dtype, tolerance, monkeypatch, **options):
     chosen(monkeypatch, way)
     torch.manual_seed(0)
     new = T - seen
     q, k, v = (torch.randn(2, time, heads, 6, dtype=dtype).transpose(1, 2).requires_grad_()
                for time, heads in ((new, 4), (T, 2), (T, 2)))
-    actual, expected = masked_attention(q, k, v, DOCS[docs]).contiguous(), written_out(q, k, v, DOCS[docs])
+    expected = written_out(q, k, v, DOCS[docs], **options)
+    actual = masked_attention(q, k, v, DOCS[docs], **options).contiguous()
     assert_same([actual], [expected], tolerance)
     assert_same(gradients(actual, [q, k, v]), gradients(expected, [q, k, v]), tolerance)
 
@@ -64,7 +83,16 @@ def test_what_is_left_out_of_a_block_would_have_changed_nothing(monkeypatch):
     assert torch.equal(masked_attention(q, k, v, docs)[:, :, 12:], expected[:, :, 12:])
 
 
-@pytest.mark.parametrize("options", [{}, {"qk_norm": True}])
+def test_what_is_behind_a_window_is_not_even_read(monkeypatch):
+    chosen(monkeypatch, "blocks")
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, T, 6) for heads in (4, 2, 2))
+    expected = masked_attention(q, k, v, None, 5)
+    k[:, :, :7], v[:, :, :7] = torch.nan, torch.nan
+    assert torch.equal(masked_attention(q, k, v, None, 5)[:, :, 12:], expected[:, :, 12:])
+
+
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"window": 5}, {"softcap": 0.8}])
 def test_blocks_run_everywhere(options, monkeypatch):
     chosen(monkeypatch, "blocks")
     config = GroupedQueryAttention.Config(heads=4, kv_heads=2, head_dim=8, **options)
@@ -111,3 +139,23 @@ def test_the_memory_of_every_layer_and_objective_grows_with_the_length_alone(reg
     for stage, more in zip(planned(registry, 2048), planned(registry, 8192), strict=True):
         for before, after in zip(stage, more, strict=True):
             assert after < 4.3 * before
+
+
+def test_the_plan_of_a_window_grows_with_the_length_alone(registry):
+    """Work as well as memory: four times the text, four times the products of a layer with a window."""
+    from tryplicity.hardware import load_hardware
+    from tryplicity.model import assemble as assemble_model
+    from tryplicity.planner.measure import measure_stages
+    from tryplicity.spec import load_spec, parse_yaml
+
+    def planned(context, options):
+        text = (f"name: s\nvocab_size: 300\nhidden_size: 32\ncontext_length: {context}\n"
+                f"layers: [{{mixer: {{type: gqa, heads: 4, {options}}}}}]")
+        model = assemble_model(load_spec(parse_yaml(text, "s.yaml"), registry))
+        return measure_stages(model, load_hardware("cpu", registry, ["batch=1"]), "fp32", True)[1]
+
+    for options in ("window: 256", "window: 256, softcap: 5.0"):
+        short, long = planned(2048, options), planned(8192, options)
+        for figure in ("kept", "backward", "flops_forward", "flops_backward"):
+            assert getattr(long, figure) < 4.6 * getattr(short, figure), figure
+        assert long.flops_forward < 0.5 * planned(8192, "softcap: 5.0").flops_forward

@@ -15,8 +15,9 @@ from tryplicity_plugins.brain.dynamic_sparsity import DynamicSparsityRouter
 from tryplicity_plugins.brain.lateral_inhibition import LateralInhibition, LateralInhibitionRouter
 from tryplicity_plugins.brain.spike import Spike
 from tryplicity_plugins.layers.bitlinear import BitLinear
-from tryplicity_plugins.layers.moe import MixtureOfExperts, lay_out
+from tryplicity_plugins.layers.moe import MixtureOfExperts
 from tryplicity_plugins.layers.router import BalancedRouter, TopKRouter
+from tryplicity_plugins.layers.slots import lay_out
 
 HIDDEN = 32
 SITE = Site(hidden_size=HIDDEN, vocab_size=64, context_length=64, layers=4, linear_part=Part(Linear, None))
@@ -36,6 +37,7 @@ ROUTERS = {
     "top_k": Part(TopKRouter, TopKRouter.Config()),
     "top_k_softmax": Part(TopKRouter, TopKRouter.Config(score="softmax", z_loss=0.01)),
     "top_k_raw": Part(TopKRouter, TopKRouter.Config(normalize=False)),
+    "groups": Part(TopKRouter, TopKRouter.Config(groups=3, groups_kept=2, scale=2.5)),
     "dynamic_sparsity": Part(DynamicSparsityRouter, DynamicSparsityRouter.Config(
         min_experts=1, max_experts=5, mean_experts=3)),
     "lateral_inhibition": Part(LateralInhibitionRouter, LateralInhibitionRouter.Config(strength=0.5)),

@@ -15,7 +15,8 @@ from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.activations import GELU, ReLU2, SiLU, gated
 from tryplicity_plugins.layers.bitlinear import BitLinear
 from tryplicity_plugins.layers.gated_mlp import GatedMLP
-from tryplicity_plugins.layers.moe import MixtureOfExperts, pairs
+from tryplicity_plugins.layers.moe import MixtureOfExperts
+from tryplicity_plugins.layers.moe_decoding import decode_packed, pairs
 from tryplicity_plugins.layers.multi_token import MultiTokenPrediction
 from tryplicity_plugins.layers.norms import RMSNorm
 from tryplicity_plugins.layers.router import BalancedRouter, TopKRouter
@@ -52,6 +53,7 @@ ROUTERS = {
     "top_k": Part(TopKRouter, TopKRouter.Config()),
     "softmax": Part(TopKRouter, TopKRouter.Config(score="softmax")),
     "raw": Part(TopKRouter, TopKRouter.Config(normalize=False)),
+    "groups": Part(TopKRouter, TopKRouter.Config(groups=3, groups_kept=2, scale=2.5)),
     "dynamic_sparsity": Part(DynamicSparsityRouter, DynamicSparsityRouter.Config(min_experts=1, max_experts=5,
                                                                                  mean_experts=3)),
     "lateral_inhibition": Part(LateralInhibitionRouter, LateralInhibitionRouter.Config(strength=0.5)),
@@ -235,7 +237,7 @@ def test_a_token_has_the_same_bits_alone_in_a_chunk_or_beside_others(router, act
             for sizes in ([1] * 50, [49, 1], [7, 43]):
                 assert torch.equal(torch.cat([layer(part[None])[0] for part in x.split(sizes)]), whole)
             assert torch.equal(layer(x.view(25, 2, D)).view(50, D), whole)
-            assert torch.equal(layer._packed(x), whole)  # part by part, as where C does not know them all
+            assert torch.equal(decode_packed(layer, x), whole)  # part by part, as where C does not know them all
     finally:
         torch.set_num_threads(before)
 

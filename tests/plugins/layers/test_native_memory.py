@@ -36,7 +36,7 @@ PROGRAM = """
 ROUTE = """
     N, D, E, K = 100_000, 8, 64, 2
     x, weight, bias = torch.randn(N, D, generator=generator), torch.randn(E, D, generator=generator), torch.zeros(E)
-    struct = RouterInC(D, E, K, False, True, weight.data_ptr(), bias.data_ptr(), None, None, None, 0.0, 0.0, 0.0)
+    struct = RouterInC(D, E, K, False, True, 1, 1, 2, weight.data_ptr(), bias.data_ptr(), None, None, None, 0, 0, 0, 1)
     row, expert = torch.zeros(2, N * K, dtype=torch.int64).unbind()
     weights = torch.zeros(N * K)
     count = ctypes.c_int64()
@@ -60,7 +60,7 @@ ATTENTION = """
     page = torch.zeros(64 * 2 * K)
     pages = (ctypes.c_void_p * 1)(page.data_ptr())
     rows = (ctypes.c_int64 * 3)(ctypes.addressof(pages), 0, 0)
-    struct = AttentionInC(H, 1, K, None, None, Products())
+    struct = AttentionInC(H, 1, K, K, 0, 0.0, 0.0, None, None, Products())
     function = native.function("attention_over_pages", "pppppii")
 
     def call():

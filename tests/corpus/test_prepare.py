@@ -1,0 +1,99 @@
+"""One command from a recipe to a trained model, and what kills do to it."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import call
+from tryplicity.data import TokenFile
+
+SMALL = Path(__file__).parents[1] / "small.yaml"
+GOAL = f"train: {{spec: {SMALL}, steps: 2, settings: [training.checkpoint_every=1]}}\n"
+
+
+def files_of(folder, *kinds):
+    """Hashes of the corpus, its tokenizer and token files: of all that must not depend on how often it was stopped."""
+    kinds = kinds or ("raw", "work", "filtered", "prepared/documents", "prepared/tokens", "prepared/tokenizers",
+                      "tokenizer.json")
+    found = {}
+    for kind in kinds:
+        for path in sorted([folder / kind] if (folder / kind).is_file() else (folder / kind).rglob("*")):
+            name = str(path.relative_to(folder))
+            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts) \
+                    and "judges" not in name:
+                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def killed_and_gone_on_with(line, folder, kills, most, environment):
+    """Run the command, kill it with SIGKILL at random moments of a run of `most` seconds, and at last let it end."""
+    draw = random.Random(kills)
+    for _ in range(kills):
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment,
+                                   start_new_session=True)
+        try:
+            process.communicate(timeout=draw.uniform(0.1, 1.0) * most)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its workers too, as a machine that goes down does
+            process.communicate()
+    done = subprocess.run(line, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def prepare_line(recipe, folder):
+    return [sys.executable, "-m", "tryplicity.cli", "data", "prepare", str(recipe), "--out", str(folder)]
+
+
+def test_one_command_from_texts_to_a_model_and_a_second_one_passes_over_it(recipe_file, tmp_path, capfd):
+    recipe, folder = recipe_file(more=GOAL), tmp_path / "c"
+    code, out, err = call(capfd, "data", "prepare", str(recipe), "--out", str(folder), "--workers", "1", "--json")
+    assert code == 0, err
+    said = json.loads(out)
+    assert said["documents"] == 60 and said["run"] == str(folder / "run")
+    assert (folder / "run" / "model.safetensors").exists() and (folder / "report.md").exists()
+    tokens, = (folder / "prepared" / "tokens").iterdir()
+    parts = {name: TokenFile(tokens, name) for name in ("train", "heldout")}
+    assert said["tokens"] == {name: int(part.end_D[-1]) for name, part in parts.items()}
+    assert (tokens / "tokenizer.json").read_text() == (folder / "tokenizer.json").read_text() == \
+        (folder / "run" / "tokenizer.json").read_text()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.parent != folder}
+    code, again, err = call(capfd, "data", "prepare", str(recipe), "--out", str(folder), "--workers", "1", "--json")
+    assert code == 0 and json.loads(again) == said, err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_killed_and_gone_on_with_it_is_the_same(recipe_file, tmp_path, capfd):
+    recipe = recipe_file(more="vocab_size: 300\n")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    begun = time.monotonic()
+    done = subprocess.run(prepare_line(recipe, tmp_path / "whole"), capture_output=True, text=True, env=environment)
+    seconds = time.monotonic() - begun
+    assert done.returncode == 0, done.stderr
+    killed_and_gone_on_with(prepare_line(recipe, tmp_path / "cut"), tmp_path / "cut", 2, seconds, environment)
+    found = files_of(tmp_path / "cut")
+    assert found == files_of(tmp_path / "whole") and any("train.bin" in name for name in found)
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    (f"train: {{spec: {SMALL}}}\n", "exactly one of steps, tokens and minutes"),
+    (f"train: {{spec: {SMALL}, steps: 2}}\nvocab_size: 5\n", "vocab_size is 5, and the spec under train"),
+    ("train: {spec: nowhere, steps: 2}\n", "nowhere"),
+])
+def test_what_cannot_become_a_model_is_said_before_anything_is_fetched(recipe_file, tmp_path, capfd, more, said):
+    code, _, err = call(capfd, "data", "prepare", str(recipe_file(more=more)), "--out", str(tmp_path / "c"))
+    assert code == 2 and said in err and not (tmp_path / "c").exists()
+
+
+def test_without_a_vocabulary_it_ends_with_the_filtered_text(recipe_file, tmp_path, capfd):
+    code, out, err = call(capfd, "data", "prepare", str(recipe_file()), "--out", str(tmp_path / "c"), "--json",
+                          "--workers", "1")
+    assert code == 0, err
+    assert "tokens" not in json.loads(out) and not (tmp_path / "c" / "prepared").exists()
