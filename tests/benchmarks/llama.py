@@ -6,7 +6,8 @@
 Each side is a process of its own that stays alive, and short bursts alternate, so that a drift in the machine's speed
 meets all alike. A burst reads a prompt, decodes some tokens greedily untimed, and then those that are timed.
 --processor-time counts the process's own time on processors, not the clock's, for machines that do other work beside:
-then with one thread, since one that waits counts too.
+then with one thread, since one that waits counts too. --no-repack keeps llama.cpp from storing weights anew for AMX and
+the like, which it takes for usable on some virtual machines where it is not, and dies of.
 """
 
 from __future__ import annotations
@@ -64,16 +65,25 @@ def ours(form: str, threads: int, clock: Callable[[], float]) -> Callable[[], fl
     return burst
 
 
-def theirs(file: str, threads: int, clock: Callable[[], float]) -> Callable[[], float]:
-    from llama_cpp import Llama
+def theirs(file: str, threads: int, clock: Callable[[], float], repack: bool) -> Callable[[], float]:
+    import llama_cpp
+    import numpy
 
-    model = Llama(model_path=file, n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
+    given = llama_cpp.llama_model_default_params
+
+    def parameters():
+        made = given()
+        made.use_extra_bufts = repack
+        return made
+
+    llama_cpp.llama_cpp.llama_model_default_params = parameters
+    model = llama_cpp.Llama(model_path=file, n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
     print(0, flush=True)
 
     def burst() -> float:
         def step(tokens: list[int]) -> int:
             model.eval(tokens)
-            return int(model.scores[model.n_tokens - 1].argmax())
+            return int(numpy.ctypeslib.as_array(model._ctx.get_logits(), shape=(model.n_vocab(),)).argmax())
 
         model.reset()
         started = clock()
@@ -95,6 +105,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--bursts", type=int, default=8)
     parser.add_argument("--processor-time", action="store_true")
+    parser.add_argument("--no-repack", action="store_true")
     parser.add_argument("--reading", action="store_true", help="how fast prompts are read, and not decoding")
     parser.add_argument("--forms", default="int8", help="of ours: int8,bf16,fp32")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
@@ -102,7 +113,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.serve:
         clock = time.process_time if given.processor_time else time.perf_counter
-        side = (theirs(given.file, given.threads, clock) if given.serve == LLAMA
+        side = (theirs(given.file, given.threads, clock, not given.no_repack) if given.serve == LLAMA
                 else ours(given.serve, given.threads, clock))
 
         def one() -> float:
@@ -115,7 +126,8 @@ def main() -> None:
 
     options = ["--threads", str(given.threads), "--file", str(smollm2())]
     options += [f"--{name}" for name, wanted in (("processor-time", given.processor_time),
-                                                 ("reading", given.reading)) if wanted]
+                                                 ("reading", given.reading),
+                                                 ("no-repack", given.no_repack)) if wanted]
     workers = {form: Worker(form, "tests.benchmarks.llama", options) for form in given.forms.split(",")}
     if given.llama:
         workers[LLAMA] = Worker(LLAMA, "tests.benchmarks.llama", options, python=given.llama)
