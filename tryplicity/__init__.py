@@ -10,6 +10,8 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
+#: of what plugins rest on (tests/public_api.txt): raised when something of it goes or changes
+API_VERSION = 1
 
 _EXPORTS = {
     "tryplicity.hookspecs": ["hookimpl"],
@@ -32,13 +34,14 @@ _EXPORTS = {
     "tryplicity.files": ["whole_file", "write_text"],
     "tryplicity.search": ["PassageIndex", "ensure_index"],
     "tryplicity.plugins": ["load_plugins"],
+    "tryplicity.named": ["NamedModel"],
     "tryplicity.world": ["World"],
     "tryplicity.training.reference": ["train_reference"],
     "tryplicity.training.saved": ["saved_weights"],
     "tryplicity.planner.memory": ["Facts", "MemoryPlan", "finish_plan", "moments"],
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
-__all__ = [*_HOME, "kernels", "__version__"]
+__all__ = [*_HOME, "kernels", "API_VERSION", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

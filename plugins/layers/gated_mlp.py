@@ -24,7 +24,7 @@ from tryplicity import (
     uses,
 )
 from tryplicity_plugins.layers import native
-from tryplicity_plugins.layers.activations import GateInC, activated, gate_in_c, gated
+from tryplicity_plugins.layers.activations import GateInC, activated, decoded, gate_in_c
 from tryplicity_plugins.layers.prepared import Products, Told, packed, prepared, products
 
 
@@ -51,7 +51,7 @@ def run_mlp(module: nn.Module, x: Tensor) -> Tensor:
     if native.works_on(x):
         told = prepared(module, lambda: mlp_in_c(module.gate_up, module.activation, module.down))
     if told is None:
-        return module.down(gated(module.activation, module.gate_up(x)))
+        return module.down(decoded(module.activation, module.gate_up(x), gate=True))
     out = torch.empty_like(x)
     native.function("gated_mlp", "ppip")(told.address, x.data_ptr(), x.numel() // x.shape[-1], out.data_ptr())
     return out
@@ -84,22 +84,24 @@ class GatedMLP(FeedForward):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__()
         inner = config.inner_size or -(-8 * site.hidden_size // (3 * 64)) * 64
-        self.gate_up = site.linear(site.hidden_size, 2 * inner, bias=config.bias)
+        self.gate_up = site.linear(site.hidden_size, 2 * inner, bias=config.bias, parts=(inner, inner))
         self.activation = config.activation.build(inner)
         self.inner_norm = site.norm(inner) if config.inner_norm else None
         self.gate_multiplier, self.down_multiplier = config.gate_multiplier, config.down_multiplier
         self.down = site.linear(inner, site.hidden_size, bias=config.bias, writes_residual=True)
 
     def forward(self, x_BTD: Tensor, *, state=None, doc_ids=None):
-        plain = self.inner_norm is None and self.gate_multiplier == self.down_multiplier == 1.0
-        if plain and not (self.training or torch.is_grad_enabled()):
+        inferring = not (self.training or torch.is_grad_enabled())
+        if inferring and self.inner_norm is None and self.gate_multiplier == self.down_multiplier == 1.0:
             return run_mlp(self, x_BTD)
-        gate_up_BTF = self.gate_up(x_BTD)
+        gate_up_BTF, report = self.gate_up(x_BTD), Report()
         if self.gate_multiplier != 1.0:
             gate_BTF, up_BTF = gate_up_BTF.chunk(2, dim=-1)
             gate_up_BTF = torch.cat((gate_BTF * self.gate_multiplier, up_BTF), -1)
-        y_BTF, said = activated(self.activation, gate_up_BTF, gate=True)
-        report = Report()
-        report.include("activation", said)
+        if inferring:
+            y_BTF = decoded(self.activation, gate_up_BTF, gate=True)
+        else:
+            y_BTF, said = activated(self.activation, gate_up_BTF, gate=True)
+            report.include("activation", said)
         y_BTD = self.down(y_BTF if self.inner_norm is None else self.inner_norm(y_BTF))
         return y_BTD if self.down_multiplier == 1.0 else y_BTD * self.down_multiplier, report
