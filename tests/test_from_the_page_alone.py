@@ -33,8 +33,8 @@ def environment(tmp_path):
     (packages,) = home.glob("lib/python*/site-packages")
     (packages / "lent.pth").write_text("\n".join(here))
     source = tmp_path / "source"
-    parts = ["setup.cfg", "pyproject.toml", "README.md", "LICENSE", "tryplicity", "plugins", "specs", "hardware", "recipes",
-             "static"]
+    parts = ["setup.cfg", "pyproject.toml", "README.md", "LICENSE", "tryplicity", "plugins", "specs", "hardware",
+             "recipes", "static"]
     for name in parts:  # not what earlier builds have left there
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
