@@ -47,7 +47,7 @@ def test_a_busy_server_and_a_cut_connection_are_tried_again_and_every_row_comes_
         done = download(recipe(url), tmp_path / "c", no_progress, waits=(0.0, 0.0), say=said.append)
     assert done.states["huggingface"].done and fetched(tmp_path / "c") == ROWS and not answers
     if busy:        # then it waits as long as the server wishes, which is longer than ours
-        assert said and all("the server is busy, or down (status" in line and "trying again in 0.3 s" in line for line in said)
+        assert said and all("is busy, or down (status" in line and "trying again in 0.3 s" in line for line in said)
 
 
 def test_one_that_stays_busy_ends_with_its_status_and_keeps_what_is_there(tmp_path):
@@ -61,6 +61,27 @@ def test_what_is_not_there_is_no_reason_to_wait(tmp_path):
         with serving(BODY, [status] * 100) as (url, _), pytest.raises(UserError, match=why) as caught:
             list(HuggingFace(HuggingFace.Config("json", data_files=url)).documents())
         assert not isinstance(caught.value, Unreachable)
+
+
+def test_a_disk_that_fills_up_is_told_and_what_is_there_is_kept(tmp_path):
+    """As far as a file may grow: 15 kB, so that the second shard, which is larger, cannot be written."""
+    import resource
+
+    few = "".join(json.dumps({"text": text}) + "\n" for text in [*map(str, range(9)), "x" * 30_000])
+    long = "".join(json.dumps({"text": os.urandom(20_000).hex()}) + "\n" for _ in range(3))
+    with serving((few + long).encode(), []) as (url, _):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, limits[1]))
+        try:
+            with pytest.raises(UserError, match=r"part-00001\.parquet: cannot be written \(File too large\); free some"):
+                download(recipe(url), tmp_path / "c", no_progress)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        there = (tmp_path / "c" / "raw" / "huggingface").iterdir()
+        assert [path.name for path in there if path.suffix == ".parquet"] == [
+            "part-00000.parquet"]
+        done = download(recipe(url), tmp_path / "c", no_progress)
+    assert done.states["huggingface"].documents == 13 and len(fetched(tmp_path / "c")) == 13
 
 
 def test_how_long_a_server_asks_to_wait():
