@@ -73,7 +73,7 @@ def test_a_disk_that_fills_up_is_told_and_what_is_there_is_kept(tmp_path):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, limits[1]))
         try:
-            with pytest.raises(UserError, match=r"part-00001\.parquet: cannot be written \(File too large\); free some"):
+            with pytest.raises(UserError, match=r"part-00001\.parquet: cannot be written \(File too large\); free"):
                 download(recipe(url), tmp_path / "c", no_progress)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
