@@ -20,8 +20,10 @@ th, td { text-align: left; padding: 4px 12px 4px 0; vertical-align: top }
 th { color: #a9a9c4; font-weight: 500; border-bottom: 1px solid #2c2c47 } td { border-bottom: 1px solid #1a1a2e }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums } td.text { color: #d6d6e6; overflow-wrap: anywhere }
 .figures { display: flex; flex-wrap: wrap; gap: 12px; margin: 20px 0 }
-.figures div { background: #1a1a2e; border-radius: 8px; padding: 10px 18px } .figures b { display: block; font-size: 22px } code { color: #b7a1fb }
-.legend span { margin-right: 18px } .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 2px;
+.figures div { background: #1a1a2e; border-radius: 8px; padding: 10px 18px }
+.figures b { display: block; font-size: 22px }
+.legend span { margin-right: 18px }
+.legend i { display: inline-block; width: 10px; height: 10px; border-radius: 2px;
 margin-right: 6px }
 """
 
