@@ -142,7 +142,7 @@ def test_the_memory_of_every_layer_and_objective_grows_with_the_length_alone(reg
 
 
 def test_the_plan_of_a_window_grows_with_the_length_alone(registry):
-    """Work as well as memory: four times the text, four times the products of a layer with a window."""
+    """Work as well as memory: twice the text, twice the products of a layer with a window."""
     from tryplicity.hardware import load_hardware
     from tryplicity.model import assemble as assemble_model
     from tryplicity.planner.measure import measure_stages
@@ -155,7 +155,7 @@ def test_the_plan_of_a_window_grows_with_the_length_alone(registry):
         return measure_stages(model, load_hardware("cpu", registry, ["batch=1"]), "fp32", True)[1]
 
     for options in ("window: 256", "window: 256, softcap: 5.0"):
-        short, long = planned(2048, options), planned(8192, options)
+        short, long = planned(2**14, options), planned(2**15, options)  # in blocks of one size
         for figure in ("kept", "backward", "flops_forward", "flops_backward"):
-            assert getattr(long, figure) < 4.6 * getattr(short, figure), figure
-        assert long.flops_forward < 0.5 * planned(8192, "softcap: 5.0").flops_forward
+            assert getattr(long, figure) < 2.05 * getattr(short, figure), figure
+        assert short.flops_forward < 0.15 * planned(2**14, "softcap: 5.0").flops_forward
