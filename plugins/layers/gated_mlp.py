@@ -25,7 +25,7 @@ from tryplicity import (
     uses,
 )
 from tryplicity_plugins.layers import native
-from tryplicity_plugins.layers.activations import GateInC, gate_in_c, gated
+from tryplicity_plugins.layers.activations import GateInC, decoded, gate_in_c
 from tryplicity_plugins.layers.prepared import Products, Told, packed, prepared, products
 
 
@@ -52,7 +52,7 @@ def run_mlp(module: nn.Module, x: Tensor) -> Tensor:
     if native.works_on(x):
         told = prepared(module, lambda: mlp_in_c(module.gate_up, module.activation, module.down))
     if told is None:
-        return module.down(gated(module.activation, module.gate_up(x)))
+        return module.down(decoded(module.activation, module.gate_up(x), gate=True))
     out = torch.empty_like(x)
     native.function("gated_mlp", "ppip")(told.address, x.data_ptr(), x.numel() // x.shape[-1], out.data_ptr())
     return out
@@ -92,14 +92,17 @@ class GatedMLP(FeedForward):
         self.down = site.linear(inner, site.hidden_size, bias=config.bias, writes_residual=True)
 
     def forward(self, x_BTD: Tensor, *, state=None, doc_ids=None):
-        plain = self.inner_norm is None and self.gate_multiplier == self.down_multiplier == 1.0
-        if plain and not (self.training or torch.is_grad_enabled()):
+        inferring = not (self.training or torch.is_grad_enabled())
+        if inferring and self.inner_norm is None and self.gate_multiplier == self.down_multiplier == 1.0:
             return run_mlp(self, x_BTD)
         gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
         gate_BTF = gate_BTF if self.gate_multiplier == 1.0 else gate_BTF * self.gate_multiplier
-        gate_BTF, said = output_and_report(self.activation(gate_BTF))
         report = Report()
-        report.include("activation", said)
-        y_BTF = gate_BTF * up_BTF
+        if inferring:
+            y_BTF = decoded(self.activation, torch.cat((gate_BTF, up_BTF), -1), gate=True)
+        else:
+            gate_BTF, said = output_and_report(self.activation(gate_BTF))
+            report.include("activation", said)
+            y_BTF = gate_BTF * up_BTF
         y_BTD = self.down(y_BTF if self.inner_norm is None else self.inner_norm(y_BTF))
         return y_BTD if self.down_multiplier == 1.0 else y_BTD * self.down_multiplier, report
