@@ -225,5 +225,5 @@ def test_a_small_model_of_others_reads_the_nearest_sentences_and_last_what_to_do
     assert asked[0]["content"] == INSTRUCTIONS and asked[1:-1] == TALK
     last = asked[-1]["content"]
     assert "Paths are joined by join." in last and "[2] list.append\n" in last and words(asked[-1:]) < 120
-    assert last.endswith("Question: How do I join paths?\n\nAnswer from the sources, in their words, and name the source "
-                         "like [1].")
+    assert last.endswith("Question: How do I join paths?\n\nAnswer from the sources, in their words, and name the "
+                         "source like [1].")
