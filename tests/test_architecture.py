@@ -20,13 +20,13 @@ FLOORS = [
     {"bounds", "errors", "hookspecs", "leftout", "names"},
     {"parts", "functional", "kernels", "guard", "world"},
     {"components", "registry"},
-    {"plugins", "spec", "hardware", "files", "run"},
+    {"watching", "plugins", "spec", "hardware", "files", "run"},
     {"model", "planner", "promises"},
     {"builder"},
     {"training", "inference", "search", "data", "launch"},
     {"corpus", "evaluation", "exchange"},
-    {"cli", "commands", "server", "ablation", "pages", "brain_page", "brain_summary", "doctor", "reference", "testing",
-     "contract", "__main__"},
+    {"cli", "commands", "server", "ablation", "pages", "brain_page", "brain_summary", "doctor", "reference", "scaffold",
+     "testing", "contract", "__main__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

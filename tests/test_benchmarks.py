@@ -11,10 +11,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def benchmark(tmp_path, *options):
-    done = subprocess.run([sys.executable, "-m", "tests.benchmarks.gpu", "--device", "cpu", "--spec",
-                           str(ROOT / "tests" / "small.yaml"), "--json", str(tmp_path / "gpu.json"), *options],
+    done = subprocess.run([sys.executable, "-m", "tests.benchmarks.card", "--device", "cpu", "--spec",
+                           str(ROOT / "tests" / "small.yaml"), "--json", str(tmp_path / "card.json"), *options],
                           capture_output=True, text=True, cwd=ROOT)
-    return done, json.loads((tmp_path / "gpu.json").read_text())
+    return done, json.loads((tmp_path / "card.json").read_text())
 
 
 def test_two_parts(tmp_path):
@@ -31,9 +31,15 @@ def test_a_part_that_takes_too_long_is_ended_and_said(tmp_path):
     assert found["parts"]["decoding"]["result"].startswith(("no time was left", "not done after"))
 
 
+def test_the_command_itself_trains_under_fsdp_on_one_device(tmp_path):
+    done, found = benchmark(tmp_path, "--only", "command", "--minutes", "40")
+    measured = found["parts"]["command"]["measured"]
+    assert done.returncode == 0 and measured["peak_gb"] > 0 < measured["planned_peak_gb"], done.stdout
+
+
 @pytest.mark.slow
 def test_all_parts(tmp_path):
     done, found = benchmark(tmp_path)
     assert done.returncode == 0, done.stderr + done.stdout
-    assert list(found["parts"])[:2] == ["right", "compiled"] and len(found["parts"]) == 8
+    assert list(found["parts"])[:2] == ["right", "compiled"] and len(found["parts"]) == 10
     assert not found["parts"]["compiled"]["fell_back"]

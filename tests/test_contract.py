@@ -12,7 +12,7 @@ FILES = (str(HERE / "example_plugin.py"), str(HERE / "parallel_plugin.py"))
 REGISTRY = load_plugins(FILES).registry
 OPTIONS = {"mamba2": {"state_size": 8, "head_dim": 16, "chunk": 4}, "gqa": {"heads": 4, "kv_heads": 2, "qk_norm": True},
            "moe": {"experts": 4, "inner_size": 16}, "gated_mlp": {"inner_size": 16},
-           "parallel": {"left": {"type": "mamba2", "head_dim": 16}, "right": {"type": "gqa", "heads": 4}},
+           "two_mixers": {"left": {"type": "mamba2", "head_dim": 16}, "right": {"type": "gqa", "heads": 4}},
            "dynamic_sparsity": {"max_experts": 3, "mean_experts": 2, "min_experts": 1}}
 #: whose tests have a server, an index, a model or a folder for them
 APART = ("source", "judge", "retriever", "architecture")

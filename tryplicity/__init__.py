@@ -10,6 +10,8 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
+#: of what plugins rest on (tests/public_api.txt): raised when something of it goes or changes
+API_VERSION = 1
 
 _EXPORTS = {
     "tryplicity.hookspecs": ["hookimpl"],
@@ -38,7 +40,7 @@ _EXPORTS = {
     "tryplicity.planner.memory": ["Facts", "MemoryPlan", "finish_plan", "moments"],
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
-__all__ = [*_HOME, "kernels", "__version__"]
+__all__ = [*_HOME, "kernels", "API_VERSION", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

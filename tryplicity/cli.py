@@ -98,8 +98,14 @@ def _taken(args: list[str]) -> tuple[list[str], list[str]]:
 def _foreign_commands(files: tuple[str, ...]) -> dict[str, click.Command]:
     from tryplicity.plugins import load_commands
 
-    return {command.name: command for command in load_commands(files)
-            if isinstance(command, click.Command) and command.name not in main.commands}
+    found = {}
+    for command in load_commands(files):
+        if isinstance(command, click.Command) and command.name in main.commands:
+            print(f"warning: a plugin brings a command called {command.name}, which is there already; it needs another "
+                  "name", file=sys.stderr)
+        elif isinstance(command, click.Command):
+            found[command.name] = command
+    return found
 
 
 #: what is drawn -> what stands for it where only ASCII can be written

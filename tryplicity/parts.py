@@ -22,6 +22,12 @@ class Component:
     default_for: ClassVar[tuple[str, ...]] = ()
     #: options with which the conformance kit tries it, one trial each, at a hidden_size of 32
     trials: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    #: each component class -> its attributes when it was made, to find what changed them since
+    _as_made: ClassVar[weakref.WeakKeyDictionary[type, dict[str, Any]]] = weakref.WeakKeyDictionary()
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        Component._as_made[cls] = dict(vars(cls))
 
     @dataclass(frozen=True)
     class Config:

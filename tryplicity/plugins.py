@@ -31,10 +31,13 @@ from tryplicity.hookspecs import COMPONENT_HOOKS
 from tryplicity.parts import Component
 from tryplicity.registry import Registry, check_config
 from tryplicity.run import Run, file_digest
+from tryplicity.watching import quick, quiet, top, untouched
 
 GROUP = "tryplicity"
 WITHOUT = "TRYPLICITY_DISABLE_PLUGINS"  # names, with commas between them: for the processes that are started too
 TRACE = "TRYPLICITY_TRACE_PLUGINS"
+#: what a spec, a profile or an option says in place of a component
+RESERVED = {"auto", "none", "null", "true", "false", "type"}
 
 
 @dataclass
@@ -94,12 +97,15 @@ class Plugins:
         if not self.without.isdisjoint(plugin.known_as):
             plugin.cause, plugin.disabled = f"disabled by --without-plugin or {WITHOUT}", True
             return
-        with self._guarded(plugin), self._timed(plugin.name, "import"):
+        with self._guarded(plugin), untouched(self._packages(name)) as own:
             if twin := next((p for p in self._found[:-1] if p.name == name), None):
                 raise UserError(f"there is already a {twin}; rename one of them")
-            module = importer()
+            # a file is asked for by name, and seldom; what is installed is imported by every command
+            with self._timed(name, "import"), quick(str(plugin)) if version else contextlib.nullcontext():
+                module = importer()
             if not isinstance(module, ModuleType):
                 raise UserError(f"a plugin is a module; its entry point names a {type(module).__name__}")
+            own.add(top(module.__name__))
             self._check_hooks(module)
             self.manager.register(module, name)
 
@@ -112,7 +118,8 @@ class Plugins:
         for plugin in self._found:
             if plugin.cause:
                 continue
-            with self._guarded(plugin):
+            with self._guarded(plugin), untouched(self._packages(plugin.name)) as own:
+                own.add(top(self.manager.get_plugin(plugin.name).__name__))
                 components = []
                 for component, hook in self._components(plugin.name):
                     _check_component(component, hook)
@@ -156,7 +163,7 @@ class Plugins:
     def _guarded(self, plugin: Plugin) -> Iterator[None]:
         """On any fault inside, leave the plugin out whole and say why."""
         try:
-            with contextlib.redirect_stdout(sys.stderr):  # what a plugin prints must not get into --json
+            with quiet(str(plugin)):
                 yield
         except KeyboardInterrupt:
             raise
@@ -175,6 +182,10 @@ class Plugins:
             if self.trace:
                 print(f"trace: plugin {plugin}: {what} took {1e3 * (time.perf_counter() - start):.2f} ms",
                       file=sys.stderr)
+
+    def _packages(self, name: str) -> set[str]:
+        """Of the plugins loaded so far, but this one."""
+        return {top(module.__name__) for other, module in self.manager.list_name_plugin() if module and other != name}
 
     def _check_hooks(self, module: ModuleType) -> None:
         """Refuse what pluggy would pass over in silence."""
@@ -246,6 +257,12 @@ def _check_component(component: Any, hook: str) -> None:
         raise UserError(f"{hook} returned {component.__name__} of family {family!r}; {remedy}")
     if not (isinstance(getattr(component, "name", None), str) and component.name):
         raise UserError(f'{component.__name__} has no name: set name = "..." on the class')
+    if component.name in RESERVED:
+        raise UserError(f"{component.__name__} is called {component.name!r}, which means something else where a "
+                        "component is named; give it another name")
+    if isinstance(component.Config, type) and "type" in getattr(component.Config, "__annotations__", {}):
+        raise UserError(f"{component.__name__}.Config has an option called 'type', which is the key that names the "
+                        "component; give the option another name")
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -2,11 +2,12 @@
 
 Launchers (torchrun, a scheduler, `tryplicity train` itself) say in the environment who is who: RANK, WORLD_SIZE,
 LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as pytorch.org/docs/stable/elastic/run.html describes. Nothing of
-torch.distributed is touched in a world of one.
+torch.distributed is touched in a world of one that does not ask for it.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -91,6 +92,15 @@ class World:
         if error is not None:
             raise error
         return value
+
+    def group(self) -> None:
+        """Have a process group there in a world of one too: what shards needs one, be it of this process alone."""
+        from torch import distributed
+
+        if not distributed.is_initialized():
+            distributed.init_process_group(BACKENDS[self.device.type], store=distributed.HashStore(), rank=0,
+                                           world_size=1)
+            atexit.register(distributed.destroy_process_group)
 
     def part(self, rows: int) -> slice:
         """Which of so many rows are this rank's: a stretch of them; the ranks' sizes differ by one at most."""

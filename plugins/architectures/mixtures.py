@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tryplicity import Piece
+from tryplicity import Form, Piece
 from tryplicity_plugins.architectures import pieces
 from tryplicity_plugins.architectures.llama import Llama, Qwen2, Qwen3
 from tryplicity_plugins.architectures.pieces import Config
+
+ROW = Form(lambda tensor: tensor.squeeze(0), lambda tensor: tensor.unsqueeze(0))  # a vector here
 
 
 def count(config: Config) -> int:
@@ -90,7 +92,7 @@ class Qwen2MoE(Qwen2):
         yield from pieces.experts(count(config), config["moe_intermediate_size"], theirs, ours)
         yield from pieces.gated_mlp(config["shared_expert_intermediate_size"], f"{theirs}.shared_expert", ours,
                                     prefix="shared_")
-        yield Piece(f"{theirs}.shared_expert_gate.weight", f"{ours}.shared_gate.weight")
+        yield Piece(f"{theirs}.shared_expert_gate.weight", f"{ours}.shared_gate", ..., ROW)
 
 
 class OLMoE(Llama):

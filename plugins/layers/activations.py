@@ -39,18 +39,17 @@ def activated(activation: Activation, first: Tensor, group_S: Tensor | None = No
     return gate_F * up_F, report
 
 
-def gated(activation: Activation, gate_up: Tensor, group_S: Tensor | None = None) -> Tensor:
-    """activation(gate) * up of [..., 2 F], gate and up; for decoding, where nobody reads the activation's report.
-
-    group_S: of each row of gate_up [S, 2 F], for an activation of several groups.
-    """
-    told = prepared(activation, lambda: gate_in_c(activation)) if native.works_on(gate_up) else None
+def decoded(activation: Activation, first: Tensor, group_S: Tensor | None = None, *, gate: bool) -> Tensor:
+    """The same for decoding, where nobody reads the report: in C, which gives a token the same bits however many there
+    are. group_S: of each row of `first`, for an activation of several groups."""
+    told = prepared(activation, lambda: gate_in_c(activation)) if native.works_on(first) else None
     if told is None:
-        return activated(activation, gate_up, group_S, gate=True)[0]
-    F2 = gate_up.shape[-1]
-    y = gate_up.new_empty(*gate_up.shape[:-1], F2 // 2)
-    native.function("gated", "ppiipp")(told.address, gate_up.data_ptr(), gate_up.numel() // F2, F2 // 2,
-                                       address(group_S), y.data_ptr())
+        return activated(activation, first, group_S, gate=gate)[0]
+    width = first.shape[-1]
+    F = width // 2 if gate else width
+    y = first.new_empty(*first.shape[:-1], F)
+    native.function("activated", "ppiiipp")(told.address, first.data_ptr(), first.numel() // width, F, gate,
+                                            address(group_S), y.data_ptr())
     return y
 
 

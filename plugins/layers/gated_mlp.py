@@ -11,9 +11,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tryplicity import Activation, FeedForward, Linear, Part, Report, Site, Size, later, output_and_report, uses
+from tryplicity import (
+    Activation,
+    FeedForward,
+    Linear,
+    Part,
+    Positive,
+    Report,
+    Site,
+    Size,
+    later,
+    output_and_report,
+    uses,
+)
 from tryplicity_plugins.layers import native
-from tryplicity_plugins.layers.activations import GateInC, gate_in_c, gated
+from tryplicity_plugins.layers.activations import GateInC, decoded, gate_in_c
 from tryplicity_plugins.layers.prepared import Products, Told, packed, prepared, products
 
 
@@ -40,14 +52,18 @@ def run_mlp(module: nn.Module, x: Tensor) -> Tensor:
     if native.works_on(x):
         told = prepared(module, lambda: mlp_in_c(module.gate_up, module.activation, module.down))
     if told is None:
-        return module.down(gated(module.activation, module.gate_up(x)))
+        return module.down(decoded(module.activation, module.gate_up(x), gate=True))
     out = torch.empty_like(x)
     native.function("gated_mlp", "ppip")(told.address, x.data_ptr(), x.numel() // x.shape[-1], out.data_ptr())
     return out
 
 
 class GatedMLP(FeedForward):
-    """down(activation(gate(x)) * up(x)) (Shazeer, arXiv:2002.05202); gate and up are one product."""
+    """down(activation(gate(x)) * up(x)) (Shazeer, arXiv:2002.05202); gate and up are one product.
+
+    With an inner norm it stands before down; the multipliers are those of maximal update parametrisation, which some
+    models keep (Falcon-H1).
+    """
 
     name = "gated_mlp"
 
@@ -59,19 +75,34 @@ class GatedMLP(FeedForward):
         """What the gate goes through."""
         bias: bool = later(False)
         """Whether gate, up and down have an offset."""
+        inner_norm: bool = later(False)
+        """Whether activation(gate) * up is normalised before down."""
+        gate_multiplier: Positive = later(1.0)
+        """Of the gate before its activation."""
+        down_multiplier: Positive = later(1.0)
+        """Of the output."""
 
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__()
         inner = config.inner_size or -(-8 * site.hidden_size // (3 * 64)) * 64
         self.gate_up = site.linear(site.hidden_size, 2 * inner, bias=config.bias)
         self.activation = config.activation.build(inner)
+        self.inner_norm = site.norm(inner) if config.inner_norm else None
+        self.gate_multiplier, self.down_multiplier = config.gate_multiplier, config.down_multiplier
         self.down = site.linear(inner, site.hidden_size, bias=config.bias, writes_residual=True)
 
     def forward(self, x_BTD: Tensor, *, state=None, doc_ids=None):
-        if not (self.training or torch.is_grad_enabled()):
+        inferring = not (self.training or torch.is_grad_enabled())
+        if inferring and self.inner_norm is None and self.gate_multiplier == self.down_multiplier == 1.0:
             return run_mlp(self, x_BTD)
         gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
-        gate_BTF, said = output_and_report(self.activation(gate_BTF))
+        gate_BTF = gate_BTF if self.gate_multiplier == 1.0 else gate_BTF * self.gate_multiplier
         report = Report()
-        report.include("activation", said)
-        return self.down(gate_BTF * up_BTF), report
+        if inferring:
+            y_BTF = decoded(self.activation, torch.cat((gate_BTF, up_BTF), -1), gate=True)
+        else:
+            gate_BTF, said = output_and_report(self.activation(gate_BTF))
+            report.include("activation", said)
+            y_BTF = gate_BTF * up_BTF
+        y_BTD = self.down(y_BTF if self.inner_norm is None else self.inner_norm(y_BTF))
+        return y_BTD if self.down_multiplier == 1.0 else y_BTD * self.down_multiplier, report

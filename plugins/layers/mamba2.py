@@ -24,7 +24,8 @@ from tryplicity import Count, Mixer, Positive, Rows, Size, State, Weight, later
 from tryplicity_plugins.layers import native, scans
 from tryplicity_plugins.layers.norms import ZERO
 from tryplicity_plugins.layers.prepared import Products, Told, address, packed, prepared, products
-from tryplicity_plugins.layers.ssd import conv_masks, conv_silu, gated_norm
+from tryplicity_plugins.layers.recurrent import draw_taps, draw_time_steps, keep_tail, new_tail, runs_of, window
+from tryplicity_plugins.layers.ssd import conv_silu, gated_norm
 
 GPU_CHUNK = 128  # the least there, when compiled
 WEIGHTS = ("conv_weight", "conv_bias", "dt_bias", "A_log", "D", "norm_weight")  # in C's order
@@ -138,14 +139,9 @@ class Mamba2(Mixer):
     def reset_parameters(self) -> None:
         config = self.config
         self.A_log.uniform_(config.A_min, config.A_max).log_()
-        dt = self.dt_bias.uniform_(math.log(config.dt_min), math.log(config.dt_max)).exp_()
-        dt.clamp_(min=config.dt_floor)
-        dt.add_(torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+        draw_time_steps(self.dt_bias, config.dt_min, config.dt_max, config.dt_floor)
         nn.init.ones_(self.D)
-        bound = config.conv_width**-0.5  # what torch's own convolution of this width starts from
-        nn.init.uniform_(self.conv_weight, -bound, bound)
-        if self.conv_bias is not None:
-            nn.init.uniform_(self.conv_bias, -bound, bound)
+        draw_taps(self.conv_weight, self.conv_bias)
         if self.norm_weight is not None:
             nn.init.ones_(self.norm_weight)
 
@@ -170,12 +166,10 @@ class Mamba2(Mixer):
         [B, H, P, N]; doc [B]: the document of the last token."""
         config = self.config
         device, dtype = device or self.conv_weight.device, dtype or self.conv_weight.dtype
-        return State(
-            conv=torch.zeros(batch, config.conv_width - 1, sum(self.channels), device=device, dtype=dtype),
-            ssm=torch.zeros(batch, self.heads, config.head_dim, config.state_size, device=device,
-                            dtype=torch.promote_types(dtype, torch.float32)),
-            doc=torch.full((batch,), -1, device=device),
-        )
+        state = new_tail(batch, config.conv_width, sum(self.channels), device=device, dtype=dtype)
+        state["ssm"] = torch.zeros(batch, self.heads, config.head_dim, config.state_size, device=device,
+                                   dtype=torch.promote_types(dtype, torch.float32))
+        return state
 
     def forward(self, x_BTD: Tensor, *, state: State | Rows | None = None,
                 doc_ids: Tensor | None = None) -> Tensor:
@@ -186,22 +180,13 @@ class Mamba2(Mixer):
             return torch.cat([self(x_BTD[i:i + 1], state=own) for i, own in enumerate(state)])
         if state is not None and x_BTD.shape[1] == 1 and not torch.is_grad_enabled():
             return self._step(x_BTD, state, doc_ids)
-        config, lead = self.config, 0
+        config = self.config
         z_BTI, xBC_BTC, dt_BTH = self._project(x_BTD).split(self.projected, -1)
-        runs_BT = None
-        if doc_ids is not None:
-            before_B1 = doc_ids[:, :1] if state is None else state["doc"][:, None]
-            runs_BT = (doc_ids != torch.cat([before_B1, doc_ids[:, :-1]], 1)).cumsum(1)
-        if state is not None:
-            lead = config.conv_width - 1
-            xBC_BTC = torch.cat([state["conv"].to(xBC_BTC.dtype), xBC_BTC], 1)
-        same_BWT = None
-        if runs_BT is not None:
-            tail_runs_BT = F.pad(runs_BT, (lead, 0))  # the tail is of run 0
-            same_BWT = conv_masks(tail_runs_BT, config.conv_width)
-
+        runs_BT = runs_of(doc_ids, state)
+        seen = window(xBC_BTC, config.conv_width, state, runs_BT)
         bias_C = self.conv_weight.new_zeros(sum(self.channels)) if self.conv_bias is None else self.conv_bias
-        x, Bs, Cs = conv_silu(xBC_BTC, self.conv_weight, bias_C, sizes=self.channels, lead=lead, same_BWT=same_BWT)
+        x, Bs, Cs = conv_silu(seen.x_BTC, self.conv_weight, bias_C, sizes=self.channels, lead=seen.lead,
+                              same_BWT=seen.same_BWT)
         x_BTHP = x.unflatten(-1, (self.heads, config.head_dim))
         Bs, Cs = (t.unflatten(-1, (config.groups, config.state_size)) for t in (Bs, Cs))
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -210,12 +195,7 @@ class Mamba2(Mixer):
                                        chunk=self._chunk(x.device, torch.compiler.is_compiling()),
                                        start_BHPN=None if state is None else state["ssm"].to(wide), runs_BT=runs_BT)
         if state is not None:
-            tail_BWC = xBC_BTC.detach()[:, xBC_BTC.shape[1] - lead :]
-            if runs_BT is not None:
-                foreign_BW1 = (tail_runs_BT[:, -lead:] != tail_runs_BT[:, -1:])[..., None]
-                tail_BWC = tail_BWC.masked_fill(foreign_BW1, 0)
-                state["doc"].copy_(doc_ids[:, -1])
-            state["conv"].copy_(tail_BWC)
+            keep_tail(state, seen, doc_ids)
             state["ssm"].copy_(last_BHPN.detach())
         if self.norm_weight is None:
             u_BTI = (y_BTHP.to(wide) + x_BTHP.to(wide) * self.D.to(wide)[:, None]).flatten(2)

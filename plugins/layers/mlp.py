@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tryplicity import FeedForward, Part, Report, Site, Size, output_and_report, uses
+from tryplicity_plugins.layers.activations import decoded
 
 
 class MLP(FeedForward):
@@ -33,7 +35,9 @@ class MLP(FeedForward):
         self.activation = config.activation.build(inner)
         self.down = site.linear(inner, site.hidden_size, bias=config.bias, writes_residual=True)
 
-    def forward(self, x_BTD: Tensor, *, state=None, doc_ids=None) -> tuple[Tensor, Report]:
+    def forward(self, x_BTD: Tensor, *, state=None, doc_ids=None):
+        if not (self.training or torch.is_grad_enabled()):
+            return self.down(decoded(self.activation, self.up(x_BTD), gate=False))
         y_BTF, said = output_and_report(self.activation(self.up(x_BTD)))
         report = Report()
         report.include("activation", said)

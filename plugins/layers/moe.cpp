@@ -133,16 +133,17 @@ struct Gate {
     int64_t grouped;
 };
 
-// y [S, F] = activation(gate) * up of rows [S, 2 F], first gate, then up
+// y [S, F] = activation(gate) * up of rows [S, 2 F], first gate, then up; or activation(gate) of rows [S, F]
 void gated_product(const Gate& activation, const float* gate_up, int64_t S, int64_t F, const int64_t* group_S,
-                   float* y, int64_t threads) {
+                   float* y, int64_t threads, bool gated = true) {
     parallel(threads, S, F * 8, [&](int64_t s, int64_t end) {
         for (; s < end; ++s) {
-            const float *gate = gate_up + s * 2 * F, *up = gate + F;
+            const float *gate = gate_up + s * (gated ? 2 * F : F), *up = gate + F;
             float* out = y + s * F;
             const auto product = [&](auto of) __attribute__((always_inline)) {
                 by_eights(F, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-                    store(out + i, of(load(gate + i, count), i, count) * load(up + i, count), count);
+                    const v8 y = of(load(gate + i, count), i, count);
+                    store(out + i, gated ? y * load(up + i, count) : y, count);
                 });
             };
             if (activation.kind == SILU) product([](v8 x, int64_t, int64_t) { return silu(x); });
@@ -220,10 +221,12 @@ extern "C" int64_t route(int64_t threads, const void* router, const float* x, in
     });
 }
 
-// activation(gate) * up of rows [S, 2 F], each with its group's thresholds.
-extern "C" int64_t gated(int64_t threads, const void* activation, const float* gate_up, int64_t S, int64_t F,
-                         const int64_t* group_S, float* y) {
-    return guarded([&] { gated_product(*static_cast<const Gate*>(activation), gate_up, S, F, group_S, y, threads); });
+// activation(gate) * up of rows [S, 2 F], or activation(gate) of rows [S, F], each with its group's thresholds.
+extern "C" int64_t activated(int64_t threads, const void* activation, const float* first, int64_t S, int64_t F,
+                             int64_t gated, const int64_t* group_S, float* y) {
+    return guarded([&] {
+        gated_product(*static_cast<const Gate*>(activation), first, S, F, group_S, y, threads, gated);
+    });
 }
 
 // A whole feed-forward with ternary weights: out [N, D] of x [N, D].

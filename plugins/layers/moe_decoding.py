@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tryplicity import Activation, Report, Router, check_experts, check_routing, kernels
-from tryplicity_plugins.layers.activations import GateInC, activated, gate_in_c, gated
+from tryplicity_plugins.layers.activations import GateInC, activated, decoded, gate_in_c
 from tryplicity_plugins.layers.gated_mlp import GatedMLPInC, mlp_in_c
 from tryplicity_plugins.layers.prepared import Told, packed, products
 from tryplicity_plugins.layers.router import BalancedRouter, RouterInC, router_in_c
@@ -70,9 +70,7 @@ def decode_packed(moe: MixtureOfExperts, x_ND: Tensor) -> Tensor:
 
 
 def _inner(moe: MixtureOfExperts, activation: Activation, first: Tensor, group_S: Tensor | None = None) -> Tensor:
-    if moe.config.gated:
-        return gated(activation, first, group_S)
-    return activated(activation, first, group_S, gate=False)[0]
+    return decoded(activation, first, group_S, gate=moe.config.gated)
 
 
 def decode_one(moe: MixtureOfExperts, x_D: Tensor) -> Tensor:

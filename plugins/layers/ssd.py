@@ -43,7 +43,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _own_dtypes(function):
+def own_dtypes(function):
     """Runs a forward or backward without autocast: it chooses the dtype of each product itself."""
 
     @wraps(function)
@@ -70,15 +70,9 @@ def _keep(room: Tensor, rows: Tensor) -> None:
 # --- short causal convolution and SiLU ---
 
 
-def conv_masks(runs_BT: Tensor, width: int) -> Tensor:
-    """[B, width - 1, T]: whether the token 1, 2, ... back belongs to the same document."""
-    same = [runs_BT == F.pad(runs_BT, (lag, 0), value=-1)[:, : runs_BT.shape[1]] for lag in range(1, width)]
-    return torch.stack(same, 1)
-
-
 class _ConvSiLU(Function):
     @staticmethod
-    @_own_dtypes
+    @own_dtypes
     def forward(ctx, x_BTC, weight_WC, bias_C, same_BWT, lead, sizes):
         batch, time, channels = x_BTC.shape
         width, length = weight_WC.shape[0], time - lead
@@ -106,7 +100,7 @@ class _ConvSiLU(Function):
 
     @staticmethod
     @once_differentiable
-    @_own_dtypes
+    @own_dtypes
     def backward(ctx, *grads):
         x_BTC, weight_WC, same_BWT, pre_BTC = ctx.saved_tensors
         lead, time, width = ctx.lead, x_BTC.shape[1], weight_WC.shape[0]
@@ -186,7 +180,7 @@ class _Scan(Function):
     """x [B, k, Q, H, P]; dt and a = dt * A [B, k, Q, H]; B and C [B, k, Q, G, N]; start [B, H, P, N]."""
 
     @staticmethod
-    @_own_dtypes
+    @own_dtypes
     def forward(ctx, x, dt, a, Bs, Cs, start, mask, to_end, from_start):
         batch, k, Q, H, P = x.shape
         G, N = Bs.shape[-2:]
@@ -225,7 +219,7 @@ class _Scan(Function):
 
     @staticmethod
     @once_differentiable
-    @_own_dtypes
+    @own_dtypes
     def backward(ctx, dy_all, dlast):
         x, dt, a, Bs, Cs, mask, to_end, from_start, states, *befores = ctx.saved_tensors
         batch, k, Q, H, P = x.shape
@@ -345,7 +339,7 @@ def scan(x_BTHP: Tensor, dt_BTH: Tensor, A_H: Tensor, B_BTGN: Tensor, C_BTGN: Te
 
 class _GatedNorm(Function):
     @staticmethod
-    @_own_dtypes
+    @own_dtypes
     def forward(ctx, y_BTHP, x_BTHP, D_H, z_BTC, weight_C, groups, eps):
         batch, time, heads, head_dim = y_BTHP.shape
         channels = heads * head_dim
@@ -368,7 +362,7 @@ class _GatedNorm(Function):
 
     @staticmethod
     @once_differentiable
-    @_own_dtypes
+    @own_dtypes
     def backward(ctx, dout_BTC):
         y_BTHP, x_BTHP, D_H, z_BTC, weight_C, rms_BTG = ctx.saved_tensors
         groups = ctx.groups

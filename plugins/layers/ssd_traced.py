@@ -13,19 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tryplicity_plugins.layers.recurrent import causal_conv
+
 
 def conv_silu(x_BTC: Tensor, weight_WC: Tensor, bias_C: Tensor, same_BWT: Tensor | None, lead: int,
               sizes: list[int]) -> tuple[Tensor, ...]:
-    wide = torch.promote_types(x_BTC.dtype, torch.float32)
-    width, length = weight_WC.shape[0], x_BTC.shape[1] - lead
-    w_WC, padded = weight_WC.to(wide), F.pad(x_BTC, (0, 0, width - 1 - lead, 0)).to(wide)
-    pre_BTC = bias_C.to(wide) + padded[:, width - 1:] * w_WC[-1]
-    for lag in range(1, width):
-        source = padded[:, width - 1 - lag:width - 1 - lag + length] * w_WC[-1 - lag]
-        if same_BWT is not None:
-            source = source * same_BWT[:, lag - 1, lead:, None]
-        pre_BTC = pre_BTC + source
-    return F.silu(pre_BTC).to(x_BTC.dtype).split(sizes, -1)
+    return F.silu(causal_conv(x_BTC, weight_WC, bias_C, lead, same_BWT)).to(x_BTC.dtype).split(sizes, -1)
 
 
 def gated_norm(y_BTHP: Tensor, x_BTHP: Tensor, D_H: Tensor, z_BTC: Tensor, weight_C: Tensor, groups: int,

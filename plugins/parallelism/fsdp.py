@@ -27,7 +27,7 @@ class FullyShardedData(Parallelism):
     class Config:
         shards: Count | None = None
         """Ranks that hold one copy of the model among them; the others hold further copies. By default those of one
-        machine, so that gathered weights do not pass between machines."""
+        machine, so that gathered weights do not pass between machines. 1 on one device: to try it there."""
         reshard_after_forward: bool = True
         """Let go of a block's weights after its forward pass and gather them again for the backward pass."""
         accumulate_locally: bool = False
@@ -44,8 +44,10 @@ class FullyShardedData(Parallelism):
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         if world.size == 1:
-            raise UserError("fsdp: this process is alone; it needs several ranks: a launcher starts them, or use "
-                            "single")
+            if self.config.shards != 1:
+                raise UserError("fsdp: this process is alone; it needs several ranks: a launcher starts them, or use "
+                                "single (shards: 1 goes this way on one device, to try it)")
+            world.group()
         shards = self.config.shards or world.local_size
         if world.size % shards:
             raise UserError(f"fsdp: shards {shards} does not divide the {world.size} ranks")
@@ -156,7 +158,7 @@ class FullyShardedData(Parallelism):
         return found
 
     def refuses(self, hardware) -> str | None:
-        if hardware.devices == 1:
+        if hardware.devices == 1 and self.config.shards != 1:
             return "it needs more than one device"
         if hardware.devices % (self.config.shards or 1):
             return f"shards {self.config.shards} does not divide {hardware.devices} devices"
@@ -192,8 +194,10 @@ class FullyShardedData(Parallelism):
         def candidates():
             for moment in moments(facts.stages, costs):
                 reduced = sum(sizes[moment.stage + 1:last])  # what is outside the blocks comes last
-                gradients, buckets = 4 * shard + (summed * size if waits else 0) if accumulates else 0, 0
+                gradients, buckets = (summed * size if waits else 4 * shard) if accumulates else 0, 0
                 if moment.backward:
+                    if waits:  # in the last pass; what is reduced is let go of
+                        gradients = summed * (size - reduced) + 4 * -(-reduced // n)
                     gradients = gradients or 4 * -(-reduced // n)
                     outside = costs[-1].made if moment.stage < last else 0
                     buckets = moment.made + outside + summed * block(moment.stage + 1)

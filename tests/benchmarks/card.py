@@ -1,144 +1,91 @@
-"""Triton's scan and ternary products on a card, beside PyTorch's and, if it is installed, mamba-ssm's scan.
+"""Everything that only a graphics card can tell, in one command: are the fast ways right, how fast, how much memory.
 
-    python -m tests.benchmarks.card [--batch 4] [--time 4096] [--heads 32] [--head-dim 64] [--state 128] [--groups 1]
+    python -m tests.benchmarks.card [--spec 5090] [--minutes 9] [--json FILE]       on a rented card
+    python -m tests.benchmarks.card --device cpu                                    the same at tiny sizes, to try it
 
-For each chunk and tile: milliseconds forward and backward as a caller sees them, of the device alone, and its slowest
-kernels; the largest error of a value or gradient, as a norm, of PyTorch's in fp64 (one row of the batch, 1024 tokens).
-For each product: microseconds a call out of a CUDA graph of 20, beside bf16 F.linear. Medians of 20.
+Each part is a process of its own with a time limit, the most valuable first, so that one that hangs or crashes costs
+its own time alone. One table at the end, and one JSON object with all figures; both are written again after each part.
+`command` is `tryplicity train` itself, under fsdp on the one device: its measured peak beside the plan.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import json
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from tests.benchmarks import card_operators, card_parts, card_train
+from tests.benchmarks.card_parts import ROOT, Place
 
-from tryplicity import UserError, kernels
-from tryplicity.kernels import TernaryMatrix, cards
-from tryplicity_plugins.layers import scans, ssd
-
-ROUNDS = 20
-PRODUCTS = [(2048, 2048), (4384, 1024), (1280, 1024)]  # out, in
-CHOSEN = (32, 4, 640, 1024)  # experts, of them chosen, out, in
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds, until the device has done it."""
-    found = []
-    for _ in range(ROUNDS + 3):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        work()
-        torch.cuda.synchronize()
-        found.append(time.perf_counter() - started)
-    return statistics.median(found[3:])
+#: the parts and the share of the time that each may take, the most valuable first
+PARTS: dict[str, tuple[Callable[[Place], dict[str, Any]], float]] = {
+    "right": (card_parts.right, 0.25), "compiled": (card_parts.compiled, 0.25), "eager": (card_parts.eager, 0.1),
+    "command": (card_train.command, 0.25), "once": (card_parts.once, 0.25), "profile": (card_parts.profile, 0.2),
+    "waits": (card_parts.waits, 0.2), "compiled_again": (card_parts.compiled_again, 0.2),
+    "decoding": (card_parts.decoding, 0.1), "operators": (card_operators.operators, 0.2)}
 
 
-def device_time(work: Callable[[], object]) -> tuple[float, list[tuple[str, float]]]:
-    """Milliseconds of the device alone, and of each kernel, slowest first."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        work()
-        torch.cuda.synchronize()
-    found = [(event.key, event.self_device_time_total / 1e3) for event in profile.key_averages()]
-    return sum(ms for _, ms in found), sorted(found, key=lambda item: -item[1])
-
-
-def in_a_graph(work: Callable[[], object], calls: int = 20) -> float:
-    """Seconds of one call, of `calls` launched together."""
-    work()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            work()
-    return timed(graph.replay) / calls
-
-
-def scans_of(options: argparse.Namespace) -> None:
-    from tryplicity_plugins.layers import triton_ssd
-
-    B, T, H, P, G, N = (getattr(options, name) for name in ("batch", "time", "heads", "head_dim", "groups", "state"))
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).cuda()
-
-    x, Bs, Cs = (draw(B, T, *shape).bfloat16() for shape in ((H, P), (G, N), (G, N)))
-    dt, A, weight = F.softplus(draw(B, T, H) - 3), -draw(H).exp(), draw(B, T, H, P).bfloat16()
-    runs = (torch.arange(T, device="cuda") // 700).expand(B, T).contiguous()
-
-    def step(function: Callable, rows=slice(None), tokens=slice(None), dtype=None) -> list[Tensor]:
-        own = [t if t.dim() == 1 else t[rows, tokens] for t in (x, dt, A, Bs, Cs)]
-        own = [t.detach().to(dtype or t.dtype, copy=True).requires_grad_() for t in own]
-        y = function(*own, runs_BT=runs[rows, tokens])[0]
-        return [y.detach(), *torch.autograd.grad(y, own, weight[rows, tokens].to(y.dtype))]
-
-    def say(name: str, function: Callable) -> None:
-        part = slice(0, 1), slice(0, 1024)
-        right = step(ssd.scan, *part, torch.float64)
-        errors = [float((a.double() - b).norm() / b.norm())
-                  for a, b in zip(step(function, *part), right, strict=True)]
-        whole, (alone, slowest) = timed(lambda: step(function)), device_time(lambda: step(function))
-        print(f"{name:28} {whole * 1e3:7.2f} ms, device {alone:6.2f} ms, error {max(errors):.1e}, dA {errors[3]:.1e}  "
-              + ", ".join(f"{kernel.removesuffix('_kernel')[:24]} {ms:.2f}" for kernel, ms in slowest[:6]), flush=True)
-
-    print(f"scan, B {B} T {T} H {H} P {P} G {G} N {N}, bf16, documents of 700, forward and backward")
-    for chunk, tile in ((256, 64), (128, 64), (256, 128), (128, 128), (256, 32)):
-        triton_ssd.CHUNK, triton_ssd.TILE = chunk, tile
-        try:
-            say(f"Triton, chunk {chunk}, tile {tile}", triton_ssd.scan)
-        except Exception as error:  # no room on this card: the next may have
-            print(f"Triton, chunk {chunk}, tile {tile}: {type(error).__name__}: {error}".splitlines()[0])
-    say("PyTorch, chunk 256", lambda *own, **told: ssd.scan(*own, chunk=256, **told))
+def run_part(name: str, options: Sequence[str], limit: float) -> dict[str, Any]:
+    """One part in a process of its own: what it found, or how it ended."""
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.card", "--part", name, *options], cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-    except ImportError:
-        return
-    say("mamba-ssm, chunk 256", lambda x, dt, A, B, C, runs_BT: (
-        mamba_chunk_scan_combined(x, dt, A, B, C, 256, seq_idx=runs_BT.int()),))
+        out, err = process.communicate(timeout=limit)
+        lines = out.strip().splitlines()
+        found = json.loads(lines[-1]) if process.returncode == 0 and lines else {
+            "result": f"ended with {process.returncode}: {(err.strip().splitlines() or ['nothing said'])[-1]}",
+            "ok": False, "stderr": err[-4000:]}
+    except subprocess.TimeoutExpired:
+        _end(process)
+        found = {"result": f"not done after {limit:.0f} s", "ok": False}
+    return {**found, "seconds": round(time.perf_counter() - started, 1)}
 
 
-def products() -> None:
-    print("ternary products, microseconds of one call in a graph (quantisation of the tokens included)")
-    for out, columns in PRODUCTS:
-        digits = torch.randint(-1, 2, (out, columns), dtype=torch.int8)
-        matrix, weight = TernaryMatrix.from_digits(digits, 0.1).to("cuda"), digits.cuda().bfloat16()
-        for tokens in (1, 4, 16):
-            x = torch.randn(tokens, columns, device="cuda")
-            ours = in_a_graph(partial(kernels.packed_linear, x, matrix)) * 1e6
-            theirs = in_a_graph(partial(F.linear, x.bfloat16(), weight)) * 1e6
-            print(f"{out:5} x {columns:5}, {tokens:2} tokens: {ours:6.1f}, bf16 F.linear {theirs:6.1f}", flush=True)
-    experts, chosen, out, columns = CHOSEN
-    matrix = TernaryMatrix.from_digits(torch.randint(-1, 2, (experts, out, columns)), torch.ones(experts)).to("cuda")
-    for tokens in (1, 16):
-        x = torch.randn(tokens, columns, device="cuda")
-        rows = torch.arange(tokens, device="cuda").repeat_interleave(chosen)
-        ids = torch.randint(0, experts, (len(rows),), device="cuda")
-        ours = in_a_graph(partial(kernels.packed_experts, x, matrix, rows, ids)) * 1e6
-        print(f"{chosen} of {experts} experts {out} x {columns}, {tokens:2} tokens: {ours:6.1f}", flush=True)
+def _end(process: subprocess.Popen) -> None:
+    """With the compilers that it started."""
+    import os
+    import signal
+
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("batch", 4), ("time", 4096), ("heads", 32), ("head-dim", 64), ("state", 128), ("groups", 1)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise UserError("these are timings of a card, and there is none here")
-    print(torch.cuda.get_device_name(), torch.__version__)
-    problems = [scans.why_not("cuda", None, torch.bfloat16, options.head_dim, options.state),
-                cards.why_not("cuda", None)]
-    print("self-tests:", *(problem or "passed" for problem in problems), sep="\n  ")
-    if problems[0] is None:
-        scans_of(options)
-    if problems[1] is None:
-        products()
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--spec", help="by default 5090, on a CPU tiny")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--rows", type=int, help="of a forward pass, by default 4, on a CPU 1")
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--json", type=Path, default=Path("card.json"))
+    parser.add_argument("--only", help="parts by name, with commas")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    on_card = given.device == "cuda"
+    spec, rows = given.spec or ("5090" if on_card else "tiny"), given.rows or (4 if on_card else 1)
+    if given.part:
+        print(json.dumps(PARTS[given.part][0](Place(spec, given.device, rows))))
+        return 0
+    options = ["--spec", spec, "--device", given.device, "--rows", str(rows)]
+    found: dict[str, Any] = {"spec": spec, "device": given.device, "rows": rows, "parts": {}}
+    deadline = time.monotonic() + 60 * given.minutes
+    for name in given.only.split(",") if given.only else PARTS:
+        left = deadline - time.monotonic()
+        limit = min(left, 60 * given.minutes * PARTS[name][1])
+        found["parts"][name] = run_part(name, options, limit) if left > 5 else {
+            "result": "no time was left", "ok": False, "seconds": 0.0}
+        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        part = found["parts"][name]
+        verdict = "good" if part["ok"] else "LOOK"
+        print(f"{name:>15} {verdict:>5} {part['seconds']:7.1f} s  {part['result']}", flush=True)
+    print(f"all figures: {given.json}")
+    return 0 if all(part["ok"] for part in found["parts"].values()) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -38,13 +38,15 @@ choose, the embedding table included.
     tryplicity generate runs/smollm2 --chat "What is a tuple?"
     tryplicity serve runs/smollm2
     tryplicity export runs/smollm2 --format transformers --out smollm2-again
+    tryplicity export runs/smollm2 --format gguf --out smollm2.gguf
 
 `import` reads a folder in transformers' form (config.json, safetensors in one file or in shards, tokenizer.json) or a
 GGUF file of a Llama with a byte-level tokenizer (`pip install "tryplicity[gguf]"`; whatever it is quantised to becomes
 floats again). The run has the model's own tokenizer, special tokens and chat template. Every tensor has its place: one
 too many, too few or of another shape is an error, and nothing is left behind. Tensors keep their dtype and go through
 one at a time. `export --format transformers` writes a run that was imported, trained further or not, as transformers
-reads it; without training in between the tensors are the same, bit for bit.
+reads it; without training in between the tensors are the same, bit for bit. `--format gguf` writes a Llama for
+llama.cpp, its matrices as they are and not quantised.
 
 | model_type | |
 |---|---|

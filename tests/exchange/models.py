@@ -92,8 +92,15 @@ def configs() -> dict:
             hybrid_override_pattern="M-E*-M", num_hidden_layers=6, head_dim=16, mamba_num_heads=5, mamba_head_dim=16,
             ssm_state_size=8, n_groups=1, chunk_size=4, n_routed_experts=8, num_experts_per_tok=2, n_group=4,
             topk_group=2, moe_intermediate_size=24, moe_shared_expert_intermediate_size=40, routed_scaling_factor=2.5)),
+        "falcon_h1": t.FalconH1Config(**sizes(
+            head_dim=16, mamba_d_ssm=96, key_multiplier=0.7, attention_in_multiplier=1.2, attention_out_multiplier=0.8,
+            ssm_in_multiplier=1.3, ssm_out_multiplier=0.6, embedding_multiplier=2.0, lm_head_multiplier=0.7,
+            mlp_multipliers=[1.5, 0.5], ssm_multipliers=[0.9, 1.1, 0.8, 1.2, 1.3], **MAMBA)),
+        "falcon_h1 with a norm": t.FalconH1Config(**sizes(
+            head_dim=16, mamba_d_ssm=96, mamba_rms_norm=True, mamba_norm_before_gate=False, **MAMBA)),
+        "lfm2": t.Lfm2Config(**sizes(layer_types=["conv", "full_attention", "conv"], block_multiple_of=16)),
     }
 
 
 #: what a spec cannot say yet
-PENDING = ("bitnet", "qwen2_moe", "nemotron_h")
+PENDING = ("bitnet", "falcon_h1", "falcon_h1 with a norm", "lfm2")

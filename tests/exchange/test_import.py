@@ -3,6 +3,7 @@ lie."""
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -26,7 +27,7 @@ from tryplicity.inference.packed import open_model
 from tryplicity.inference.sampler import Sampling
 
 REGISTRY = load_plugins().registry
-GREEDY = Sampling(temperature=0, repetition_penalty=1.0)
+PROMPT = [259, 60, 70, 256, 258, 99]
 
 
 @pytest.fixture(scope="module")
@@ -199,11 +200,33 @@ def test_quantised_tensors_are_what_transformers_reads(wide, tmp_path, kind):
     write_gguf(tmp_path / "m.gguf", model, folder, type=kind)
     import_model(tmp_path / "m.gguf", tmp_path / "run", REGISTRY)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32).eval()
-    engine, ids_BT = Engine.load(tmp_path / "run", REGISTRY), torch.tensor([[259, 60, 70, 256, 258, 99]])
+    engine, ids_BT = Engine.load(tmp_path / "run", REGISTRY), torch.tensor([PROMPT])
     with torch.no_grad():
         torch.testing.assert_close(engine.model(ids_BT), theirs(ids_BT).logits, rtol=1e-5, atol=1e-5)
         assert not torch.equal(theirs(ids_BT).logits, model(ids_BT).logits)
     engine.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_exported_as_gguf_it_comes_back_and_transformers_reads_it(wide, tmp_path, dtype, capfd):
+    model, folder = wide
+    shutil.copytree(folder, tmp_path / "there")
+    copy.deepcopy(model).to(dtype).save_pretrained(tmp_path / "there")
+    import_model(tmp_path / "there", tmp_path / "run", REGISTRY)
+    assert call(capfd, "export", str(tmp_path / "run"), "--format", "gguf", "--out", str(tmp_path / "m.gguf"))[0] == 0
+    import_model(tmp_path / "m.gguf", tmp_path / "again", REGISTRY)
+    due, found = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "again"))
+    assert found.keys() == due.keys() and all(torch.equal(found[name].float(), due[name].float()) for name in due)
+    assert all(tensor.dtype == (dtype if tensor.ndim > 1 else torch.float32) for tensor in found.values())
+    first, second = Engine.load(tmp_path / "run", REGISTRY), Engine.load(tmp_path / "again", REGISTRY)
+    assert first.encode("the other 12's\n") == second.encode("the other 12's\n")
+    assert chat.prompt(first, MESSAGES) == chat.prompt(second, MESSAGES)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32).eval()
+    ids_BT = torch.tensor([PROMPT])
+    with torch.no_grad():
+        torch.testing.assert_close(first.model(ids_BT), theirs(ids_BT).logits, rtol=1e-5, atol=1e-5)
+    first.close()
+    second.close()
 
 
 @pytest.mark.parametrize("changes, message", [

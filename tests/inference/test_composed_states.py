@@ -47,7 +47,7 @@ def answers(engine, prompts):
 
 @pytest.mark.parametrize("held", ["state", "list", "tuple", "dict"])
 def test_a_mixer_of_two_others_answers_alike_with_and_without_reuse(held, plain):
-    model = made(f"{{type: parallel, left: {SMALL['left']}, right: {SMALL['right']}, held: {held}}}")
+    model = made(f"{{type: two_mixers, left: {SMALL['left']}, right: {SMALL['right']}, held: {held}}}")
     begin = torch.randint(6, 300, (70,), generator=torch.Generator().manual_seed(1)).tolist()
     prompts = [begin, [*begin, 7, 8], [*begin[:66], 9]]
     wanted = [list(plain(model, request(prompt))) for prompt in prompts]

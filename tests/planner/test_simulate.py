@@ -97,6 +97,29 @@ def test_the_closed_form_of_several_devices(registry, simulated, strategy, text,
     assert simulated(text, settings, hardware, strategy).compared_to(planned) == pytest.approx(0, abs=0.02)
 
 
+@pytest.mark.parametrize(("strategy", "options", "settings", "changes"), [
+    ("fsdp", {"reshard_after_forward": False}, WIDE, {}),
+    ("fsdp", {"accumulate_locally": True}, WIDE, {"activation_checkpointing": False}),
+    ("fsdp", {"exact": True}, WIDE, {"device": "cuda", "precision": "bf16"}),
+    ("fsdp", {"shards": 2, "accumulate_locally": True}, WIDE, {"count": 4, "device": "cuda", "precision": "bf16"}),
+    ("fsdp", {}, WIDE, {"nodes": 2, "accumulation": 1}),
+    ("ddp", {}, WIDE, {"activation_checkpointing": False, "nodes": 2}),
+    ("ddp", {"exact": True}, WIDE, {"accumulation": 1})], ids=lambda value: str(value)[:40])
+def test_the_closed_form_of_each_option(registry, simulated, strategy, options, settings, changes):
+    hardware = like(TWO, strategy={"type": strategy, **options}, **changes)
+    planned = plan(make_model(registry, DENSE, *settings), hardware, registry).nearest.memory
+    difference = simulated(DENSE, settings, hardware, strategy).compared_to(planned)
+    assert difference == pytest.approx(0, abs=0.05 if strategy == "fsdp" else 0.03)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_closed_form_of_exact_sums_on_one_device(registry, accumulation):
+    hardware = like(CPU, strategy={"type": "single", "exact": True}, accumulation=accumulation)
+    answer = in_this_process(make_spec(registry, DENSE, *WIDE), hardware, registry, "single")
+    planned = plan(make_model(registry, DENSE, *WIDE), hardware, registry).nearest.memory
+    assert planned.counted == pytest.approx(sum(answer["parts"].values()), rel=0.03)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("spec", "profile", "strategy", "within"), [
     ("full", "h200", "fsdp", 0.05), ("full", "b200", "ddp", 0.03), ("full", "mi300x", "ddp", 0.03),

@@ -11,7 +11,7 @@ from tryplicity import Mixer, Part, State, hookimpl, uses
 class Parallel(Mixer):
     """The sum of two mixers of the same tokens."""
 
-    name = "parallel"
+    name = "two_mixers"
 
     @dataclass(frozen=True)
     class Config:

@@ -14,9 +14,10 @@ from tryplicity.errors import UserError
 
 @click.command()
 @click.argument("run")
-@click.option("--format", "format_", type=click.Choice(["packed", "ternary", "transformers"]), default="packed",
+@click.option("--format", "format_", type=click.Choice(["packed", "ternary", "transformers", "gguf"]), default="packed",
               show_default=True, help="packed: every linear as it packs itself, bitlinear at 1.6 bits a weight; "
-                                      "ternary: the same; transformers: a folder of an imported run, as it was.")
+                                      "ternary: the same; transformers: a folder of an imported run, as it was; gguf: "
+                                      "a file of an imported Llama.")
 @click.option("--rest", type=click.Choice(["bf16", "int8", "fp32"]), default="bf16", show_default=True,
               help="What is not packed; int8: the embedding, with a scale for each row, all else in bf16.")
 @click.option("--linear", metavar="FORM",
@@ -39,8 +40,8 @@ def export(run: str, format_: str, rest: str, linear: str | None, out: Path | No
              tryplicity export full --initialised --rest int8 --out full.safetensors
              tryplicity export runs/smollm2 --format transformers --out smollm2-again
     """
-    if format_ == "transformers":
-        _as_folder(run, out, initialised, plugins.registry, as_json)
+    if format_ in ("transformers", "gguf"):
+        _as_theirs(format_, run, out, initialised, plugins.registry, as_json)
         return
     from tryplicity import pages
     from tryplicity.inference import packed
@@ -57,15 +58,16 @@ def export(run: str, format_: str, rest: str, linear: str | None, out: Path | No
         pages.export_page(sizes)
 
 
-def _as_folder(run: str, out: Path | None, initialised: bool, registry: Any, as_json: bool) -> None:
+def _as_theirs(format_: str, run: str, out: Path | None, initialised: bool, registry: Any, as_json: bool) -> None:
     from tryplicity import pages
     from tryplicity.exchange.exporting import export_transformers
+    from tryplicity.exchange.gguf_writing import export_gguf
 
     if out is None or initialised:
-        raise UserError("--format transformers: give --out FOLDER, and a run that was imported")
+        raise UserError(f"--format {format_}: give --out, and a run that was imported")
     with pages.preparation() as progress:
-        done = export_transformers(Path(run), out, registry,
-                                   progress=lambda done, total: progress("writing", done, total))
+        export_ = export_gguf if format_ == "gguf" else export_transformers
+        done = export_(Path(run), out, registry, progress=lambda done, total: progress("writing", done, total))
     for name in done.left_out:
         click.echo(f"note: left out: {name}, which a {done.model_type} has no place for", err=True)
     if as_json:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from tryplicity.data.cache import building, cache_root
 from tryplicity.data.documents import LONGEST, Progress, collect, no_progress
-from tryplicity.data.prepared import Encoded, Prepared, write_tokens
+from tryplicity.data.prepared import Prepared
+from tryplicity.data.token_files import Encoded, write_tokens
 from tryplicity.data.tokenizer import BOS, EOS, IM_END, IM_START, load_tokenizer, tokenizer_files
 from tryplicity.data.vocabulary import vocabulary_of
 from tryplicity.errors import UserError
@@ -68,6 +69,10 @@ class ChatFormat:
                 mask += [0] * len(head) + [int(_is_learnt(message))] * len(written)
                 mask += [0] * len(self._line_end)
             yield [*ids, EOS], [*mask, 0]
+
+    def cost(self, message: Mapping[str, Any]) -> int:
+        """How many tokens a message takes, wherever it stands, or a few more."""
+        return len(self.prompt([message]))
 
     def prompt(self, messages: Messages, *, go_on: bool = False) -> list[int]:
         """The tokens after which the assistant's next message begins; or, go_on: after which the last message goes on.

@@ -14,6 +14,7 @@ reader of any text only.
 
 from __future__ import annotations
 
+import array
 import itertools
 import math
 import re
@@ -57,7 +58,7 @@ def grade(document: Document) -> float:
 
 def grades(documents: Iterable[Document], progress: Progress = no_progress, total: int | None = None) -> np.ndarray:
     """The grade of each document: float32 [documents]. total: how many there are, for `progress`."""
-    found = []
+    found = array.array("f")
     for document in documents:
         found.append(grade(document))
         if len(found) % 64 == 0:

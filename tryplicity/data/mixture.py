@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from tryplicity.data.ordering import numbers
 from tryplicity.data.packing import Batch, PackedStream, TokenFile, joined
 from tryplicity.errors import UserError
 
@@ -46,10 +47,8 @@ class Mixture:
         where nothing is left.
         """
         description = f" {description}" if description else ""
-        sizes_D = tokens.end_D - tokens.start_D
-        there = {domain: np.intersect1d(tokens.choose([domain]), documents) if documents is not None
-                 else tokens.choose([domain]) for domain in tokens.domains}
-        there = {domain: chosen for domain, chosen in there.items() if sizes_D[chosen].sum() > 0}
+        there = {domain: tokens.choose([domain], documents) for domain in tokens.domains}
+        there = {domain: chosen for domain, chosen in there.items() if tokens.size_of(chosen)}
         asked = dict.fromkeys(there, 1.0) if mixture is None else {d: s for d, s in mixture.items() if s > 0}
         absent = [domain for domain in asked if domain not in there]
         if not set(asked) & set(there):
@@ -80,7 +79,8 @@ class Mixture:
         nothing: of all."""
         if max_grade is None:
             return cls(prepared.train, seed, mixture)
-        easy, level = np.flatnonzero(prepared.grades() <= max_grade), f"up to grade {max_grade:g}"
+        grades_D, level = prepared.grades(), f"up to grade {max_grade:g}"
+        easy = numbers(len(grades_D), lambda some: grades_D[some] <= max_grade, prepared.folder)
         try:
             return cls(prepared.train, seed, mixture, easy, level)
         except UserError:

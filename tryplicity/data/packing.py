@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tryplicity.data.ordering import AT_ONCE, filled, numbers, permutation, slices, sums
+from tryplicity.data.remainder import Runs, without
 from tryplicity.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,11 +62,12 @@ class TokenFile:
         self.tokens_N = self._mapped(f"{part}.bin", manifest["dtype"])
         mask = f"{part}.mask.bin"
         self.mask_N = self._mapped(mask, "u1") if (self.folder / mask).exists() else None
-        documents = np.load(self.folder / f"{part}.documents.npy")
-        self.end_D = documents["end"].astype(np.int64)
-        self.start_D = np.concatenate([[0], self.end_D[:-1]]).astype(np.int64)
-        self.bytes_D = documents["bytes"].astype(np.int64)
-        self.domain_D = documents["domain"]
+        index = self.folder / f"{part}.documents.npy"
+        documents = np.load(index, mmap_mode="r" if index.stat().st_size > AT_ONCE else None)
+        self.bytes_D, self.domain_D = np.asarray(documents["bytes"]), np.asarray(documents["domain"])
+        self.end_D = filled(len(documents), lambda some: documents["end"][some], self.folder)
+        self.start_D = filled(len(documents), lambda some: np.append(
+            self.end_D[some.start - 1] if some.start else 0, self.end_D[some.start:some.stop - 1]), self.folder)
 
     def _mapped(self, name: str, dtype: str) -> np.ndarray:
         """A file with one entry for each token."""
@@ -73,7 +76,7 @@ class TokenFile:
         if found != expected:
             raise UserError(f"{path}: {found} bytes where the manifest says {expected}; delete {self.folder} "
                             "and prepare the data again")
-        return np.memmap(path, dtype=dtype, mode="r")
+        return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
 
     def __len__(self) -> int:
         return len(self.tokens_N)
@@ -93,31 +96,34 @@ class TokenFile:
         more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
         return f"the document{'s' if len(numbers) > 1 else ''} {', '.join(self.names(numbers[:most]))}{more}"
 
-    def choose(self, domains: Sequence[str] | None) -> np.ndarray:
-        """The numbers of the documents of these domains (None: all), in the file's order."""
-        if domains is None:
-            return np.arange(len(self.end_D))
-        unknown = [domain for domain in domains if domain not in self.domains]
+    def choose(self, domains: Sequence[str] | None, documents: np.ndarray | None = None) -> np.ndarray:
+        """The numbers of the documents of these domains (None: all), and of them only those that are among `documents`
+        (None: all), in the file's order."""
+        unknown = [domain for domain in domains or () if domain not in self.domains]
         if unknown:
             raise UserError(f"the corpus has no domain {unknown[0]!r}; it has: {', '.join(self.domains)}")
-        return np.flatnonzero(np.isin(self.domain_D, [self.domains.index(domain) for domain in domains]))
+        wanted = None if domains is None else [self.domains.index(domain) for domain in domains]
+        among_D = None
+        if documents is not None:
+            among_D = np.zeros(len(self.end_D), dtype=bool)
+            for some in slices(len(documents)):
+                among_D[documents[some]] = True
 
+        def chosen(some: slice) -> np.ndarray:
+            found = np.ones(some.stop - some.start, dtype=bool)
+            if wanted is not None:
+                found &= np.isin(self.domain_D[some], wanted)
+            return found if among_D is None else found & among_D[some]
 
-def mix(x: np.ndarray) -> np.ndarray:
-    """splitmix64's finalizer on uint64: counters in, well-mixed numbers out, the same on every machine.
+        return numbers(len(self.end_D), chosen, self.folder)
 
-    Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
-    """
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    def lengths(self, documents: np.ndarray) -> np.ndarray:
+        """Tokens of these documents: int64."""
+        return self.end_D[documents] - self.start_D[documents]
 
-
-def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of `size` documents in one epoch: int64, the same on every machine and numpy version."""
-    key = mix(mix(np.array([seed % 2**64], dtype=np.uint64)) ^ np.array([epoch], dtype=np.uint64))
-    return np.argsort(mix(np.arange(size, dtype=np.uint64) ^ key), kind="stable")
+    def size_of(self, documents: np.ndarray) -> int:
+        """Tokens of these documents together."""
+        return sum(int(self.lengths(documents[some]).sum()) for some in slices(len(documents)))
 
 
 class Piece(NamedTuple):
@@ -141,23 +147,22 @@ class PackedStream:
         """domains, documents: only these domains, and of them only the documents of these numbers, each once;
         None: all. Raises UserError when that leaves nothing."""
         self.tokens, self.seed = tokens, seed
-        self.chosen = tokens.choose(domains)
-        if documents is not None:
-            self.chosen = self.chosen[np.isin(self.chosen, documents)]
-        self.length_D = (tokens.end_D - tokens.start_D)[self.chosen]
-        self.tokens_per_epoch = int(self.length_D.sum())
+        self.chosen = tokens.choose(domains, documents)
+        self.tokens_per_epoch = tokens.size_of(self.chosen)
         if self.tokens_per_epoch == 0:
             among = "" if documents is None else f" among the {len(documents)} documents asked for"
             raise UserError(f"no training text in the domains {', '.join(domains or tokens.domains)}{among}")
         self._epoch = functools.lru_cache(maxsize=2)(self._order_of)
-        self._row_order = functools.lru_cache(maxsize=2)(permutation)
+        self._row_order = functools.lru_cache(maxsize=2)(functools.partial(permutation, folder=tokens.folder))
         # the last answer of `_left`: of which epoch, start and cuts, and what was left
-        self._known_left: tuple[Any, Any] = ((-1, 0, ()), None)
+        self._known_left: tuple[Any, Runs | None] = ((-1, 0, ()), None)
 
     def _order_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The documents in an epoch's order, and where in the epoch each ends."""
-        order = permutation(len(self.chosen), self.seed, epoch)
-        return self.chosen[order], np.cumsum(self.length_D[order])
+        folder = self.tokens.folder
+        order = permutation(len(self.chosen), self.seed, epoch, folder)
+        documents = filled(len(order), lambda some: self.chosen[order[some]], folder)
+        return documents, sums(len(order), lambda some: self.tokens.lengths(documents[some]), folder)
 
     # --- which tokens come next ---
 
@@ -205,34 +210,17 @@ class PackedStream:
             missing -= start
         return pieces, {"epoch": epoch, "start": start, "rows": []}
 
-    def _left(self, epoch: int, start: int, cuts: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray]:
-        """What of an epoch was not delivered, as runs of it: where each begins, and how many tokens there are up to
-        its end. cuts: (length, rows delivered) from its `start` on."""
+    def _left(self, epoch: int, start: int, cuts: tuple[tuple[int, int], ...]) -> Runs:
+        """What of an epoch was not delivered. cuts: (length, rows delivered) from its `start` on."""
         known, found = self._known_left
-        if known[:2] != (epoch, start) or cuts[:len(known[2])] != known[2]:
+        if found is None or known[:2] != (epoch, start) or cuts[:len(known[2])] != known[2]:
             known, found = (epoch, start, ()), (np.array([start]), np.array([self.tokens_per_epoch - start]))
         for number in range(len(known[2]), len(cuts)):
-            found = self._without(epoch, *found, number + 1, *cuts[number])
+            length, rows = cuts[number]
+            order = self._row_order(int(found[1][-1] if len(found[1]) else 0) // length, self.seed + number + 1, epoch)
+            found = without(found, length, order[:rows], self.tokens.folder)
         self._known_left = (epoch, start, cuts), found
         return found
-
-    def _without(self, epoch: int, left_at: np.ndarray, left_end: np.ndarray, number: int, length: int,
-                 delivered: int) -> tuple[np.ndarray, np.ndarray]:
-        """What is left after so many rows of the cut of this number, 1, 2, ..."""
-        total = int(left_end[-1]) if len(left_end) else 0
-        kept = np.sort(self._row_order(total // length, self.seed + number, epoch)[delivered:]) * length
-        kept = np.append(kept, total // length * length)        # and what is shorter than a row
-        kept_end = np.append(kept[:-1] + length, total)
-        # at these borders a piece can begin or end
-        borders = np.unique(np.concatenate([[0], kept, kept_end, left_end]))
-        begin, end = borders[:-1], borders[1:]
-        is_kept = begin < kept_end[np.maximum(np.searchsorted(kept, begin, side="right") - 1, 0)]
-        is_kept &= begin >= kept[0]
-        begin, end = begin[is_kept], end[is_kept]
-        run = np.searchsorted(left_end, begin, side="right")
-        at = left_at[run] + begin - np.append(0, left_end)[run]
-        new = np.append(True, at[1:] != (at + end - begin)[:-1])[:len(at)]      # runs that touch are one
-        return at[new], np.cumsum(end - begin)[np.append(new[1:], True)[:len(at)]]
 
     # --- the tokens ---
 
@@ -244,32 +232,42 @@ class PackedStream:
 
     def _places(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """As `run`, with where in the file each token stands."""
-        places_N, docs_N = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
-        done = 0
-        while done < count:
-            epoch, offset = divmod(position + done, self.tokens_per_epoch)
-            order, ends = self._epoch(epoch)
-            place = int(np.searchsorted(ends, offset, side="right"))
-            while done < count and place < len(order):
-                document = order[place]
-                end = self.tokens.end_D[document]
-                start = end - (ends[place] - offset)
-                taken = min(int(end - start), count - done)
-                places_N[done:done + taken] = np.arange(start, start + taken)
-                docs_N[done:done + taken] = epoch * len(order) + place
-                done, offset, place = done + taken, offset + taken, place + 1
-        return places_N, docs_N
+        found = []
+        while count:
+            epoch, offset = divmod(position, self.tokens_per_epoch)
+            taken = min(count, self.tokens_per_epoch - offset)
+            places_N, docs_N = _places_in(self.tokens, *self._epoch(epoch), offset, taken)
+            found.append((places_N, docs_N + epoch * len(self.chosen)))
+            position, count = position + taken, count - taken
+        return found[0] if len(found) == 1 else tuple(map(np.concatenate, zip(*found, strict=True)))
 
     def row(self, pieces: list[Piece]) -> Batch:
         """The row that these pieces make up."""
         found = [self._places(piece.epoch * self.tokens_per_epoch + piece.start, piece.end - piece.start)
                  for piece in pieces]
-        places_N, docs_N = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        places_N, docs_N = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
         # a new number for each document, and where something is missing in between
         begins_N = np.append(True, (docs_N[1:] != docs_N[:-1]) | (places_N[1:] != places_N[:-1] + 1))
         epochs, in_epoch = np.divmod(docs_N[begins_N], len(self.chosen))
-        documents = np.array([self._epoch(int(epoch))[0][place] for epoch, place in zip(epochs, in_epoch, strict=True)])
+        documents = np.empty(len(epochs), dtype=np.int64)
+        for epoch in dict.fromkeys(epochs.tolist()):
+            documents[epochs == epoch] = self._epoch(epoch)[0][in_epoch[epochs == epoch]]
         return _row(self.tokens, places_N, np.cumsum(begins_N) - 1, documents)
+
+
+def _places_in(tokens: TokenFile, documents: np.ndarray, end_D: np.ndarray, begin: int, count: int,
+               ) -> tuple[np.ndarray, np.ndarray]:
+    """Of these documents one after the other, each of which ends at `end_D`, `count` tokens from `begin` on: where in
+    the file each stands, and the number among the documents of the one that it is of."""
+    first, last = np.searchsorted(end_D, [begin, begin + count - 1], side="right")
+    some = slice(int(first), int(last) + 1)
+    # to where in each document they go, from its end
+    missing = np.maximum(end_D[some] - (begin + count), 0)
+    end = np.minimum(end_D[some], begin + count) - begin
+    size = end.copy()
+    size[1:] -= end[:-1]
+    start = tokens.end_D[documents[some]] - missing
+    return (start - end).repeat(size) + np.arange(count), np.arange(some.start, some.stop).repeat(size)
 
 
 def _pieces(epoch: int, left_at: np.ndarray, left_end: np.ndarray, begin: int, end: int) -> list[Piece]:
@@ -294,14 +292,8 @@ class HeldOut:
     def __init__(self, tokens: TokenFile, domains: Sequence[str] | None = None) -> None:
         self.tokens = tokens
         self.chosen = tokens.choose(domains)
-        self.length = int((tokens.end_D - tokens.start_D)[self.chosen].sum())
-
-    @functools.cached_property
-    def _all(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where in the file each token stands, and of which of the chosen documents it is."""
-        pieces = [np.arange(self.tokens.start_D[d], self.tokens.end_D[d]) for d in self.chosen]
-        places_N = np.concatenate(pieces) if pieces else np.empty(0, np.int64)
-        return places_N, np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
+        self.end_D = sums(len(self.chosen), lambda some: tokens.lengths(self.chosen[some]), tokens.folder)
+        self.length = int(self.end_D[-1]) if len(self.end_D) else 0
 
     def rows(self, context_length: int) -> int:
         return -(-self.length // context_length)
@@ -321,9 +313,10 @@ class HeldOut:
             yield joined(parts)
 
     def _row(self, number: int, context_length: int) -> Batch:
-        part = slice(number * context_length, (number + 1) * context_length)
-        places_N, docs_N = (whole_N[part] for whole_N in self._all)
-        missing = context_length - len(places_N)
+        begin = number * context_length
+        count = min(context_length, self.length - begin)
+        places_N, docs_N = _places_in(self.tokens, self.chosen, self.end_D, begin, count)
+        missing = context_length - count
         documents = self.chosen[docs_N[0]:docs_N[-1] + 1]
         docs_N = np.append(docs_N - docs_N[0], np.full(missing, len(documents)))
         return _row(self.tokens, places_N, docs_N, np.append(documents, -1) if missing else documents)

@@ -9,39 +9,34 @@ content:
     token_bytes.npy          train.ids.jsonl, heldout.ids.jsonl            each document's id
     bigram.json  yardsticks-1.json  train.grades-1.npy                     made when first asked for
 
-Memory is bounded by what a megabyte of text takes, beside 17 bytes a document. Loads no torch.
+Memory is bounded by what a few megabytes of text take. Loads no torch.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tryplicity.data import bigram, grades, yardsticks
 from tryplicity.data.cache import building, cache_root
 from tryplicity.data.documents import Collection, Progress, collect, no_progress, unit_hash
-from tryplicity.data.packing import DOCUMENT, HeldOut, PackedStream, TokenFile
-from tryplicity.data.tokenizer import load_tokenizer, save_tokenizer, token_bytes, tokenizer_files, train_tokenizer
-from tryplicity.data.vocabulary import size_of, vocabulary_of
+from tryplicity.data.packing import HeldOut, PackedStream, TokenFile
+from tryplicity.data.token_files import FORMAT, write_tokens
+from tryplicity.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_files, train_tokenizer
 from tryplicity.data.yardsticks import Yardsticks
 from tryplicity.files import whole_file, write_text
 from tryplicity.leftout import LeftOut
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tryplicity.components import Source
 
-    from tryplicity.components import Document, Source
-
-FORMAT = 2                          # raise when the files written here change
-_BATCH_BYTES = 1_000_000            # of text tokenised at a time, which takes some hundred times as much memory
 _SAMPLE_BYTES = 8_000_000           # the tokenizer is trained on at least so much, where there is so much
 
 
@@ -91,7 +86,7 @@ class Prepared:
             values_D = grades.grades(self.collection.documents(held_out=False), progress, len(self.train.end_D))
             with whole_file(path) as temporary, open(temporary, "wb") as file:
                 np.save(file, values_D)
-        return np.load(path)
+        return np.load(path, mmap_mode="r")
 
     def bigram_bits_per_byte(self, progress: Progress = no_progress) -> float:
         """Bits per byte, on the held-out text, of a byte-bigram model fitted on the training text.
@@ -202,85 +197,3 @@ def _sample(collection: Collection, size: int) -> Iterator[str]:
     for document in collection.documents(held_out=False):
         if unit_hash(document.id, "tokenizer") < shares[document.domain]:
             yield document.text
-
-
-class Encoded(NamedTuple):
-    """One document as it enters a token file."""
-
-    ids: list[int]
-    bytes: int                      # of the text that is to be learnt
-    mask: list[int] | None = None   # 1 where a token is one to learn to write; None: all are
-
-
-def _encode_texts(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[Encoded]:
-    vocabulary = vocabulary_of(tokenizer)
-    encodings = tokenizer.encode_batch_fast([d.text for d in documents], add_special_tokens=False)
-    for document, encoding in zip(documents, encodings, strict=True):
-        yield Encoded([vocabulary.bos, *encoding.ids, vocabulary.eos], len(document.text.encode()))
-
-
-def write_tokens(collection: Collection, tokenizer: Tokenizer, folder: Path, progress: Progress,
-                 encode: Callable[[Tokenizer, list[Document]], Iterable[Encoded]] = _encode_texts) -> None:
-    """Write the token files of both parts and the manifest into `folder`, and {part}.mask.bin (uint8, one a token)
-    where `encode` gives masks."""
-    tokenizer.encode_special_tokens = True     # "<|eos|>" written in a document is text, not the end of it
-    vocab_size = size_of(tokenizer)
-    dtype = "<u2" if vocab_size <= 65536 else "<u4"
-    domains = list(collection.manifest["domains"])
-    np.save(folder / "token_bytes.npy", np.array(token_bytes(tokenizer), dtype=np.uint32))
-    total, done, parts = collection.manifest["bytes"], 0, {}
-    for part in ("train", "heldout"):
-        digest, mask_digest, ends, sizes, domain_numbers = hashlib.sha256(), hashlib.sha256(), [0], [], []
-        with contextlib.ExitStack() as files:
-            file = files.enter_context(open(folder / f"{part}.bin", "wb"))
-            ids = files.enter_context(open(folder / f"{part}.ids.jsonl", "w", encoding="utf-8"))
-            mask_file = None
-            for documents in _batches(collection.documents(held_out=part == "heldout")):
-                for document, encoded in zip(documents, encode(tokenizer, documents), strict=True):
-                    tokens = np.array(encoded.ids, dtype=dtype)
-                    file.write(tokens.data)
-                    ids.write(json.dumps(document.id) + "\n")
-                    digest.update(tokens.data)
-                    if encoded.mask is not None:
-                        mask_file = mask_file or files.enter_context(open(folder / f"{part}.mask.bin", "wb"))
-                        mask_file.write(bytes(encoded.mask))
-                        mask_digest.update(bytes(encoded.mask))
-                    ends.append(ends[-1] + len(tokens))
-                    sizes.append(encoded.bytes)
-                    domain_numbers.append(domains.index(document.domain))
-                    done += len(document.text.encode())
-                progress("tokenising", done, total)
-        table = np.zeros(len(sizes), dtype=DOCUMENT)
-        table["end"], table["bytes"], table["domain"] = ends[1:], sizes, domain_numbers
-        np.save(folder / f"{part}.documents.npy", table)
-        parts[part] = {"documents": len(sizes), "tokens": ends[-1], "bytes": sum(sizes),
-                       "sha256": digest.hexdigest(), "domains": _by_domain(table, domains)}
-        if mask_file is not None:
-            parts[part]["mask_sha256"] = mask_digest.hexdigest()
-    manifest = {"format": FORMAT, "documents": collection.identity, "vocab_size": vocab_size, "dtype": dtype,
-                "domains": domains, "parts": parts,
-                "tokenizer_sha256": hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()}
-    manifest["identity"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch, size = [], 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _by_domain(table: np.ndarray, domains: list[str]) -> dict[str, dict[str, int]]:
-    lengths = np.diff(table["end"], prepend=np.uint64(0))
-    counts = {}
-    for number, domain in enumerate(domains):
-        chosen = table["domain"] == number
-        counts[domain] = {"documents": int(chosen.sum()), "tokens": int(lengths[chosen].sum()),
-                          "bytes": int(table["bytes"][chosen].sum())}
-    return counts

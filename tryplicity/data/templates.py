@@ -13,6 +13,7 @@ from tryplicity.errors import UserError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+AROUND = 16  # tokens that a template writes around a message, at most
 MARK = "\ue000"  # of the private use area: parts what a message says from a special token of the same letters
 
 
@@ -48,6 +49,10 @@ class TemplateFormat:
             return self._ids(self._written(messages, True))
         text, last = self._written(messages), messages[-1]["content"].strip()
         return self._ids(text[:text.rindex(last) + len(last)] if last in text else text)
+
+    def cost(self, message: Mapping[str, Any]) -> int:
+        """How many tokens a message takes, or a few more: a template may refuse it by itself, or say more before it."""
+        return len(self._plain.encode(message["content"], add_special_tokens=False).ids) + AROUND
 
     def encode(self, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[tuple[list[int], list[int]]]:
         """The tokens of each conversation, and a mask: 1 where the assistant writes, up to the token that ends it."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from tryplicity.data.conversations import Messages, chat_format, check_messages
 from tryplicity.errors import UserError
@@ -30,6 +30,11 @@ def prompt(engine: Engine, messages: Messages, go_on: bool = False) -> tuple[int
         raise UserError("chat: only a message of the assistant can be gone on with, and the last is of the "
                         f"{messages[-1]['role']}")
     return tuple(_format(engine).prompt(messages, go_on=go_on))
+
+
+def cost(engine: Engine, message: Mapping[str, Any]) -> int:
+    """How many tokens a message takes in a longer conversation, or a few more."""
+    return _format(engine).cost(message)
 
 
 def _format(engine: Engine) -> ChatFormat | TemplateFormat:

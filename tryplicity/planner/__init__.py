@@ -87,7 +87,7 @@ def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
     facts = gather_facts(model, hardware, counts)
     # a layer's fault is no strategy's
     costs = facts.measured("fp32", hardware.accumulation > 1 or hardware.devices > 1)
-    options, refused = plan_strategies(facts, hardware, registry)
+    options, refused = plan_strategies(model, facts, hardware, registry)
 
     asked = [o for o in options if o.memory is not None and hardware.strategy_name in ("auto", o.name)]
     if not asked:
@@ -103,9 +103,11 @@ def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
     return Plan(model.spec.name, hardware, counts, chosen, rejected, nearest, speed, cost)
 
 
-def plan_strategies(facts: Facts, hardware: Hardware, registry: Registry) -> tuple[list[Option], set[str]]:
+def plan_strategies(model: Model, facts: Facts, hardware: Hardware,
+                    registry: Registry) -> tuple[list[Option], set[str]]:
     """What becomes of each strategy, in the order in which they are tried, and the names of those that cannot be used
-    on this hardware at all."""
+    on this hardware at all. facts: of this model on this hardware."""
+    from tryplicity.planner.count import count
     from tryplicity.promises import check_memory
 
     names = sorted(registry.names("parallelism"), key=lambda name: (registry.get("parallelism", name).order, name))
@@ -114,7 +116,11 @@ def plan_strategies(facts: Facts, hardware: Hardware, registry: Registry) -> tup
         try:
             with guarded(registry.get("parallelism", name)):
                 strategy = registry.part("parallelism", hardware.options_of(name)).build()
-                reason, memory = strategy.refuses(hardware), check_memory(strategy, strategy.memory(facts, hardware))
+                own, passes = facts, hardware
+                if strategy.row_by_row:
+                    passes = replace(hardware, batch=1, accumulation=hardware.batch * hardware.accumulation)
+                    own = gather_facts(model, passes, count(model))
+                reason, memory = strategy.refuses(hardware), check_memory(strategy, strategy.memory(own, passes))
         except (PluginFault, UserError) as fault:  # a strategy that nobody asked for must not end the plan
             if hardware.strategy_name == name:
                 raise

@@ -64,7 +64,7 @@ def neighbours(model: Model, planned: Plan, registry: Registry) -> list[Neighbou
     for hardware in variants(planned.hardware):
         facts = gather_facts(model, hardware, planned.counts)
         costs = facts.measured("fp32", hardware.accumulation > 1 or hardware.devices > 1)
-        options, refused = plan_strategies(facts, hardware, registry)
+        options, refused = plan_strategies(model, facts, hardware, registry)
         for option in options:
             if option.memory is not None and option.name not in refused:
                 speed = estimate_speed(flops_of_a_token(costs, facts), facts.tokens, option.memory, hardware)

@@ -156,9 +156,7 @@ class Turn:
             return chat.prompt(engine, [*messages, *begun], go_on=bool(begun))
 
         asking, budget = {"role": "user", "content": self.question.content}, context - room
-        # a message has the same tokens wherever it stands
-        history = _latest(history, lambda message: len(chat.prompt(engine, [message])),
-                          budget - len(encoded([asking])))
+        history = _latest(history, lambda message: chat.cost(engine, message), budget - len(encoded([asking])))
         messages = [*history, asking]
         if passages is not None:
             from tryplicity.search.answer import fitted

@@ -11,7 +11,7 @@ outside. Loads no torch before it is used. What each promise means: docs/plugins
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tryplicity.parts import Component
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def findings(component: type[Component], options: Mapping[str, Any] | None = None, *, plugins: Sequence[str] = (),
-             ranks: bool = True) -> list[Finding]:
+             ranks: bool = True) -> Iterator[Finding]:
     """What became of each promise of a component's family, with these options (small ones: the kit's hidden_size is
     32), or with each of its `trials`.
 
@@ -33,12 +33,10 @@ def findings(component: type[Component], options: Mapping[str, Any] | None = Non
     from tryplicity.testing.trial import Trial
 
     asked = [p for p in PROMISES if component.family in p.families and (ranks or not p.several_ranks)]
-    found: list[Finding] = []
     for given in component.trials if options is None else [options]:
         trial = Trial(component, given, tuple(plugins))
         trial.spec, trial.part  # noqa: B018 - what is wrong with the options is no promise's fault
-        found += tried(trial, asked)
-    return found
+        yield from tried(trial, asked)
 
 
 def check(component: type[Component], options: Mapping[str, Any] | None = None, *, plugins: Sequence[str] = (),

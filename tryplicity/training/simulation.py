@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -105,10 +106,15 @@ def simulate(spec: Spec, hardware: Hardware, registry: Registry, strategy_name: 
             "resident": _resident()}
 
 
+@dataclass(frozen=True)
 class Imagined(World):
     """A world whose other ranks are not there; each of them has what this one has."""
 
+    begin: Callable[[], object] = field(default=lambda: None)  # its process group
+
     def total(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        if self.size == 1:
+            return list(tensors)
         return [torch.tensor(self.size * tensor.constant.item())  # that a fake tensor knows its one number stays so
                 if tensor.numel() == 1 and getattr(tensor, "constant", None) is not None
                 else tensor * self.size for tensor in tensors]
@@ -122,15 +128,19 @@ class Imagined(World):
     def gathered(self, value: Any) -> list[Any]:
         return [value] * self.size
 
+    def group(self) -> None:
+        self.begin()
+
 
 @contextmanager
 def imagined(ranks: int, of_a_machine: int, ledger: Ledger) -> Iterator[World]:
     """The first of so many ranks, so many of which share a machine."""
-    if ranks == 1:
-        yield World()
-        return
-    with fake_group(ranks, ledger.looking_away):
-        yield Imagined(0, ranks, local_size=min(ranks, of_a_machine))
+    with ExitStack() as stack:
+        world = Imagined(0, ranks, local_size=min(ranks, of_a_machine),
+                         begin=lambda: stack.enter_context(fake_group(ranks, ledger.looking_away)))
+        if ranks > 1:
+            world.begin()
+        yield world
 
 
 def _batch(rows: int, spec: Spec) -> Batch:

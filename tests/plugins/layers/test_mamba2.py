@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from tryplicity import Linear, Part, Site
 from tryplicity_plugins.layers import ssd
 from tryplicity_plugins.layers.mamba2 import Mamba2
+from tryplicity_plugins.layers.recurrent import conv_masks
 
 
 class Plain(Linear):
@@ -146,7 +147,7 @@ def test_hand_written_gradients(function):
     f64 = {"dtype": torch.float64, "requires_grad": True}
     if function == "conv":
         inputs = torch.randn(2, 11, 5, **f64), torch.randn(4, 5, **f64), torch.randn(5, **f64)
-        same = ssd.conv_masks(runs, 4)
+        same = conv_masks(runs, 4)
         for lead, mask in [(0, None), (0, same), (3, same)]:
             torch.autograd.gradcheck(lambda *args, lead=lead, mask=mask: ssd.conv_silu(
                 *args, sizes=[2, 3], lead=lead, same_BWT=mask), inputs)

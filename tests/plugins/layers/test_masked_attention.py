@@ -139,3 +139,23 @@ def test_the_memory_of_every_layer_and_objective_grows_with_the_length_alone(reg
     for stage, more in zip(planned(registry, 2048), planned(registry, 8192), strict=True):
         for before, after in zip(stage, more, strict=True):
             assert after < 4.3 * before
+
+
+def test_the_plan_of_a_window_grows_with_the_length_alone(registry):
+    """Work as well as memory: twice the text, twice the products of a layer with a window."""
+    from tryplicity.hardware import load_hardware
+    from tryplicity.model import assemble as assemble_model
+    from tryplicity.planner.measure import measure_stages
+    from tryplicity.spec import load_spec, parse_yaml
+
+    def planned(context, options):
+        text = (f"name: s\nvocab_size: 300\nhidden_size: 32\ncontext_length: {context}\n"
+                f"layers: [{{mixer: {{type: gqa, heads: 4, {options}}}}}]")
+        model = assemble_model(load_spec(parse_yaml(text, "s.yaml"), registry))
+        return measure_stages(model, load_hardware("cpu", registry, ["batch=1"]), "fp32", True)[1]
+
+    for options in ("window: 256", "window: 256, softcap: 5.0"):
+        short, long = planned(2**14, options), planned(2**15, options)  # in blocks of one size
+        for figure in ("kept", "backward", "flops_forward", "flops_backward"):
+            assert getattr(long, figure) < 2.05 * getattr(short, figure), figure
+        assert short.flops_forward < 0.15 * planned(2**14, "softcap: 5.0").flops_forward

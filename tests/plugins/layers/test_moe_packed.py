@@ -12,7 +12,7 @@ from tryplicity_plugins.brain.dynamic_sparsity import DynamicSparsityRouter
 from tryplicity_plugins.brain.lateral_inhibition import LateralInhibition, LateralInhibitionRouter
 from tryplicity_plugins.brain.spike import Spike
 from tryplicity_plugins.layers import native
-from tryplicity_plugins.layers.activations import GELU, ReLU2, SiLU, gated
+from tryplicity_plugins.layers.activations import GELU, ReLU2, SiLU, decoded
 from tryplicity_plugins.layers.bitlinear import BitLinear
 from tryplicity_plugins.layers.gated_mlp import GatedMLP
 from tryplicity_plugins.layers.moe import MixtureOfExperts
@@ -159,16 +159,19 @@ def test_the_gated_product_is_that_of_pytorch(kind, rows, features):
     gate_up = torch.randn(rows, 2 * features) * 3
     gate_up[0, :4] = torch.tensor([0.0, -30.0, 90.0, -1e-30])
     expected = activation(gate_up[:, :features]) * gate_up[:, features:]
-    actual = gated(activation, gate_up)
+    actual = decoded(activation, gate_up, gate=True)
     torch.testing.assert_close(actual, expected, rtol=2e-6, atol=5e-6)  # of gelu torch's is the less exact
-    assert torch.equal(torch.cat([gated(activation, row) for row in gate_up.split(1)]), actual)
+    assert torch.equal(torch.cat([decoded(activation, row, gate=True) for row in gate_up.split(1)]), actual)
+    alone = decoded(activation, gate_up[:, :features].contiguous(), gate=False)
+    assert torch.equal(alone, decoded(activation, torch.cat((gate_up[:, :features], torch.ones(rows, features)), -1),
+                                      gate=True))
     if kind == "spike":
         assert torch.equal(actual, expected) and 0.1 < (actual == 0).float().mean() < 0.9
 
 
 def test_gelu_keeps_its_relative_precision():
     x = -torch.linspace(0.01, 5, 400)
-    got = gated(GELU(None, 400), torch.cat((x, torch.ones(400)))[None])[0]
+    got = decoded(GELU(None, 400), torch.cat((x, torch.ones(400)))[None], gate=True)[0]
     exact = (0.5 * x.double() * torch.special.erfc(-x.double() / 2**0.5)).float()
     torch.testing.assert_close(got, exact, rtol=3e-6, atol=0)
 
@@ -177,19 +180,19 @@ def test_thresholds_are_those_of_the_rows_expert():
     spike = made(lambda: ACTIVATIONS["spike"].build(37, groups=4))
     gate_up, group = torch.randn(50, 74), torch.randint(4, (50,))
     expected = spike(gate_up[:, :37], group) * gate_up[:, 37:]
-    assert torch.equal(gated(spike, gate_up, group), expected)
+    assert torch.equal(decoded(spike, gate_up, group, gate=True), expected)
     alone = made(lambda: ACTIVATIONS["spike"].build(37))  # one for all: groups do not matter to it
-    assert torch.equal(gated(alone, gate_up, group), alone(gate_up[:, :37]) * gate_up[:, 37:])
+    assert torch.equal(decoded(alone, gate_up, group, gate=True), alone(gate_up[:, :37]) * gate_up[:, 37:])
 
 
 def test_pytorch_does_what_c_does_not():
     gate_up, group = torch.randn(5, 12), torch.tensor([0, 1, 2, 3, 3])
-    assert torch.equal(gated(Halves(None, 6, 4), gate_up, group),
+    assert torch.equal(decoded(Halves(None, 6, 4), gate_up, group, gate=True),
                        gate_up[:, :6].tanh() * (1 + group % 2)[:, None] * gate_up[:, 6:])
-    assert gated(SiLU(None, 6), gate_up.double()).dtype == torch.float64
+    assert decoded(SiLU(None, 6), gate_up.double(), gate=True).dtype == torch.float64
     with torch.enable_grad():
         leaf = gate_up.clone().requires_grad_()
-        gated(SiLU(None, 6), leaf).sum().backward()
+        decoded(SiLU(None, 6), leaf, gate=True).sum().backward()
         assert leaf.grad is not None
 
 

@@ -14,7 +14,7 @@ from tryplicity_plugins.layers.bitlinear import BitLinear
 from tryplicity_plugins.layers.hyper_connections import HyperConnections
 from tryplicity_plugins.layers.linear import PlainLinear
 from tryplicity_plugins.layers.mamba2 import Mamba2
-from tryplicity_plugins.layers.masked_attention import masked_attention
+from tryplicity_plugins.layers.masked_attention import Scores, masked_attention
 from tryplicity_plugins.layers.moe import MixtureOfExperts
 from tryplicity_plugins.layers.norms import RMSNorm
 from tryplicity_plugins.layers.router import TopKRouter
@@ -125,13 +125,15 @@ def test_bitlinear_multiplies_integers_and_scales_afterwards():
     torch.testing.assert_close((step / unit).round().float(), (step / unit).float(), rtol=1e-5, atol=1e-2)
 
 
+@pytest.mark.parametrize("options", [{}, {"window": 150}, {"scores": Scores(0.3, 1.2)},
+                                     {"window": 70, "scores": Scores(None, 0.8)}], ids=str)
 @pytest.mark.parametrize("seen", [0, 5])
-def test_attention_block_by_block(seen):
+def test_attention_block_by_block(seen, options):
     time = 400  # more than one mask is made for
     docs = documents(2, time + seen)
 
     def run(q, k, v):
-        return masked_attention(q, k, v, docs)
+        return masked_attention(q, k, v, docs, **options)
 
     assert_alike(both(run, [tokens(2, 4, time, 8), tokens(2, 2, time + seen, 8), tokens(2, 2, time + seen, 8).flip(2)]))
 

@@ -1,21 +1,12 @@
-"""Everything that only a graphics card can tell, in one command: are the fast ways right, how fast, how much memory.
-
-    python -m tests.benchmarks.gpu [--spec 5090] [--minutes 8] [--json FILE]       on a rented card
-    python -m tests.benchmarks.gpu --device cpu                                    the same at tiny sizes, to try it
-
-Each part is a process of its own with a time limit, the most valuable first, so that one that hangs or crashes costs
-its own time alone. One table at the end, and one JSON object with all figures; both are written again after each part.
-"""
+"""What `tests.benchmarks.card` measures of a spec's training and decoding, each part in a process of its own."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +21,6 @@ class Place:
     def __init__(self, spec: str, device: str, rows: int) -> None:
         self.spec, self.device, self.rows = spec, device, rows
         self.precision = "bf16" if device == "cuda" else "fp32"
-
-
-# --- in the part's own process ---
 
 
 class Trainer:
@@ -210,74 +198,3 @@ def decoding(place: Place) -> dict[str, Any]:
             trainer.wait()
     per_second = tokens / (time.perf_counter() - started)
     return {"result": f"{per_second:.1f} tokens/s in fp32, one text", "ok": True, "tokens_per_second": per_second}
-
-
-#: the parts and the share of the time that each may take, the most valuable first
-PARTS: dict[str, tuple[Callable[[Place], dict[str, Any]], float]] = {
-    "right": (right, 0.25), "compiled": (compiled, 0.25), "eager": (eager, 0.1), "once": (once, 0.25),
-    "profile": (profile, 0.2), "waits": (waits, 0.2), "compiled_again": (compiled_again, 0.2),
-    "decoding": (decoding, 0.1)}
-
-
-# --- the whole ---
-
-
-def run_part(name: str, options: Sequence[str], limit: float) -> dict[str, Any]:
-    """One part in a process of its own: what it found, or how it ended."""
-    started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.gpu", "--part", name, *options], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        out, err = process.communicate(timeout=limit)
-        lines = out.strip().splitlines()
-        found = json.loads(lines[-1]) if process.returncode == 0 and lines else {
-            "result": f"ended with {process.returncode}: {(err.strip().splitlines() or ['nothing said'])[-1]}",
-            "ok": False, "stderr": err[-4000:]}
-    except subprocess.TimeoutExpired:
-        _end(process)
-        found = {"result": f"not done after {limit:.0f} s", "ok": False}
-    return {**found, "seconds": round(time.perf_counter() - started, 1)}
-
-
-def _end(process: subprocess.Popen) -> None:
-    """With the compilers that it started."""
-    import os
-    import signal
-
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--spec", help="by default 5090, on a CPU tiny")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--rows", type=int, help="of a forward pass, by default 4, on a CPU 1")
-    parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--json", type=Path, default=Path("gpu.json"))
-    parser.add_argument("--only", help="parts by name, with commas")
-    parser.add_argument("--part", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    on_card = given.device == "cuda"
-    spec, rows = given.spec or ("5090" if on_card else "tiny"), given.rows or (4 if on_card else 1)
-    if given.part:
-        print(json.dumps(PARTS[given.part][0](Place(spec, given.device, rows))))
-        return 0
-    options = ["--spec", spec, "--device", given.device, "--rows", str(rows)]
-    found: dict[str, Any] = {"spec": spec, "device": given.device, "rows": rows, "parts": {}}
-    deadline = time.monotonic() + 60 * given.minutes
-    for name in given.only.split(",") if given.only else PARTS:
-        left = deadline - time.monotonic()
-        limit = min(left, 60 * given.minutes * PARTS[name][1])
-        found["parts"][name] = run_part(name, options, limit) if left > 5 else {
-            "result": "no time was left", "ok": False, "seconds": 0.0}
-        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        part = found["parts"][name]
-        verdict = "good" if part["ok"] else "LOOK"
-        print(f"{name:>15} {verdict:>5} {part['seconds']:7.1f} s  {part['result']}", flush=True)
-    print(f"all figures: {given.json}")
-    return 0 if all(part["ok"] for part in found["parts"].values()) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,52 @@
+"""`tryplicity plugins new`: an installable package that works at once. The text files beside this are its parts."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from pathlib import Path
+from string import Template
+
+from tryplicity import __version__
+from tryplicity.errors import UserError
+from tryplicity.files import write_text
+from tryplicity.hookspecs import COMPONENT_HOOKS
+
+HERE = Path(__file__).parent
+#: kind -> how a user asks for it, in the README of the package
+KINDS = {
+    "mixer": "In a spec: `layers: [{mixer: $package, feed_forward: gated_mlp}]`",
+    "feed_forward": "In a spec: `layers: [{mixer: ..., feed_forward: $package}]`",
+    "router": "In a spec, where a mixture of experts names its `router: $package`",
+    "brain": "In a spec: `brain: [$package]`",
+    "objective": "In a spec: `brain: [$package]`",
+    "parallelism": "In a hardware profile: `strategy: $package`",
+    "source": "As training data: `tryplicity train SPEC --hw cpu --data $package --run DIR --steps 50`",
+    "judge": "In a recipe of `tryplicity data`, among its judges",
+    "retriever": "For a server: `tryplicity serve RUN --search $package`",
+}
+
+
+def new_package(name: str, kind: str, out: Path) -> list[Path]:
+    """The files of a package that brings a component of this kind, in a new folder `out`. Raises UserError for a name
+    that Python cannot import, and for a folder that is there."""
+    package = re.sub(r"[^0-9a-z]+", "_", name.lower()).strip("_")
+    if not package.isidentifier() or keyword.iskeyword(package):
+        raise UserError(f"{name!r} is no name for a package: begin with a letter, then letters, digits and -")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there already; --out names another folder")
+    words = {
+        "dist": package.replace("_", "-"), "package": package, "kind": kind.replace("_", "-"), "release": __version__,
+        "name": "".join(word.capitalize() for word in package.split("_")),
+        "hook": next(hook for hook, families in reversed(COMPONENT_HOOKS.items()) if kind in families),
+    }
+    words["use"] = Template(KINDS[kind]).substitute(words) + "."
+    parts = {"pyproject.toml": "pyproject", "README.md": "readme", f"{package}/__init__.py": "hooks",
+             f"{package}/component.py": kind, f"tests/test_{package}.py": "test"}
+    written = []
+    for path, part in parts.items():
+        text = Template((HERE / f"{part}.txt").read_text(encoding="utf-8")).substitute(words)
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        write_text(out / path, text)
+        written.append(out / path)
+    return written
