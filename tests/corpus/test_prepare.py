@@ -35,23 +35,28 @@ def files_of(folder):
     return found
 
 
-def killed_and_gone_on_with(line, folder, kills, most, environment):
-    """Run the command, kill it with SIGKILL at random moments of a run of `most` seconds, and at last let it end; the
-    moments at which it was killed, without those at which it had ended."""
+def killed_and_gone_on_with(line, folder, whole, kills, environment):
+    """Run the command, kill it with SIGKILL at random moments, and at last let it end. A moment is when there are so many
+    files as a random number between none and those of the `whole`, and a little later: seconds say nothing on a machine
+    that has other things to do. How many it was killed at, each time."""
     draw, killed = random.Random(kills), []
-    for _ in range(kills):
-        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment,
+    for moment in sorted(draw.sample(range(1, number_of_files(whole)), kills)):
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
                                    start_new_session=True)
-        moment = draw.uniform(0.1, 1.0) * most
-        try:
-            process.communicate(timeout=moment)
-        except subprocess.TimeoutExpired:
-            killed.append(moment)
+        while process.poll() is None and number_of_files(folder) < moment:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0.0, 0.5))
+        if process.poll() is None:
+            killed.append(number_of_files(folder))
             os.killpg(process.pid, signal.SIGKILL)  # its workers too, as a machine that goes down does
-            process.communicate()
+        process.wait()
     done = subprocess.run(line, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return killed
+
+
+def number_of_files(folder):
+    return sum(len(files) for _, _, files in os.walk(folder))
 
 
 def prepare_line(recipe, folder):
@@ -79,11 +84,11 @@ def test_one_command_from_texts_to_a_model_and_a_second_one_passes_over_it(recip
 def test_killed_and_gone_on_with_it_is_the_same(recipe_file, tmp_path, capfd):
     path = recipe_file(more="vocab_size: 300\n")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    begun = time.monotonic()
     done = subprocess.run(prepare_line(path, tmp_path / "whole"), capture_output=True, text=True, env=environment)
-    seconds = time.monotonic() - begun
     assert done.returncode == 0, done.stderr
-    killed_and_gone_on_with(prepare_line(path, tmp_path / "cut"), tmp_path / "cut", 2, seconds, environment)
+    killed = killed_and_gone_on_with(prepare_line(path, tmp_path / "cut"), tmp_path / "cut", tmp_path / "whole", 2,
+                                     environment)
+    assert killed
     found = files_of(tmp_path / "cut")
     assert found == files_of(tmp_path / "whole") and any("train.bin" in name for name in found)
 
@@ -122,17 +127,15 @@ def test_killed_ten_times_before_five_judges_it_is_the_same(tmp_path):
             "{judge: long_words, keep_top: 0.9}]")
     path = recipe(tmp_path, five, GOAL)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRYPLICITY_CACHE": str(tmp_path / "cache")}
-    lines = [[*prepare_line(path, tmp_path / name), "--workers", "2", "--plugin", str(PLUGIN)] for name in ("a", "b")]
-    begun = time.monotonic()
+    lines = [[*prepare_line(path, tmp_path / name), "--workers", "1", "--plugin", str(PLUGIN)] for name in ("a", "b")]
     done = subprocess.run(lines[0], capture_output=True, text=True, env=environment)
-    seconds = time.monotonic() - begun
     assert done.returncode == 0, done.stderr
-    killed = killed_and_gone_on_with(lines[1], tmp_path / "b", 10, seconds, environment)
-    print(f"{seconds:.0f} s without a kill; killed after {', '.join(f'{moment:.1f}' for moment in killed)} s")
+    killed = killed_and_gone_on_with(lines[1], tmp_path / "b", tmp_path / "a", 10, environment)
+    assert len(killed) >= 8, killed  # the others came just when it ended
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
     for made in ("perplexity/model.safetensors", "embedding/head.json"):
         one, other = ((tmp_path / name / "work" / "judges" / made).read_bytes() for name in ("a", "b"))
         assert one == other, made
     said = json.loads((tmp_path / "b" / "report.json").read_text())
-    assert len(said["judges"]) == 5 and said["documents"] > 30 and said["dropped"] >= 9
+    assert len(said["judges"]) == 5 and said["documents"] > 30 and said["dropped"] >= 3
     assert (tmp_path / "b" / "run" / "model.safetensors").exists()
