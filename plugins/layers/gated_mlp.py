@@ -85,7 +85,7 @@ class GatedMLP(FeedForward):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__()
         inner = config.inner_size or -(-8 * site.hidden_size // (3 * 64)) * 64
-        self.gate_up = site.linear(site.hidden_size, 2 * inner, bias=config.bias)
+        self.gate_up = site.linear(site.hidden_size, 2 * inner, bias=config.bias, parts=(inner, inner))
         self.activation = config.activation.build(inner)
         self.inner_norm = site.norm(inner) if config.inner_norm else None
         self.gate_multiplier, self.down_multiplier = config.gate_multiplier, config.down_multiplier
