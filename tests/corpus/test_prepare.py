@@ -36,9 +36,9 @@ def files_of(folder):
 
 
 def killed_and_gone_on_with(line, folder, whole, kills, environment):
-    """Run the command, kill it with SIGKILL at random moments, and at last let it end. A moment is when there are so many
-    files as a random number between none and those of the `whole`, and a little later: seconds say nothing on a machine
-    that has other things to do. How many it was killed at, each time."""
+    """Run the command, kill it with SIGKILL at random moments, and at last let it end. A moment is when there are so
+    many files as a random number between none and those of the `whole`, and a little later: seconds say nothing on a
+    machine that has other things to do. How many there were each time it was killed."""
     draw, killed = random.Random(kills), []
     for moment in sorted(draw.sample(range(1, number_of_files(whole)), kills)):
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
