@@ -8,6 +8,7 @@ def tryplicity_layers():
     from tryplicity_plugins.layers.activations import GELU, ReLU2, SiLU
     from tryplicity_plugins.layers.attention import GroupedQueryAttention
     from tryplicity_plugins.layers.bitlinear import BitLinear
+    from tryplicity_plugins.layers.bitlinear_unnormed import UnnormedBitLinear
     from tryplicity_plugins.layers.gated_deltanet import GatedDeltaNet
     from tryplicity_plugins.layers.gated_mlp import GatedMLP
     from tryplicity_plugins.layers.hyper_connections import HyperConnections
@@ -24,6 +25,6 @@ def tryplicity_layers():
     from tryplicity_plugins.layers.router import TopKRouter
     from tryplicity_plugins.layers.short_conv import ShortConv
 
-    return [PlainLinear, BitLinear, RMSNorm, LayerNorm, SiLU, GELU, ReLU2, GatedMLP, MLP, MixtureOfExperts,
-            TopKRouter, Mamba1, Mamba2, GatedDeltaNet, ShortConv, GroupedQueryAttention, LatentAttention, Parallel, Add,
-            HyperConnections, MultiTokenPrediction]
+    return [PlainLinear, BitLinear, UnnormedBitLinear, RMSNorm, LayerNorm, SiLU, GELU, ReLU2, GatedMLP, MLP,
+            MixtureOfExperts, TopKRouter, Mamba1, Mamba2, GatedDeltaNet, ShortConv, GroupedQueryAttention,
+            LatentAttention, Parallel, Add, HyperConnections, MultiTokenPrediction]
