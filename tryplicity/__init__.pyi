@@ -74,6 +74,7 @@ from tryplicity.files import write_text as write_text
 from tryplicity.search import PassageIndex as PassageIndex
 from tryplicity.search import ensure_index as ensure_index
 from tryplicity.plugins import load_plugins as load_plugins
+from tryplicity.named import NamedModel as NamedModel
 from tryplicity.world import World as World
 from tryplicity.training.reference import train_reference as train_reference
 from tryplicity.training.saved import saved_weights as saved_weights

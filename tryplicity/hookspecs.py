@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     import click
 
+    from tryplicity.named import NamedModel
     from tryplicity.parts import Component
 
 hookspec = pluggy.HookspecMarker("tryplicity")
@@ -85,6 +86,17 @@ def tryplicity_components() -> list[type[Component]]:
         @hookimpl
         def tryplicity_components():
             return [Lion, GutenbergSource]
+    """
+
+
+@hookspec
+def tryplicity_models() -> list[NamedModel]:
+    """Models by name, which `generate`, `serve`, `eval` and `export` take for a run: files that `tryplicity import`
+    reads, where they are installed.
+
+        @hookimpl
+        def tryplicity_models():
+            return [NamedModel("mine", "Mine-1B (MIT)", find=lambda: path_or_none, install="pip install mine")]
     """
 
 

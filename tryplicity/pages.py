@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -348,7 +348,8 @@ def plugin_table(plugins: Any) -> None:
     Console(highlight=False).print(table)
 
 
-def next_steps(folder: Path) -> None:
+def next_steps(folder: Path, models: Iterable[Any] = ()) -> None:
+    """What can be done after the quickstart; models: NamedModels, trained by others, to talk to beside it."""
     heading("Next", "")
     steps = [(f'tryplicity generate {folder} "A dictionary is"', "let it write more"),
              (f"tryplicity brain {folder}", "spikes, experts, surprise, stages, sleeps: by layer and over time"),
@@ -356,6 +357,11 @@ def next_steps(folder: Path) -> None:
              ("cp specs/tiny.yaml my.yaml", "make it yours, then: tryplicity build my.yaml --hw cpu"),
              ("tryplicity train my.yaml --hw cpu --data path/to/texts --run runs/mine --minutes 10",
               "train on your own text")]
+    for model in models:
+        there = model.find() is not None
+        steps.append((f"tryplicity serve {model.name}" if there else model.install,
+                      f"talk to a model that others trained: {model.about}"
+                      + ("" if there else f"; then: tryplicity serve {model.name}")))
     if shutil.which("tryplicity") is None:
         steps.insert(0, (f"source {Path(sys.prefix) / 'bin' / 'activate'}", "so that your shell finds tryplicity"))
     for command, what in steps:

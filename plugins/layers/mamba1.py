@@ -111,7 +111,7 @@ class Mamba1(Mixer):
     def path(self, device: torch.device, compiled: bool) -> str:
         return (f"the scan by doubling in chunks of {self.config.chunk}, in plain operations" if compiled else
                 "the scan token by token, with gradients written by hand"
-                + ("" if device.type == "cpu" else ": slow here, compile: true is faster"))
+                + ("" if device.type == "cpu" else ": slow here, training.compile: on is faster"))
 
     def new_state(self, batch: int, *, device=None, dtype=None) -> State:
         """conv [B, W - 1, I] and doc [B]: see `recurrent`; ssm [B, I, N]."""

@@ -176,8 +176,9 @@ def _say_size(model) -> None:
 class Worker:
     """A process that holds one side and does one burst at a time when told to."""
 
-    def __init__(self, side: str, module: str = "tests.benchmarks.hybrid", options: Sequence[str] = ()) -> None:
-        self.process = subprocess.Popen([sys.executable, "-m", module, "--serve", side, *options],
+    def __init__(self, side: str, module: str = "tests.benchmarks.hybrid", options: Sequence[str] = (),
+                 python: str = sys.executable) -> None:
+        self.process = subprocess.Popen([python, "-m", module, "--serve", side, *options],
                                         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.parameters = int(self._answer())
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tryplicity.commands.options import Number, plugin_options
+from tryplicity.commands.options import Number, plugin_options, resolved
 from tryplicity.errors import UserError
 
 
@@ -48,6 +48,7 @@ def eval_(run: Path, data: str | None, share: float | None, tasks: str | None, t
 
     polite_threads()
     tune_malloc()
+    run = resolved(run, plugins).path
     what = run if checkpoint is None else _checkpoint(run, checkpoint)
     if tasks is not None:
         said = _tasks(what, plugins, [task.strip() for task in tasks.split(",")], tasks_folder, limit, device)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tryplicity.commands.options import plugin_options, say
+from tryplicity.commands.options import plugin_options, resolved, say
 from tryplicity.errors import UserError
 
 
@@ -40,6 +40,7 @@ def export(run: str, format_: str, rest: str, linear: str | None, out: Path | No
              tryplicity export full --initialised --rest int8 --out full.safetensors
              tryplicity export runs/smollm2 --format transformers --out smollm2-again
     """
+    run = run if initialised else str(resolved(run, plugins).path)
     if format_ in ("transformers", "gguf"):
         _as_theirs(format_, run, out, initialised, plugins.registry, as_json)
         return

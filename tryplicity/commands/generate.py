@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from tryplicity.commands.options import SEED, plugin_options, say, weights_option
+from tryplicity.commands.options import SEED, plugin_options, resolved, say, weights_option
 from tryplicity.errors import UserError
 
 
@@ -60,7 +60,8 @@ def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], cha
 
     chosen = Sampling(**sampling)
 
-    engine = Engine.load(run, plugins.registry, device, weights=weights)
+    found = resolved(run, plugins)
+    engine = Engine.load(found.path, plugins.registry, device, weights=weights or found.weights)
     if device == "cpu" and (reason := kernels.why_not()):
         click.echo(reason, err=True)
     if chat:

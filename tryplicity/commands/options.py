@@ -78,9 +78,19 @@ def plugin_options(command: Callable) -> Callable:
 
 def weights_option(command: Callable) -> Callable:
     """--weights, in which form a command that decodes keeps what is else floats."""
-    return click.option("--weights", type=click.Choice(["int8", "bf16"]),
+    return click.option("--weights", type=click.Choice(["int8", "bf16", "fp32"]),
                         help="Keep plain linears and tables as int8 rows or in bf16, on a CPU; by default as they lie "
-                             "in the file, and those of a run in fp32.")(command)
+                             "in the file, those of a run in fp32, and those of a model by name as it says."
+                        )(command)
+
+
+def resolved(run: Any, plugins: Any) -> Any:
+    """RUN as the user gave it, or what it names: see tryplicity.named.resolve."""
+    from tryplicity import pages
+    from tryplicity.named import resolve
+
+    with pages.preparation() as progress:
+        return resolve(run, plugins, lambda done, total: progress(f"importing {run}", done, total))
 
 
 def installed(kind: str) -> Callable:

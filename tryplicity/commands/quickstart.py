@@ -34,6 +34,7 @@ def quickstart(minutes: float, folder: Path, port: int, no_page: bool, plugins: 
     from tryplicity.inference.chat import dialogue, reply
     from tryplicity.inference.engine import Engine
     from tryplicity.inference.sampler import Sampling
+    from tryplicity.named import named_models
 
     prompts = ("The function returns", "A list is")
     pages.heading("3  Write", f'tryplicity generate {folder} "{prompts[0]}"')
@@ -46,7 +47,7 @@ def quickstart(minutes: float, folder: Path, port: int, no_page: bool, plugins: 
     say(click.style(question, bold=True))
     print_pieces(reply(engine, dialogue(question), Sampling(temperature=0), 60))
     engine.close()
-    pages.next_steps(folder)
+    pages.next_steps(folder, named_models(plugins).values())
     if no_page:
         return
     from tryplicity.server.app import serve as run_server

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from tryplicity.commands.options import plugin_options, weights_option
+from tryplicity.commands.options import plugin_options, resolved, weights_option
 
 
 @click.command()
@@ -28,7 +28,8 @@ from tryplicity.commands.options import plugin_options, weights_option
 @weights_option
 @click.option("--max-tokens", default=2048, show_default=True, type=click.IntRange(1), help="Most of one request.")
 @plugin_options
-def serve(run: str | None, plugins: Any, cors: tuple[str, ...], hosts: tuple[str, ...], **options: Any) -> None:
+def serve(run: str | None, plugins: Any, weights: str | None, cors: tuple[str, ...], hosts: tuple[str, ...],
+          **options: Any) -> None:
     """A page to ask and search on, and OpenAI's API, from the model of RUN: a run folder or an exported file.
 
     Without RUN there is search alone. Ctrl-C and SIGTERM let what runs end first.
@@ -40,4 +41,7 @@ def serve(run: str | None, plugins: Any, cors: tuple[str, ...], hosts: tuple[str
 
     polite_threads()
     tune_malloc()
-    run_server(run, plugins=plugins, cors=cors, hosts=hosts, **options)
+    if run is not None:
+        found = resolved(run, plugins)
+        run, weights = str(found.path), weights or found.weights
+    run_server(run, plugins=plugins, weights=weights, cors=cors, hosts=hosts, **options)

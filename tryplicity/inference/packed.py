@@ -175,10 +175,12 @@ def load_model(what: str | Path | Opened, registry, device: str = "cpu", *, tern
     """(model, spec, tokenizer, info) of a run folder or an exported file; the tokenizer is None for a file without one.
 
     ternary: pack the linears of a run that can be packed. dtype: of the floats in between; fp32 by default. weights:
-    "int8" or "bf16", the form in which to keep the tables of floats, and the linears that have it among their `forms`.
+    "int8" or "bf16", the form in which a CPU keeps the tables of floats, and the linears that have it among their
+    `forms`; "fp32", or another device: as they are.
     """
     opened = what if isinstance(what, Opened) else open_model(what, registry)
     model, spec = opened.model, opened.spec
+    weights = None if weights == "fp32" or torch.device(device).type != "cpu" else weights
     if weights:
         _ask_for(model, weights)
     with ThreadPoolExecutor(1) as beside:

@@ -17,7 +17,7 @@
 
 namespace {
 
-constexpr int64_t LANES = 16;
+constexpr int64_t LANES = 16, LINE = 64;
 constexpr int64_t FEWEST_BYTES = 16 << 10, MOST_BYTES = 256 << 10;  // of a matrix, given to a thread at a time
 constexpr int64_t PANEL = 32 << 10;                                 // floats of widened rows, kept near
 constexpr int64_t TILES = 2;                                        // of tokens, up to which widening does not pay
@@ -149,7 +149,11 @@ inline __attribute__((always_inline)) void tile(const V* rows, const float* cons
     for (; i + LANES <= in; i += LANES) {
         Sixteen w[R];
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) w[r] = load(rows + r * in + i);
+        for (int r = 0; r < R; r++) {
+            if (T == 1 && i * sizeof(V) % LINE == 0)  // the rows to come, too short for the processor to foresee them
+                __builtin_prefetch(rows + (r + 2 * R) * in + i);
+            w[r] = load(rows + r * in + i);
+        }
         add(w, [&](int t) __attribute__((always_inline)) { return load(x[t] + i); });
     }
     if (i < in) {
