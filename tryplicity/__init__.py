@@ -23,7 +23,7 @@ _EXPORTS = {
                               "Optimizer", "Parallelism", "Passage", "Repair", "Report", "Residual", "Retriever",
                               "Router", "Routing", "Rows", "Schedule", "Site", "Source", "Stage", "State",
                               "Reading", "Verdict", "output_and_report"],
-    "tryplicity.functional": ["chunked_cross_entropy", "grouped_linear", "grouped_product_works"],
+    "tryplicity.functional": ["chunked_cross_entropy", "grouped_linear", "grouped_product_works", "sum_of_squares"],
     "tryplicity.model": ["initialise"],
     "tryplicity.promises": ["check_experts", "check_routing"],
     "tryplicity.errors": ["PluginFault", "Unreachable", "UserError"],

@@ -13,6 +13,9 @@ class UserError(Exception):
 class Unreachable(UserError):
     """What is wanted is elsewhere, and cannot be had just now: whoever can wait may try again."""
 
+    #: seconds to wait before that, where who was asked said so
+    wait: float = 0.0
+
 
 class Refused(Exception):
     """The input is right and the answer is no (it does not fit, a check failed). Exits with 1."""

@@ -5,6 +5,7 @@ Shapes: S rows sorted by expert, E experts, I in, O out, N tokens, D hidden, V v
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
 
@@ -114,6 +115,13 @@ def _grouped_backward(ctx, grad_SO):
 
 
 _grouped_rows.register_autograd(_grouped_backward, setup_context=_save_for_backward)
+
+
+def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """Of all elements of all tensors, fp64: the same, to fp32's last digit, however their rows (dim 0) are parted and
+    in whatever order parts are added up. Each row of a matrix is summed in its own dtype, which needs no wider copy."""
+    rows = [torch.linalg.vector_norm(tensor, dim=-1) if tensor.ndim > 1 else tensor for tensor in tensors]
+    return torch.stack([torch.linalg.vector_norm(row, dtype=torch.float64) for row in rows]).square().sum()
 
 
 def grouped_linear(x_SI: Tensor, weight_EOI: Tensor, offsets_E: Tensor) -> Tensor:

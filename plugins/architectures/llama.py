@@ -130,7 +130,8 @@ class Olmo2(Llama):
 
 
 class BitNet(Llama):
-    """BitNet b1.58 2B4T (arXiv:2504.12285), as its trained weights in bf16: norms inside of both sub-layers."""
+    """BitNet b1.58 2B4T (arXiv:2504.12285), as its trained weights in bf16: ternary linears, norms inside of both
+    sub-layers."""
 
     name = "bitnet"
     tied = False
@@ -149,7 +150,8 @@ class BitNet(Llama):
     def top(cls, config: Config) -> dict[str, Any]:
         if (said := config.get("quantization_config")) and said.get("quantization_mode") != "online":
             raise UserError("a BitNet whose weights are packed already is not read; give the one in bf16")
-        return super().top(config)
+        linear = {"linear": "bitlinear_unnormed"} if said else {}
+        return {**super().top(config), **linear}
 
     @classmethod
     def tensors(cls, config: Config) -> Iterator[Piece]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import ctypes
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tryplicity import Activation, Report, output_and_report
-from tryplicity_plugins.layers import native
+from tryplicity_plugins.layers import fused, native
 from tryplicity_plugins.layers.prepared import Told, address, describes, prepared
 
 
@@ -28,12 +30,35 @@ def gate_in_c(activation: Activation) -> Told | None:
     return tell() if tell is not None and describes(activation, ("in_c", "kind"), ("forward",)) else None
 
 
+class _GatedSiLU(torch.autograd.Function):
+    """silu(gate) * up of [..., 2 F]: nothing is kept but its argument, and on a CPU it is one pass each way."""
+
+    @staticmethod
+    def forward(ctx, gate_up):
+        ctx.save_for_backward(gate_up)
+        if (h := fused.gated_silu(gate_up)) is not None:
+            return h
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (gate_up,) = ctx.saved_tensors
+        if (gradient := fused.gated_silu_backward(grad, gate_up)) is not None:
+            return gradient
+        gate, up = gate_up.chunk(2, dim=-1)
+        return torch.cat([torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)], -1)
+
+
 def activated(activation: Activation, first: Tensor, group_S: Tensor | None = None, *,
               gate: bool) -> tuple[Tensor, Report]:
     """What goes into an MLP's second product, of what its first one gave: activation(gate) * up of [..., 2 F], gate
     and up; without a gate activation(up) of [..., F]. And the activation's report."""
     if not gate:
         return output_and_report(activation(first, group_S))
+    if type(activation) is SiLU and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _GatedSiLU.apply(first), Report()
     gate_F, up_F = first.chunk(2, dim=-1)
     gate_F, report = output_and_report(activation(gate_F, group_S))
     return gate_F * up_F, report

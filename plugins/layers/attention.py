@@ -107,7 +107,7 @@ class GroupedQueryAttention(Mixer):
         self.head_dim = config.head_dim or site.hidden_size // config.heads
         self.window, self.scores = config.window, Scores(config.scale, config.softcap)
         H, G, K = self.heads, self.kv_heads, self.head_dim
-        self.qkv = site.linear(site.hidden_size, (H + 2 * G) * K, bias=config.bias)
+        self.qkv = site.linear(site.hidden_size, (H + 2 * G) * K, bias=config.bias, parts=(H * K, G * K, G * K))
         self.whole_norm = config.qk_norm_over == "width"
         self.q_norm = site.norm(H * K if self.whole_norm else K) if config.qk_norm else None
         self.k_norm = site.norm(G * K if self.whole_norm else K) if config.qk_norm else None

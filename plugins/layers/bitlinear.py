@@ -198,8 +198,11 @@ class BitLinear(Linear):
     def _kept_weight(self) -> Tensor:
         kept, weight = self._kept, self.weight
         if kept is None or kept[0] is not weight or kept[1] != weight._version:
-            self._kept = kept = (weight, weight._version, ternary_weight(weight))
+            self._kept = kept = (weight, weight._version, self._rounded(weight))
         return kept[2]
+
+    def _rounded(self, weight: Tensor) -> Tensor:
+        return ternary_weight(weight)
 
     def train(self, mode: bool = True) -> BitLinear:
         self._kept = None

@@ -21,11 +21,10 @@ from tryplicity import (
     Site,
     Size,
     later,
-    output_and_report,
     uses,
 )
 from tryplicity_plugins.layers import native
-from tryplicity_plugins.layers.activations import GateInC, decoded, gate_in_c
+from tryplicity_plugins.layers.activations import GateInC, activated, decoded, gate_in_c
 from tryplicity_plugins.layers.prepared import Products, Told, packed, prepared, products
 
 
@@ -85,7 +84,7 @@ class GatedMLP(FeedForward):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__()
         inner = config.inner_size or -(-8 * site.hidden_size // (3 * 64)) * 64
-        self.gate_up = site.linear(site.hidden_size, 2 * inner, bias=config.bias)
+        self.gate_up = site.linear(site.hidden_size, 2 * inner, bias=config.bias, parts=(inner, inner))
         self.activation = config.activation.build(inner)
         self.inner_norm = site.norm(inner) if config.inner_norm else None
         self.gate_multiplier, self.down_multiplier = config.gate_multiplier, config.down_multiplier
@@ -95,14 +94,14 @@ class GatedMLP(FeedForward):
         inferring = not (self.training or torch.is_grad_enabled())
         if inferring and self.inner_norm is None and self.gate_multiplier == self.down_multiplier == 1.0:
             return run_mlp(self, x_BTD)
-        gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
-        gate_BTF = gate_BTF if self.gate_multiplier == 1.0 else gate_BTF * self.gate_multiplier
-        report = Report()
+        gate_up_BTF, report = self.gate_up(x_BTD), Report()
+        if self.gate_multiplier != 1.0:
+            gate_BTF, up_BTF = gate_up_BTF.chunk(2, dim=-1)
+            gate_up_BTF = torch.cat((gate_BTF * self.gate_multiplier, up_BTF), -1)
         if inferring:
-            y_BTF = decoded(self.activation, torch.cat((gate_BTF, up_BTF), -1), gate=True)
+            y_BTF = decoded(self.activation, gate_up_BTF, gate=True)
         else:
-            gate_BTF, said = output_and_report(self.activation(gate_BTF))
+            y_BTF, said = activated(self.activation, gate_up_BTF, gate=True)
             report.include("activation", said)
-            y_BTF = gate_BTF * up_BTF
         y_BTD = self.down(y_BTF if self.inner_norm is None else self.inner_norm(y_BTF))
         return y_BTD if self.down_multiplier == 1.0 else y_BTD * self.down_multiplier, report

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tryplicity import Norm, Positive
-from tryplicity_plugins.layers import native
+from tryplicity_plugins.layers import fused, native
 
 #: for torch.addcmul as a product of three in one operation: ZERO + x * weight * value
 ZERO = torch.zeros((), device="cpu")
@@ -39,7 +39,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight_D, eps):
-        y, rstd = _rms_norm(x, weight_D, eps)
+        y, rstd = fused.rms_norm(x, weight_D, eps) or _rms_norm(x, weight_D, eps)
         ctx.save_for_backward(x, weight_D, rstd)
         return y
 
@@ -47,6 +47,8 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, weight_D, rstd = ctx.saved_tensors
+        if (gradients := fused.rms_norm_backward(grad, x, weight_D, rstd)) is not None:
+            return *gradients, None
         D = x.shape[-1]
         grad_times_x = (grad * x).reshape(-1, D).to(rstd.dtype)
         weight = weight_D.to(rstd.dtype)

@@ -28,7 +28,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tryplicity_plugins.layers import ssd_traced
+from tryplicity_plugins.layers import fused, ssd_traced
 
 
 def _row_blocks(like: Tensor, batch: int, row_elements: int) -> list[slice]:
@@ -77,11 +77,15 @@ class _ConvSiLU(Function):
         batch, time, channels = x_BTC.shape
         width, length = weight_WC.shape[0], time - lead
         wide = _wide(x_BTC.dtype)
+        ctx.lead, ctx.sizes, ctx.bias_dtype = lead, sizes, bias_C.dtype
+        if (done := fused.conv_silu(x_BTC, weight_WC, bias_C, same_BWT, lead, sizes)) is not None:
+            pre_BTC, outputs = done
+            ctx.save_for_backward(x_BTC, weight_WC, bias_C, same_BWT, pre_BTC)
+            return tuple(outputs)
         w_WC, b_C = weight_WC.to(wide), bias_C.to(wide)
         pre_BTC = x_BTC.new_empty(batch, length, channels)
         outputs = [x_BTC.new_empty(batch, length, size) for size in sizes]
-        blocks = _row_blocks(x_BTC, batch, length * channels)
-        for rows in blocks:
+        for rows in _row_blocks(x_BTC, batch, length * channels):
             x, kept = x_BTC[rows].to(wide), pre_BTC[rows]
             pre = _room(kept, wide)
             torch.addcmul(b_C, x[:, lead:], w_WC[-1], out=pre)
@@ -94,21 +98,23 @@ class _ConvSiLU(Function):
             _keep(pre, kept)
             for out, part in zip(outputs, kept.split(sizes, -1), strict=True):
                 torch.ops.aten.silu.out(part, out=out[rows])
-        ctx.save_for_backward(x_BTC, weight_WC, same_BWT, pre_BTC)
-        ctx.lead, ctx.sizes, ctx.blocks, ctx.bias_dtype = lead, sizes, blocks, bias_C.dtype
+        ctx.save_for_backward(x_BTC, weight_WC, bias_C, same_BWT, pre_BTC)
         return tuple(outputs)
 
     @staticmethod
     @once_differentiable
     @own_dtypes
     def backward(ctx, *grads):
-        x_BTC, weight_WC, same_BWT, pre_BTC = ctx.saved_tensors
+        x_BTC, weight_WC, bias_C, same_BWT, pre_BTC = ctx.saved_tensors
+        done = fused.conv_silu_backward(grads, x_BTC, weight_WC, bias_C, same_BWT, pre_BTC, ctx.lead, ctx.sizes)
+        if done is not None:
+            return *done, None, None, None
         lead, time, width = ctx.lead, x_BTC.shape[1], weight_WC.shape[0]
         wide = _wide(x_BTC.dtype)
         w_WC = weight_WC.to(wide)
         dx_BTC = torch.empty_like(x_BTC, memory_format=torch.contiguous_format)
         dw_WC, db_C = torch.zeros_like(w_WC), torch.zeros_like(w_WC[0])
-        for rows in ctx.blocks:
+        for rows in _row_blocks(x_BTC, len(x_BTC), pre_BTC[0].numel()):
             x, pre = x_BTC[rows].to(wide), pre_BTC[rows].to(wide)
             dpre = torch.empty_like(pre)
             parts = zip(dpre.split(ctx.sizes, -1), grads, pre.split(ctx.sizes, -1), strict=True)
@@ -162,18 +168,56 @@ def _decays(a_nQH, mask_nLS, to_end_nQ, from_start_nQ):
     return cum_nQH.transpose(1, 2).contiguous(), into_nQH, out_nQH, into_nQH[:, -1]
 
 
-def _mixing(cum_nHQ, B_nGQN, C_nGQN, mask_nLS):
-    """The decay from S to L [n, H, L, S], and the scores mask * C B^T [n, G, L, S], once per group."""
+def _scores(cum_nHQ, B_nGQN, C_nGQN):
+    """C B^T [n, G, L, S], once per group, as wide as the decays."""
+    return (C_nGQN @ B_nGQN.transpose(-1, -2)).to(cum_nHQ.dtype)
+
+
+def _mixing(cum_nHQ, scores_nGLS, mask_nLS):
+    """The decay from S to L [n, H, L, S]; the scores are masked in place."""
     decay_nHLS = (cum_nHQ[..., :, None] - cum_nHQ[..., None, :]).clamp_(max=0).exp_()
-    scores_nGLS = (C_nGQN @ B_nGQN.transpose(-1, -2)).to(cum_nHQ.dtype)
     scores_nGLS *= mask_nLS if mask_nLS.dim() == 2 else mask_nLS[:, None]
-    return decay_nHLS, scores_nGLS
+    return decay_nHLS
 
 
 def _times_group(t_nHLS, scores_nGLS):
     """t * scores, each head with its group's, in place."""
     t_nHLS.unflatten(1, (scores_nGLS.shape[1], -1)).mul_(scores_nGLS[:, :, None])
     return t_nHLS
+
+
+def _mixing_backward(cum_nHQ, scores_nGLS, mask_nLS, dM_nHLS):
+    """M = decay * mask * scores again; the gradient of the scores; that of cum as [n, Q, H]."""
+    if (done := fused.scan_mixing_backward(cum_nHQ, scores_nGLS, mask_nLS, dM_nHLS)) is not None:
+        return done
+    dtype, (n, G, Q, _) = dM_nHLS.dtype, scores_nGLS.shape
+    decay_nHLS = _mixing(cum_nHQ, scores_nGLS, mask_nLS)
+    dM_nHLS = dM_nHLS.to(cum_nHQ.dtype).mul_(decay_nHLS)
+    dscores_nGLS = dM_nHLS.view(n, G, -1, Q, Q).sum(2)
+    dscores_nGLS *= mask_nLS if mask_nLS.dim() == 2 else mask_nLS[:, None]
+    M_nHLS = _times_group(decay_nHLS, scores_nGLS).to(dtype)
+    # the decay from S to L, as the difference of two sums; none from a token to itself
+    flow_nHLS = _times_group(dM_nHLS, scores_nGLS)
+    flow_nHLS.diagonal(dim1=-2, dim2=-1).zero_()
+    return M_nHLS, dscores_nGLS.to(dtype), (flow_nHLS.sum(-1) - flow_nHLS.sum(-2)).transpose(1, 2)
+
+
+def _rows_backward(x_nQHP, dy_nQHP, before_nQHP, inside_nHQP, dxo_nGQX, dt_nQH, into_nQH, out_nQH, dcum_nQH, dx_nQHP):
+    """See fused.scan_rows_backward: dx and dcum are written, ddt and the flow into the states given."""
+    given = x_nQHP, dy_nQHP, before_nQHP, inside_nHQP, dxo_nGQX, dt_nQH, into_nQH, out_nQH, dcum_nQH, dx_nQHP
+    if (done := fused.scan_rows_backward(*given)) is not None:
+        return done
+    wide, dtype = dt_nQH.dtype, x_nQHP.dtype
+    inside_nQHP, dxo_nQHP = inside_nHQP.transpose(1, 2), dxo_nGQX.transpose(1, 2).reshape(x_nQHP.shape)
+    ddt_nQH = (x_nQHP * inside_nQHP).sum(-1, dtype=wide)
+    dcum_nQH += (before_nQHP * dy_nQHP).sum(-1, dtype=wide) * into_nQH
+    ddto_nQH = (x_nQHP * dxo_nQHP).sum(-1, dtype=wide).mul_(out_nQH)
+    ddt_nQH += ddto_nQH
+    flow_nQH = ddto_nQH.mul_(dt_nQH)
+    dcum_nQH -= flow_nQH
+    dxdt_nQHP = torch.addcmul(inside_nQHP, dxo_nQHP, out_nQH[..., None].to(dtype))
+    torch.mul(dxdt_nQHP, dt_nQH[..., None].to(dtype), out=dx_nQHP)
+    return ddt_nQH, flow_nQH
 
 
 class _Scan(Function):
@@ -186,7 +230,7 @@ class _Scan(Function):
         G, N = Bs.shape[-2:]
         dtype, wide = x.dtype, dt.dtype
         y = x.new_empty(batch, k, Q, H, P)
-        states = dt.new_empty(batch, k + 1, H, P, N)  # at the start of each chunk, and at the end
+        states, last = dt.new_empty(batch, k, H, P, N), dt.new_empty(batch, H, P, N)  # at the start of each chunk
         states[:, 0] = 0 if start is None else start
         ctx.blocks, befores = _row_blocks(x, batch, k * Q * H * P), []
         for rows in ctx.blocks:
@@ -201,21 +245,23 @@ class _Scan(Function):
             added = xo_nQHP.view(n, Q, G, -1).permute(0, 2, 3, 1) @ B_nGQN  # [n, G, R * P, N]
             added, through = added.view(-1, k, H, P, N), through.view(-1, k, H, 1, 1)
             for i in range(k):
-                torch.addcmul(added[:, i].to(wide), through[:, i], S_bkHPN[:, i], out=S_bkHPN[:, i + 1])
+                torch.addcmul(added[:, i].to(wide), through[:, i], S_bkHPN[:, i],
+                              out=last[rows] if i == k - 1 else S_bkHPN[:, i + 1])
 
-            decay, scores = _mixing(cum, B_nGQN, C_nGQN, mask_nLS)
-            M_nHLS = _times_group(decay, scores).to(dtype)
+            scores_nGLS = _scores(cum, B_nGQN, C_nGQN)
+            if (M_nHLS := fused.scan_mixing(cum, scores_nGLS, mask_nLS)) is None:
+                decay_nHLS = _mixing(cum, scores_nGLS, mask_nLS)
+                M_nHLS = _times_group(decay_nHLS, scores_nGLS)
             xdt_nHQP = _scaled_heads(x_nQHP, dt_nQH)
-            inside_nHQP = M_nHLS @ xdt_nHQP
-            S_nGXN = S_bkHPN[:, :k].to(dtype).reshape(n, G, -1, N)
+            inside_nHQP = M_nHLS.to(dtype) @ xdt_nHQP
+            S_nGXN = S_bkHPN.to(dtype).reshape(n, G, -1, N)
             before_nQHP = (C_nGQN @ S_nGXN.transpose(-1, -2)).transpose(1, 2).reshape(n, Q, H, P)
             inside_nQHP = inside_nHQP.transpose(1, 2)
             torch.addcmul(inside_nQHP, before_nQHP, into[..., None].to(dtype), out=y[rows].view(n, Q, H, P))
             befores.append(before_nQHP)
         ctx.save_for_backward(x, dt, a, Bs, Cs, mask, to_end, from_start, states, *befores)
         ctx.has_start = start is not None
-        # a copy: the caller may update it in place, and `states` is needed for the gradients
-        return y, states[:, -1].clone()
+        return y, last
 
     @staticmethod
     @once_differentiable
@@ -237,52 +283,38 @@ class _Scan(Function):
             cum, into, out, through = _decays(a_nQH, mask_nLS, *ends)
 
             # inside the chunks: y += M xdt, M = decay * scores
-            decay, scores = _mixing(cum, B_nGQN, C_nGQN, mask_nLS)
             dy_nHQP = dy_nQHP.transpose(1, 2).contiguous()
             xdt_nHQP = _scaled_heads(x_nQHP, dt_nQH)
-            dM_nHLS = (dy_nHQP @ xdt_nHQP.transpose(-1, -2)).to(wide).mul_(decay)
-            dscores = dM_nHLS.view(n, G, -1, Q, Q).sum(2)
-            dscores *= mask_nLS if mask_nLS.dim() == 2 else mask_nLS[:, None]
-            dscores = dscores.to(dtype)
-            inside_nQHP = (_times_group(decay, scores).to(dtype).transpose(-1, -2) @ dy_nHQP).transpose(1, 2)
-            # the decay from S to L, as the difference of two sums; none from a token to itself
-            flow_nHLS = _times_group(dM_nHLS, scores)
-            flow_nHLS.diagonal(dim1=-2, dim2=-1).zero_()
-            dcum_nQH = (flow_nHLS.sum(-1) - flow_nHLS.sum(-2)).transpose(1, 2)
-            ddt_nQH = (x_nQHP * inside_nQHP).sum(-1, dtype=wide)
-            del dM_nHLS, flow_nHLS, decay, dy_nHQP, xdt_nHQP
+            dM_nHLS = dy_nHQP @ xdt_nHQP.transpose(-1, -2)
+            M_nHLS, dscores, dcum_nQH = _mixing_backward(cum, _scores(cum, B_nGQN, C_nGQN), mask_nLS, dM_nHLS)
+            inside_nHQP = M_nHLS.transpose(-1, -2) @ dy_nHQP
+            del dM_nHLS, M_nHLS, dy_nHQP, xdt_nHQP
 
             # from the states: y += into * C S, and the states' own recurrence, backwards
             dyi_nGQX = (dy_nQHP * into[..., None].to(dtype)).view(n, Q, G, -1).transpose(1, 2)
             S_bkHPN = states[rows]
-            S_nGXN = S_bkHPN[:, :k].to(dtype).reshape(n, G, -1, N)
+            S_nGXN = S_bkHPN.to(dtype).reshape(n, G, -1, N)
             dC_nGQN = dscores @ B_nGQN + dyi_nGQX @ S_nGXN
-            dS_bkHPN = states.new_empty(S_bkHPN.shape)
-            dS_bkHPN[:, k] = dlast[rows]
+            dS_bkHPN = torch.empty_like(S_bkHPN)  # at the end of each chunk
+            dS_bkHPN[:, -1] = dlast[rows]
             direct = (dyi_nGQX.transpose(-1, -2) @ C_nGQN).view(-1, k, H, P, N)
             through_bkH11 = through.view(-1, k, H, 1, 1)
             for i in reversed(range(k)):
-                later = dS_bkHPN[:, i + 1]
-                torch.addcmul(direct[:, i].to(wide), through_bkH11[:, i], later, out=dS_bkHPN[:, i])
-            if dstart is not None:
-                dstart[rows] = dS_bkHPN[:, 0]
-            dcum_nQH += (before_nQHP * dy_nQHP).sum(-1, dtype=wide) * into
+                earlier = dS_bkHPN[:, i - 1] if i else None if dstart is None else dstart[rows]
+                if earlier is not None:
+                    torch.addcmul(direct[:, i].to(wide), through_bkH11[:, i], dS_bkHPN[:, i], out=earlier)
 
             # into the states: S += sum of out * xdt B
-            dS_nGXN = dS_bkHPN[:, 1:].to(dtype).reshape(n, G, -1, N)
+            dS_nGXN = dS_bkHPN.to(dtype).reshape(n, G, -1, N)
             xo_nGQX = (x_nQHP * (dt_nQH * out)[..., None].to(dtype)).view(n, Q, G, -1).transpose(1, 2)
             dB_nGQN = dscores.transpose(-1, -2) @ C_nGQN + xo_nGQX @ dS_nGXN
-            dxo_nQHP = (B_nGQN @ dS_nGXN.transpose(-1, -2)).transpose(1, 2).reshape(n, Q, H, P)
-            ddto_nQH = (x_nQHP * dxo_nQHP).sum(-1, dtype=wide).mul_(out)
-            ddt_nQH += ddto_nQH
-            flow_nQH = ddto_nQH.mul_(dt_nQH)
-            dcum_nQH -= flow_nQH
-            dthrough_nH = (S_bkHPN[:, :k] * dS_bkHPN[:, 1:]).sum((-1, -2)).flatten(0, 1)
+            dxo_nGQX = B_nGQN @ dS_nGXN.transpose(-1, -2)
+            ddt_nQH, flow_nQH = _rows_backward(x_nQHP, dy_nQHP, before_nQHP, inside_nHQP, dxo_nGQX, dt_nQH, into, out,
+                                               dcum_nQH, dx[rows].view(n, Q, H, P))
+            dthrough_nH = (S_bkHPN * dS_bkHPN).sum((-1, -2)).flatten(0, 1)
             dcum_nQH[:, -1] += flow_nQH.sum(1).addcmul_(dthrough_nH, through)
-            dxdt_nQHP = torch.addcmul(inside_nQHP, dxo_nQHP, out[..., None].to(dtype))
 
             shape = (-1, k, Q, H)
-            torch.mul(dxdt_nQHP, dt_nQH[..., None].to(dtype), out=dx[rows].view(n, Q, H, P))
             ddt[rows] = ddt_nQH.view(shape)
             da[rows] = (mask_nLS.transpose(-1, -2) @ dcum_nQH).view(shape)
             dB[rows] = dB_nGQN.transpose(1, 2).view(-1, k, Q, G, N)
@@ -345,10 +377,15 @@ class _GatedNorm(Function):
         channels = heads * head_dim
         wide = _wide(y_BTHP.dtype)
         D_C = D_H.to(wide).repeat_interleave(head_dim)
+        ctx.groups = groups
+        done = fused.gated_norm(y_BTHP.flatten(2), x_BTHP.flatten(2), D_C, z_BTC, weight_C, groups, eps)
+        if done is not None:
+            out_BTC, rms_BTG = done
+            ctx.save_for_backward(y_BTHP, x_BTHP, D_H, z_BTC, weight_C, rms_BTG)
+            return out_BTC
         out_BTC = z_BTC.new_empty(batch, time, channels)
         rms_BTG = torch.empty(batch, time, groups, 1, dtype=wide, device=z_BTC.device)  # its inverse
-        blocks = _row_blocks(y_BTHP, batch, time * channels)
-        for rows in blocks:
+        for rows in _row_blocks(y_BTHP, batch, time * channels):
             x, z = x_BTHP[rows].flatten(2).to(wide), z_BTC[rows].to(wide)
             u = torch.addcmul(y_BTHP[rows].flatten(2).to(wide), x, D_C)
             g = u.mul_(F.silu(z)).unflatten(-1, (groups, -1))
@@ -357,7 +394,6 @@ class _GatedNorm(Function):
             torch.mul(g.mul_(r).flatten(2), weight_C, out=out_BTC[rows])
             rms_BTG[rows] = r
         ctx.save_for_backward(y_BTHP, x_BTHP, D_H, z_BTC, weight_C, rms_BTG)
-        ctx.groups, ctx.blocks = groups, blocks
         return out_BTC
 
     @staticmethod
@@ -370,10 +406,16 @@ class _GatedNorm(Function):
         channels = heads * head_dim
         wide = _wide(y_BTHP.dtype)
         D_C, w_C = D_H.to(wide).repeat_interleave(head_dim), weight_C.to(wide)
+        done = fused.gated_norm_backward(dout_BTC, y_BTHP.flatten(2), x_BTHP.flatten(2), D_C, z_BTC, weight_C, rms_BTG,
+                                         groups)
+        if done is not None:
+            dy, dx, dD_C, dz, dw_C = done
+            dD_H = dD_C.view(heads, head_dim).sum(-1)
+            return dy.view_as(y_BTHP), dx.view_as(x_BTHP), dD_H, dz, dw_C, None, None
         dy, dx = y_BTHP.new_empty(y_BTHP.shape), x_BTHP.new_empty(x_BTHP.shape)
         dz = z_BTC.new_empty(batch, time, channels)
         dD_C, dw_C = torch.zeros_like(D_C), torch.zeros_like(w_C)
-        for rows in ctx.blocks:
+        for rows in _row_blocks(y_BTHP, batch, time * channels):
             x, z, r = x_BTHP[rows].flatten(2).to(wide), z_BTC[rows].to(wide), rms_BTG[rows]
             dout = dout_BTC[rows].to(wide)
             u = torch.addcmul(y_BTHP[rows].flatten(2).to(wide), x, D_C)

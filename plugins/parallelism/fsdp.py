@@ -10,7 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from tryplicity import Count, Facts, MemoryPlan, Parallelism, Report, UserError, finish_plan, initialise, moments
+from tryplicity import (
+    Count,
+    Facts,
+    MemoryPlan,
+    Parallelism,
+    Report,
+    UserError,
+    finish_plan,
+    initialise,
+    moments,
+    sum_of_squares,
+)
 
 
 class FullyShardedData(Parallelism):
@@ -85,8 +96,7 @@ class FullyShardedData(Parallelism):
 
     def clip_gradients(self, model, max_norm):
         own = [p.grad.to_local() for p in model.parameters() if p.grad is not None]
-        squares = torch.stack([torch.linalg.vector_norm(share, dtype=torch.float64) for share in own]).square().sum()
-        norm = (self.world.total([squares])[0] / self.copies).sqrt().float()
+        norm = (self.world.total([sum_of_squares(own)])[0] / self.copies).sqrt().float()
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
         return norm
 

@@ -8,8 +8,10 @@ import itertools
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -20,6 +22,7 @@ from tryplicity import Conversation, Document, LeftOut, Reading, Source, Steps, 
 from tryplicity_plugins.sources.chat_rows import conversation_of
 from tryplicity_plugins.sources.rows import BadRow, BadRows, text_of
 
+_LATER = (408, 429, 500, 502, 503, 504)     # HTTP status codes that pass
 VERSION = 2             # raise when the same rows would give other documents
 
 
@@ -160,9 +163,46 @@ class HuggingFace(Source):
         except Exception as error:
             raise self.explained(error) from error
 
+    def ready(self) -> None:
+        """Asks the Hub whether this user may read the data set. That it cannot be asked is told when it is read."""
+        name = self._on_the_hub()
+        if name is None:
+            return
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+        page = f"https://huggingface.co/datasets/{name}"
+        login = "log in (`hf auth login`, or a token in HF_TOKEN)"
+        try:
+            HfApi().auth_check(name, repo_type="dataset")
+        except GatedRepoError:
+            raise UserError(f"{self._called()}: its owner gives it to those who accept its terms; accept them at "
+                            f"{page}, and {login}") from None
+        except RepositoryNotFoundError:
+            raise UserError(f"{self._called()}: there is no such data set, or it is private; look at {page}; for a "
+                            f"private one {login}") from None
+        except Exception:
+            return      # no network, or a Hub of another kind
+
+    def _on_the_hub(self) -> str | None:
+        """The name of the data set on the Hub that is read; None for files elsewhere."""
+        if self.config.data_files is not None:
+            match = re.match(r"hf://datasets/([^/@]+/[^/@]+)", self.config.data_files)
+            return match[1] if match else None
+        return None if Path(self.config.dataset).expanduser().exists() else self.config.dataset
+
     def explained(self, error: Exception) -> UserError:
         """What went wrong and what to do; Unreachable where waiting may help."""
         reason = " ".join(str(error).split())[:300] or type(error).__name__
+        status, wait = _status_of(error)
+        if isinstance(error, FileNotFoundError) and (self.config.data_files or "").startswith(("http://", "https://")):
+            status, wait = _status_at(self.config.data_files)       # which `datasets` does not say
+        if status in _LATER:
+            busy = Unreachable(f"{self._called()}: the server is busy, or down (status {status}); try again later")
+            busy.wait = wait
+            return busy
+        if status in (401, 403):
+            return UserError(f"{self._called()}: not without a login, or a licence (status {status}): {reason}")
         if "script" in reason.lower():
             remedy = ("it has a loader script, which `datasets` no longer runs; name its data files: "
                       "{type: huggingface, dataset: parquet, data_files: "
@@ -216,7 +256,47 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def _status_of(error: BaseException) -> tuple[int | None, float]:
+    """The HTTP status that an error is about, and the seconds that the server asks to wait."""
+    for link in _chain(error):
+        answer = getattr(link, "response", None)
+        status = getattr(link, "status", None) or getattr(answer, "status_code", None) or getattr(link, "code", None)
+        if isinstance(status, int):
+            headers = getattr(link, "headers", None) or getattr(answer, "headers", None) or {}
+            return status, _seconds(headers.get("Retry-After"))
+    return None, 0.0
+
+
+def _status_at(url: str) -> tuple[int | None, float]:
+    """The same of the answer to a request for the first byte there."""
+    import urllib.error
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"Range": "bytes=0-0"}), timeout=10) as answer:
+            return answer.status, 0.0
+    except urllib.error.HTTPError as error:
+        return error.code, _seconds(error.headers.get("Retry-After"))
+    except OSError:
+        return 503, 0.0         # nobody answers
+
+
+def _seconds(retry_after: str | None) -> float:
+    """From a number of seconds, or a date."""
+    if not retry_after:
+        return 0.0
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
 def _is_offline(error: Exception) -> bool:
     names = {base.__name__ for link in _chain(error) for base in type(link).__mro__}
     return bool(names & {"ConnectionError", "ConnectError", "TransportError", "TimeoutError",
-                         "TimeoutException", "OfflineModeIsEnabled", "LocalEntryNotFoundError"})
+                         "TimeoutException", "OfflineModeIsEnabled", "LocalEntryNotFoundError", "ClientConnectionError",
+                         "ClientPayloadError"})

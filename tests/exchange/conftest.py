@@ -1,0 +1,9 @@
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def eager():
+    """transformers compiles the rounding of BitNet's linears, which takes longer than all else here."""
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -27,7 +27,11 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def save(config, folder: Path, *, shard: str = "5GB", template: str | None = TEMPLATE) -> torch.nn.Module:
+ONLINE = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+
+
+def save(config, folder: Path, *, shard: str = "5GB", template: str | None = TEMPLATE,
+         quantization: dict | None = None) -> torch.nn.Module:
     """The model of a config with random weights, as transformers saves it, and its tokenizer beside it."""
     from transformers import AutoModelForCausalLM
 
@@ -44,6 +48,10 @@ def save(config, folder: Path, *, shard: str = "5GB", template: str | None = TEM
     said = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(said))
     (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 259, "eos_token_id": [260, 261]}))
+    if quantization:
+        said = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**said, "quantization_config": quantization}))
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     return model
 
 
@@ -73,6 +81,7 @@ def configs() -> dict:
         "qwen3": t.Qwen3Config(**sizes(head_dim=16)),
         "olmo2": t.Olmo2Config(**sizes()),
         "bitnet": t.BitNetConfig(**sizes()),
+        "bitnet, ternary": t.BitNetConfig(**sizes(tie_word_embeddings=True)),
         "mixtral": t.MixtralConfig(**sizes(num_local_experts=4)),
         "qwen3_moe": t.Qwen3MoeConfig(**sizes(head_dim=16, mlp_only_layers=[1], norm_topk_prob=True, **MOE)),
         "qwen2_moe": t.Qwen2MoeConfig(**sizes(shared_expert_intermediate_size=40, **MOE)),
@@ -98,9 +107,11 @@ def configs() -> dict:
             mlp_multipliers=[1.5, 0.5], ssm_multipliers=[0.9, 1.1, 0.8, 1.2, 1.3], **MAMBA)),
         "falcon_h1 with a norm": t.FalconH1Config(**sizes(
             head_dim=16, mamba_d_ssm=96, mamba_rms_norm=True, mamba_norm_before_gate=False, **MAMBA)),
+        "mamba": t.MambaConfig(vocab_size=VOCABULARY, hidden_size=48, num_hidden_layers=3, state_size=8, expand=2,
+                               time_step_rank=5, initializer_range=0.03, pad_token_id=None, bos_token_id=259,
+                               eos_token_id=260),
+        "jamba": t.JambaConfig(**sizes(num_hidden_layers=4, num_experts=4, num_experts_per_tok=2, attn_layer_period=4,
+                                       attn_layer_offset=2, expert_layer_period=2, expert_layer_offset=1,
+                                       mamba_d_state=8, mamba_dt_rank=6, use_mamba_kernels=False)),
         "lfm2": t.Lfm2Config(**sizes(layer_types=["conv", "full_attention", "conv"], block_multiple_of=16)),
     }
-
-
-#: what a spec cannot say yet
-PENDING = ("bitnet", "falcon_h1", "falcon_h1 with a norm", "lfm2")

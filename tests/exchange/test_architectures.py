@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from tests.exchange.models import PENDING, configs, save
+from tests.exchange.models import ONLINE, configs, save
 from tryplicity import load_plugins
 from tryplicity.exchange.exporting import export_transformers
 from tryplicity.exchange.importing import import_model
@@ -20,11 +20,12 @@ REGISTRY = load_plugins().registry
 PROMPT = [259, *range(40, 80, 3), 258, 7, 256, 300]
 
 
-@pytest.fixture(scope="module", params=[name for name in configs() if name not in PENDING])
+@pytest.fixture(scope="module", params=list(configs()))
 def both(request, tmp_path_factory):
     """(transformers' model, the folder it was saved in, the run it was imported into)"""
     folder = tmp_path_factory.mktemp(request.param)
-    theirs = save(configs()[request.param], folder / "there")
+    online = ONLINE if request.param.endswith("ternary") else None
+    theirs = save(configs()[request.param], folder / "there", quantization=online)
     import_model(folder / "there", folder / "run", REGISTRY)
     return theirs, folder / "there", folder / "run"
 

@@ -51,7 +51,7 @@ def download(recipe: str, out: Path, dry_run: bool, settings: tuple[str, ...], a
 
     loaded = load_recipe(recipe, plugins.registry, settings)
     if dry_run:
-        click.echo(_as_json(downloading.forecast(loaded)) if as_json else downloading.forecast_page(loaded, out))
+        click.echo(_as_json(downloading.forecast(loaded, out)) if as_json else downloading.forecast_page(loaded, out))
         return
     with StopSignals("stopping: what is at hand is finished first") as signals, pages.preparation() as progress:
         done = downloading.download(loaded, out, progress, signals.requested, say=say)

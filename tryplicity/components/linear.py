@@ -34,6 +34,9 @@ class Linear(Module):
     packed_format: ClassVar[str] = "packed"
     #: words by which `tryplicity export --linear` may ask it to pack, "int8" say
     forms: ClassVar[tuple[str, ...]] = ()
+    #: whether its constructor wants `parts`: how many rows each of several matrices has that stand in one, one below
+    #: the other, where a layer multiplies by them at once; None: it is one matrix
+    takes_parts: ClassVar[bool] = False
 
     def __init__(self, config, in_features: int, out_features: int, *, experts: int | None = None,
                  active_experts: float | None = None, bias: bool = False, init_std: float = 0.02) -> None:

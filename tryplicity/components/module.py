@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -30,12 +30,15 @@ class Site:
     norm_part: Part | None = None
 
     def linear(self, in_features: int, out_features: int, *, experts: int | None = None,
-               active_experts: float | None = None, bias: bool = False, writes_residual: bool = False) -> Linear:
-        """The spec's linear component. `writes_residual`: initialised smaller, by 1/sqrt(2 * layers)."""
+               active_experts: float | None = None, bias: bool = False, writes_residual: bool = False,
+               parts: Sequence[int] | None = None) -> Linear:
+        """The spec's linear component. `writes_residual`: initialised smaller, by 1/sqrt(2 * layers). parts: see
+        `Linear.takes_parts`."""
+        options = {"parts": tuple(parts)} if parts is not None and self.linear_part.component.takes_parts else {}
         std = 0.02 / (2 * self.layers) ** 0.5 if writes_residual else 0.02
         assert self.linear_part is not None
         return self.linear_part.build(in_features, out_features, experts=experts, active_experts=active_experts,
-                                      bias=bias, init_std=std)
+                                      bias=bias, init_std=std, **options)
 
     def norm(self, size: int) -> Norm:
         """The spec's norm component over the last axis of `size`."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tryplicity.functional import sum_of_squares
 from tryplicity.parts import Component
 
 if TYPE_CHECKING:
@@ -62,9 +63,7 @@ class Parallelism(Component):
         """Scale the gradients so that the norm of all of them together is at most `max_norm`; returns the norm before,
         a plain tensor, the same on every rank."""
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        # in fp64: whoever adds up the squares in another order comes to the same
-        norms = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients])
-        norm = torch.linalg.vector_norm(norms).float()
+        norm = sum_of_squares(gradients).sqrt().float()
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
         return norm
 

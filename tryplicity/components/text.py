@@ -81,6 +81,10 @@ class Source(Component):
         made of paths and times; what the data is, is told by the documents alone."""
         raise NotImplementedError
 
+    def ready(self) -> None:
+        """Asked before a download begins. Raises UserError where something must be done first: a licence accepted, a
+        login."""
+
     def documents(self) -> Iterator[Document]:
         """Raises UserError where the source holds conversations alone."""
         raise NotImplementedError

@@ -22,13 +22,15 @@ from tryplicity.corpus.recipe import Portion, Recipe
 from tryplicity.errors import Unreachable, UserError
 from tryplicity.files import locked, write_text
 from tryplicity.leftout import LeftOut
-from tryplicity.spec import dump_yaml
+from tryplicity.spec import dump_yaml, parse_yaml
 
 if TYPE_CHECKING:
     from tryplicity.components import Document
 
 AT_ONCE = 4  # sources
+AFTERWARDS = {"vocab_size", "train"}  # keys of a recipe that say what becomes of a corpus
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0)  # seconds before one more try, the tenth the last
+LONGEST_WAIT = 3600.0  # seconds, whatever a server asks for
 
 Progress = Callable[[str, float, float | None], None]
 
@@ -78,6 +80,8 @@ def download(recipe: Recipe, folder: Path, progress: Progress, stopping: Callabl
         if other is not None:
             raise UserError(f"{folder}: a download is at work there ({other}); wait until it ends")
         _claim(recipe, folder)
+        if reasons := not_ready(recipe, folder):
+            raise UserError("\n".join(f"{name}: {reason}" for name, reason in reasons.items()))
         states, lock, failed = {}, threading.Lock(), threading.Event()
 
         def fetch(name: str, portion: Portion, budget: int) -> None:
@@ -100,13 +104,29 @@ def download(recipe: Recipe, folder: Path, progress: Progress, stopping: Callabl
     return Downloaded(folder, {name: states[name] for name in recipe.names()}, stopping())
 
 
+def not_ready(recipe: Recipe, folder: Path) -> dict[str, str]:
+    """What must be done before sources that are not there yet can be read, by their names."""
+    found = {}
+    for name, portion in zip(recipe.names(), recipe.sources, strict=True):
+        try:
+            if not State.of(folder / "raw" / name).done:
+                portion.source.build().ready()
+        except UserError as error:
+            found[name] = str(error)
+    return found
+
+
 def _claim(recipe: Recipe, folder: Path) -> None:
-    """Raises UserError where something else is in the folder."""
+    """Raises UserError where something else is in the folder. What becomes of a corpus may change; what it is may
+    not."""
     path, text = folder / "recipe.yaml", dump_yaml(recipe.as_dict())
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise UserError(f"{path}: this folder is of another recipe (or of other settings); give another --out, or the "
-                        "recipe it was begun with")
-    if not path.exists():
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    if before and before != text:
+        there, wanted = (parse_yaml(each, str(path)).data for each in (before, text))
+        if any((there.get(key) or None) != (wanted.get(key) or None) for key in {*there, *wanted} - AFTERWARDS):
+            raise UserError(f"{path}: this folder is of another recipe (or of other settings); give another --out, or "
+                            "the recipe it was begun with")
+    if before != text:
         write_text(path, text)
 
 
@@ -131,7 +151,7 @@ def _fetch(portion: Portion, folder: Path, name: str, budget: int, shard_bytes: 
             if failures > len(waits):
                 raise UserError(f"{error} (tried {failures} times; what is there is kept: run the same command again "
                                 "to go on)") from error
-            wait = waits[failures - 1]
+            wait = max(waits[failures - 1], min(error.wait, LONGEST_WAIT))
             say(f"{name}: {error}; trying again in {wait:g} s")
             until = time.monotonic() + wait
             while time.monotonic() < until and not stopping():
@@ -185,23 +205,26 @@ def _parts(portion: Portion, state: State, budget: int, shard_bytes: float,
             yield part(True)
 
 
-def forecast(recipe: Recipe) -> dict[str, Any]:
+def forecast(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What a download fetches and needs, before it begins: bytes of text by source, and of disk (Parquet holds prose in
-    about half its size), hours at a megabyte a second of text."""
+    about half its size), hours at ten megabytes of text a second, and what must be done before some sources can be
+    read."""
     budgets = dict(zip(recipe.names(), recipe.budgets(), strict=True))
     return {"name": recipe.name, "bytes": sum(budgets.values()), "disk_bytes": round(0.5 * sum(budgets.values())),
-            "hours_at_10_mb_per_s": round(sum(budgets.values()) / 10e6 / 3600, 2), "sources": budgets}
+            "hours_at_10_mb_per_s": round(sum(budgets.values()) / 10e6 / 3600, 2), "sources": budgets,
+            "not_ready": not_ready(recipe, folder)}
 
 
 def forecast_page(recipe: Recipe, folder: Path) -> str:
     """The same for a person, and what there is room for."""
-    said = forecast(recipe)
+    said = forecast(recipe, folder)
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     lines = [f"{said['name']}: {said['bytes'] / 1e9:,.2f} GB of text, about {said['disk_bytes'] / 1e9:,.2f} GB on the "
              f"disk (and as much again when it is filtered; {free / 1e9:,.1f} GB are free), "
              f"{said['hours_at_10_mb_per_s']:g} hours at 10 MB of text a second"]
     lines += [f"  {name:<24}{size / 1e6:>12,.1f} MB" for name, size in said["sources"].items()]
+    lines += [f"first, for {name}: {reason}" for name, reason in said["not_ready"].items()]
     return "\n".join(lines)
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import heapq
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tryplicity.corpus import deduplicate, shards
+from tryplicity.corpus import deduplicate, overlap, shards
 from tryplicity.corpus.recipe import Recipe
 from tryplicity.data.documents import unit_hash
 from tryplicity.data.grades import grade
 from tryplicity.errors import UserError
+
+if TYPE_CHECKING:
+    from tryplicity.components import Document
 
 Progress = Callable[[str, float, float | None], None]
 
@@ -36,9 +40,8 @@ def inspect(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
     by_source: dict[str, Counter[str]] = {}
     lengths: Counter[str] = Counter()
     some: list[tuple[float, str, Any]] = []
-    signatures = []
-    for number, path in enumerate(files):
-        progress("reading shards", number, len(files))
+
+    def counted(path: Path) -> Iterator[Document]:
         for document, source in shards.read_shard(path):
             size = len(document.text.encode("utf-8", "replace"))
             for counts, key in ((by_domain, document.domain), (by_source, source)):
@@ -47,20 +50,39 @@ def inspect(recipe: Recipe, folder: Path, progress: Progress) -> dict[str, Any]:
             heapq.heappush(some, (-unit_hash(document.id, "grade"), document.id, document))
             if len(some) > GRADED:
                 heapq.heappop(some)
-            signatures.append(deduplicate.signature(document.text)[-1])
+            yield document
+
+    with tempfile.TemporaryDirectory() as temporary:
+        signed = [Path(temporary) / f"{number}.npy" for number in range(len(files))]
+        for number, (path, signatures) in enumerate(zip(files, signed, strict=True)):
+            progress("reading shards", number, len(files))
+            deduplicate.write_signatures(signatures, counted(path))
+        exact, near = ([int(found.sum()) for found in of_each] for of_each in deduplicate.copies(signed, True))
+    progress("looking for held-out text", 0, None)
+    held_out = overlap.overlap(lambda: (document for path in files for document, _ in shards.read_shard(path)))
     progress("reading shards", len(files), len(files))
     chosen = [document for *_, document in sorted(some, reverse=True)]
     grades = np.array([grade(document) for document in chosen])
     levels = Counter(_bin(float(g), GRADES) for g in grades[~np.isnan(grades)])
-    same = len(signatures) - len(set(int(s) for s in signatures))
     return {"name": recipe.name, "part": "filtered" if filtered else "raw", "files": len(files),
-            "documents": len(signatures), "bytes": sum(c["bytes"] for c in by_domain.values()),
+            "documents": lengths.total(), "bytes": sum(c["bytes"] for c in by_domain.values()),
             "domains": {key: dict(counts) for key, counts in sorted(by_domain.items())},
             "sources": {key: dict(counts) for key, counts in sorted(by_source.items())},
-            "characters": _in_order(lengths, LENGTHS), "copies": same,
+            "characters": _in_order(lengths, LENGTHS), "copies": sum(exact), "near_copies": sum(near),
+            "held_out": held_out,
             "school_grades": {"of": int((~np.isnan(grades)).sum()), **_in_order(levels, GRADES)},
-            "samples": [{"id": document.id, "domain": document.domain,
-                         "text": " ".join(document.text[:1000].split())[:200]} for document in chosen[:SAMPLES]]}
+            "samples": list(map(_sample, chosen[:SAMPLES])), "by_quality": list(map(_sample, _by_quality(chosen)))}
+
+
+def _by_quality(documents: Sequence[Document]) -> list[Document]:
+    """The worst, the middle one and the best, by what their source says; none where it says nothing."""
+    scored = sorted((document for document in documents if document.quality is not None), key=lambda d: d.quality)
+    return [scored[0], scored[len(scored) // 2], scored[-1]] if len(scored) >= 3 else scored
+
+
+def _sample(document: Document) -> dict[str, Any]:
+    return {"id": document.id, "domain": document.domain, "quality": document.quality,
+            "text": " ".join(document.text[:1000].split())[:200]}
 
 
 def _bin(value: float, borders: tuple[int, ...]) -> str:
@@ -77,7 +99,7 @@ def _in_order(counts: Mapping[str, int], borders: tuple[int, ...]) -> dict[str, 
 def page(said: Mapping[str, Any]) -> str:
     """The same for a person."""
     lines = [f"{said['name']} ({said['part']}): {said['documents']:,} documents, {said['bytes'] / 1e6:,.1f} MB of text "
-             f"in {said['files']} files; {said['copies']:,} copies to the letter"]
+             f"in {said['files']} files; {said['copies']:,} copies to the letter, {said['near_copies']:,} nearly so"]
     for title, key in (("domain", "domains"), ("source", "sources")):
         lines += ["", f"{title:<20}{'documents':>12}{'MB':>12}"]
         lines += [f"{name:<20}{own['documents']:>12,}{own['bytes'] / 1e6:>12,.1f}" for name, own in said[key].items()]
@@ -87,5 +109,9 @@ def page(said: Mapping[str, Any]) -> str:
         most = max([1, *counts.values()])
         lines += ["", title, *(f"  {name:<18}{count:>10,}  {'#' * round(40 * count / most)}"
                                for name, count in counts.items())]
+    lines += ["", *overlap.lines(said["held_out"])]
+    if said["by_quality"]:
+        lines += ["", "by quality"]
+        lines += [f"  {one['quality']:g}  {one['id']}: {one['text'][:110]}" for one in said["by_quality"]]
     lines += ["", "for example", *(f"  {one['id']}: {one['text'][:120]}" for one in said["samples"])]
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tryplicity.corpus import report_page
 from tryplicity.files import write_text
 
 
@@ -16,6 +17,7 @@ def write_report(folder: Path, name: str, summaries: Sequence[Mapping[str, Any]]
     said = report(name, summaries)
     write_text(folder / "report.json", json.dumps(said, indent=1, ensure_ascii=False))
     write_text(folder / "report.md", markdown(said))
+    write_text(folder / "report.html", report_page.page(said))
     return said
 
 

@@ -6,6 +6,7 @@ null). `files`, as --data takes it, reads such a folder.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +40,12 @@ def write(path: Path, documents: Sequence[Document], source: str) -> None:
                ("id", "text", "domain", "url", "quality")}
     columns["text"] = [text.encode("utf-8", "replace").decode() for text in columns["text"]]
     table = pyarrow.table({**columns, "source": [source] * len(documents)}, schema=schema())
-    with whole_file(path) as temporary:
-        parquet.write_table(table, temporary, compression=COMPRESSION)
+    try:
+        with whole_file(path) as temporary:
+            parquet.write_table(table, temporary, compression=COMPRESSION)
+    except OSError as error:        # a full disk, as a rule
+        raise UserError(f"{path}: cannot be written ({os.strerror(error.errno) if error.errno else error}); free some "
+                        "space there; what is there is kept: run the same command again to go on") from error
 
 
 def read_shard(path: Path) -> Iterator[tuple[Document, str]]:

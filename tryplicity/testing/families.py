@@ -6,6 +6,7 @@ Shapes: B batch, T time, D hidden, N tokens (B*T), E experts, K chosen experts, 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -245,7 +246,7 @@ def optimizer(trial: Trial) -> None:
     twins, other = begun()
     for twin, parameter in zip(twins, own, strict=True):
         twin.data.copy_(parameter.data)
-    other.load_state_dict(stepping.state_dict())
+    other.load_state_dict(copy.deepcopy(stepping.state_dict()))  # torch takes the tensors themselves
     stepped(own, stepping), stepped(twins, other)
     for twin, parameter in zip(twins, own, strict=True):
         same(twin.data, parameter.data, "after a resume it takes another step", 1e-6)

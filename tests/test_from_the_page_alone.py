@@ -1,0 +1,105 @@
+"""What docs/plugins.md tells a stranger to type, typed: from the wheel, in an environment and a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import site
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+(BLOCK,) = re.findall(r"^```sh\n(tryplicity plugins new .*?)^```", PAGE, re.M | re.S)
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """With the wheel installed, and what it depends on lent from here."""
+    home = tmp_path / "environment"
+    venv.create(home, with_pip=False, symlinks=True)
+    python = home / "bin" / "python"
+    here = [folder for folder in sys.path if folder.endswith("site-packages")] or site.getsitepackages()
+    (packages,) = home.glob("lib/python*/site-packages")
+    (packages / "lent.pth").write_text("\n".join(here))
+    source = tmp_path / "source"
+    parts = ["setup.cfg", "pyproject.toml", "README.md", "LICENSE", "tryplicity", "plugins", "specs", "hardware",
+             "recipes", "static"]
+    for name in parts:  # not what earlier builds have left there
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            source.mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    own = [sys.executable, "-m", "pip", "-q"]
+    subprocess.run([*own, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path / "wheel", source], check=True)
+    (wheel,) = (tmp_path / "wheel").glob("tryplicity-*.whl")
+    subprocess.run([*own, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
+    tool = home / "bin" / "pip"
+    tool.write_text(f"#!/bin/sh\nexec {sys.executable} -m pip -q --python {python} \"$@\" --no-deps "
+                    "--no-build-isolation\n")
+    pytest_ = home / "bin" / "pytest"
+    pytest_.write_text(f"#!/bin/sh\nexec {python} -m pytest -q \"$@\"\n")
+    for one in (tool, pytest_):
+        one.chmod(0o755)
+    return os.environ | {"PATH": f"{home / 'bin'}:{os.environ['PATH']}", "TRYPLICITY_CACHE": str(tmp_path / "cache"),
+                         "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+
+
+@pytest.mark.slow
+def test_every_line_of_the_page_works(environment, tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    before, file, after = re.split(r"^(cat .*?^END)$\n", BLOCK, flags=re.M | re.S)
+    *lines, serve = [*before.splitlines(), file, *after.splitlines()]
+    said = {}
+    for line in lines:
+        done = subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        said[line] = done.stdout
+    assert "2 passed" in said["pytest my-mixer"]
+    assert re.search(r"my-mixer: \d+ kept, 0 broken", said["tryplicity plugins check my-mixer"])
+    steps = [json.loads(line) for line in (folder / "runs/mine/metrics.jsonl").read_text().splitlines()]
+    losses = {one["step"]: one["loss"] for one in steps if "loss" in one}
+    assert max(losses) == 60 and losses[60] < losses[1] and set(range(1, 61)) <= set(losses)
+    assert "my-mixer: 0.1.0" in (folder / "runs/mine/spec.yaml").read_text()
+    _answers(serve, folder, environment)
+    # and without the package it is said what to install
+    subprocess.run(["bash", "-c", "rm -rf my-mixer/my_mixer"], cwd=folder, check=True)
+    done = subprocess.run(["bash", "-c", "tryplicity generate runs/mine x"], cwd=folder, env=environment,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and "pip install my-mixer==0.1.0" in done.stderr and "Traceback" not in done.stderr
+
+
+def _answers(line: str, folder: Path, environment: dict[str, str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(["bash", "-c", "exec " + line.replace("--port 5001", f"--port {port}")], cwd=folder,
+                              env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        body = json.dumps({"model": "mine", "prompt": "The list", "max_tokens": 4}).encode()
+        asked = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", body,
+                                       {"Content-Type": "application/json"})
+        end = time.monotonic() + 120
+        while True:
+            try:
+                answer = json.load(urllib.request.urlopen(asked, timeout=30))
+                break
+            except OSError as error:
+                assert server.poll() is None and time.monotonic() < end, error
+                time.sleep(0.5)
+        assert answer["choices"][0]["text"] is not None and answer["usage"]["completion_tokens"] > 0
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=60)
