@@ -58,6 +58,7 @@ from tryplicity.components import turned as turned
 from tryplicity.functional import chunked_cross_entropy as chunked_cross_entropy
 from tryplicity.functional import grouped_linear as grouped_linear
 from tryplicity.functional import grouped_product_works as grouped_product_works
+from tryplicity.functional import sum_of_squares as sum_of_squares
 from tryplicity.model import initialise as initialise
 from tryplicity.promises import check_experts as check_experts
 from tryplicity.promises import check_routing as check_routing

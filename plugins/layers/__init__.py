@@ -15,6 +15,7 @@ def tryplicity_layers():
     from tryplicity_plugins.layers.linear import PlainLinear
     from tryplicity_plugins.layers.mamba1 import Mamba1
     from tryplicity_plugins.layers.mamba2 import Mamba2
+    from tryplicity_plugins.layers.mla import LatentAttention
     from tryplicity_plugins.layers.mlp import MLP
     from tryplicity_plugins.layers.moe import MixtureOfExperts
     from tryplicity_plugins.layers.multi_token import MultiTokenPrediction
@@ -25,5 +26,5 @@ def tryplicity_layers():
     from tryplicity_plugins.layers.short_conv import ShortConv
 
     return [PlainLinear, BitLinear, UnnormedBitLinear, RMSNorm, LayerNorm, SiLU, GELU, ReLU2, GatedMLP, MLP,
-            MixtureOfExperts, TopKRouter, Mamba1, Mamba2, GatedDeltaNet, ShortConv, GroupedQueryAttention, Parallel,
-            Add, HyperConnections, MultiTokenPrediction]
+            MixtureOfExperts, TopKRouter, Mamba1, Mamba2, GatedDeltaNet, ShortConv, GroupedQueryAttention,
+            LatentAttention, Parallel, Add, HyperConnections, MultiTokenPrediction]

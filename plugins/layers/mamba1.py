@@ -57,7 +57,7 @@ class Mamba1(Mixer):
         """whether the numbers that make the time steps, B and C are each normalised (Jamba)"""
         norm_eps: Positive = 1e-6
         """added to their mean square before its root"""
-        chunk: Count = 32
+        chunk: Count = 16
         """tokens whose decays are made at a time; changes speed and memory, not the result"""
         dt_min: Positive = 0.001
         """smallest initial time step"""

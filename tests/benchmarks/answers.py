@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--questions", type=int, default=40)
     parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="the page's own is 1.1")
     parser.add_argument("--weights", choices=["int8", "bf16", "fp32"])
     parser.add_argument("--show", action="store_true", help="print the answers")
     given = parser.parse_args()
@@ -56,7 +57,8 @@ def main() -> None:
             engine = Engine.load(found.path, plugins.registry, weights=given.weights or found.weights)
             begun, supported, tokens = time.monotonic(), 0, 0
             for number, (text, passages) in enumerate(asked, 1):
-                body = AskBody(content=text, search=True, sampling={"temperature": 0})
+                body = AskBody(content=text, search=True, sampling={
+                    "temperature": 0, "repetition_penalty": given.repetition_penalty})
                 turn = Turn(Conversation(), body, ["content"])
                 pieces = list(engine.generate(turn.request(engine, passages, given.max_tokens)))
                 answer = "".join(piece.text for piece in pieces)

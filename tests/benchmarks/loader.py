@@ -38,8 +38,9 @@ def rows(folder: Path) -> None:
         print(f"rows of {length:>5}: {statistics.median(speeds) / 1e6:6.2f} M tokens a second of one core")
 
 
-def tokenising() -> None:
-    """Beside encode_batch of the same texts, in turn; CPU seconds too, which a busy machine does not change."""
+def tokenising(rounds: int) -> None:
+    """Beside encode_batch of the same texts, and encode_batch_fast, in turn; CPU seconds too, which a busy machine
+    changes less."""
     from tryplicity import load_plugins
     from tryplicity.data import parse_source
     from tryplicity.data.cache import cache_root
@@ -51,30 +52,29 @@ def tokenising() -> None:
     collection = collect(parse_source(load_plugins().registry, "python-docs"), cache_root())
     path = trained_tokenizer(collection, 8192, cache_root(), no_progress)
     tokenizer = load_tokenizer(path)
-    batches = list(_batches(collection.documents()))
-
-    def raw() -> None:
-        for batch in batches:
-            tokenizer.encode_batch([document.text for document in batch], add_special_tokens=False)
+    batches = [[document.text for document in batch] for batch in _batches(collection.documents())]
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "tokenizer.json").write_bytes(path.read_bytes())
             write_tokens(collection, tokenizer, Path(folder), no_progress)
 
-    walls, cpus = [], []
-    for _ in range(3):
-        spent = []
-        for what in (raw, ours):
+    ways = {"encode_batch": lambda: [tokenizer.encode_batch(texts, add_special_tokens=False) for texts in batches],
+            "encode_batch_fast": lambda: [tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+                                          for texts in batches],
+            "documents' file to token files": ours}
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
             began = time.perf_counter(), time.process_time()
-            what()
-            spent.append((time.perf_counter() - began[0], time.process_time() - began[1]))
-        walls.append(spent[0][0] / spent[1][0])
-        cpus.append(spent[0][1] / spent[1][1])
-        print(f"encode_batch alone {spent[0][0]:6.2f} s ({spent[0][1]:.2f} of CPU), all of it "
-              f"{spent[1][0]:6.2f} s ({spent[1][1]:.2f})")
-    print(f"tokenising at {statistics.median(walls):.0%} of encode_batch's speed ({statistics.median(cpus):.0%} by CPU "
-          f"time), {collection.manifest['bytes'] / 1e6:.1f} MB")
+            way()
+            spent[name].append((time.perf_counter() - began[0], time.process_time() - began[1]))
+    *_, own = spent.values()
+    for name, seconds in spent.items():
+        wall, cpu = (statistics.median(s[i] / o[i] for s, o in zip(seconds, own, strict=True)) for i in (0, 1))
+        middle = [statistics.median(s[i] for s in seconds) for i in (0, 1)]
+        print(f"{name:<32}{middle[0]:7.2f} s, {middle[1]:7.2f} of CPU; ours at {wall:.0%} of its speed, "
+              f"{cpu:.0%} by CPU")
 
 
 def memory(gigabytes: float, folder: Path) -> None:
@@ -111,6 +111,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--gb", type=float, nargs="*", default=[1, 10, 50])
     options.add_argument("--only", choices=("rows", "tokenising", "memory"))
+    options.add_argument("--rounds", type=int, default=3)
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if given.only in (None, "rows"):
@@ -121,7 +122,7 @@ def main() -> None:
                 process.start()
                 process.join()
         if given.only in (None, "tokenising"):
-            tokenising()
+            tokenising(given.rounds)
 
 
 if __name__ == "__main__":

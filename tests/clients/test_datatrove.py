@@ -11,7 +11,7 @@ import pytest
 
 from tests.corpus.stories import story
 
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 INSTALLED = ROOT / ".venv-clients" / "datatrove"
@@ -120,7 +120,7 @@ def test_slurm_gets_scripts_that_run_in_their_order(environment, corpora):
     names = [line for script in scripts for line in script.splitlines() if "job-name" in line and "merge" not in script]
     assert names == [f"#SBATCH --job-name=filter-{name}" for name in ("sign", "settle", "judge", "finish")]
     assert all("#SBATCH --partition=cpu" in script and "#SBATCH --time=01:00:00" in script for script in scripts)
-    assert len(list(jobs.glob("*.depends"))) == 3 + 4  # each stage on the one before, and the sums of each on itself
+    assert len(list(jobs.glob("*.depends"))) == 3  # each stage on the one before
     assert shards_of(folder) == shards_of(corpora / "plain")
 
 

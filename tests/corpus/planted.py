@@ -84,8 +84,9 @@ FILES = {
 }
 
 
-def plant(folder: Path, line_mb: float, stories: int = 20) -> dict[str, str | None]:
-    """Write them, with so many other good stories; what is to become of each, by the beginning of its id."""
+def plant(folder: Path, line_mb: float, stories: int = 20, row_mb: float = 0) -> dict[str, str | None]:
+    """Write them, with so many other good stories; what is to become of each, by its id. row_mb: of a row that is
+    longer than any source reads (128 MiB), if there is to be one."""
     texts, maths, rows = folder / "texts", folder / "maths", folder / "rows.jsonl"
     texts.mkdir()
     maths.mkdir()
@@ -100,6 +101,8 @@ def plant(folder: Path, line_mb: float, stories: int = 20) -> dict[str, str | No
             file.write(json.dumps({"text": story(number)}) + "\n")
         file.write(json.dumps({"text": line}) + "\n")
         file.write(json.dumps({"text": ""}) + "\n")
+        if row_mb:
+            file.write(json.dumps({"text": "river and mill " * round(row_mb * 1e6 / 15)}) + "\n")
     return {**{name: reason for name, (_, reason) in FILES.items()}, "good-maths.txt": None, "good-more.txt": None,
             **{f"rows.jsonl:{n + 1}": None for n in range(stories)},
             f"rows.jsonl:{stories + 1}": "statistical: a line of a million characters"}
@@ -110,6 +113,6 @@ def recipe(folder: Path, judges: str, more: str = "") -> Path:
     path.write_text(f"name: planted\nbytes: 1e12\nshard_mb: 0.02\nlanguages: [en]\nsources:\n"
                     "  - {name: texts, source: {type: files, path: texts}}\n"
                     "  - {name: maths, source: {type: files, path: maths, domain: math}}\n"
-                    "  - {name: rows, source: {type: files, path: rows.jsonl}}\n"
+                    "  - {name: rows, source: {type: files, path: rows.jsonl, bad_rows: skip}}\n"
                     f"judges: {judges}\n{more}")
     return path

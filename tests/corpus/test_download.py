@@ -162,3 +162,14 @@ def test_one_that_never_answers_ends_with_what_to_do_and_keeps_what_is_there(tmp
 
 def test_waits_grow():
     assert list(WAITS) == sorted(WAITS) and sum(WAITS) > 240
+
+
+def test_what_becomes_of_a_corpus_may_change_and_what_it_is_may_not(registry, recipe_file, tmp_path):
+    folder = tmp_path / "c"
+    download(load_recipe(recipe_file(size="5000"), registry), folder, no_progress)
+    download(load_recipe(recipe_file(size="5000", more="vocab_size: 500\n"), registry), folder, no_progress)
+    assert "vocab_size: 500" in (folder / "recipe.yaml").read_text()
+    kept = (folder / "recipe.yaml").read_text()
+    with pytest.raises(UserError, match="this folder is of another recipe"):
+        download(load_recipe(recipe_file(size="5000", more="languages: [en]\n"), registry), folder, no_progress)
+    assert (folder / "recipe.yaml").read_text() == kept

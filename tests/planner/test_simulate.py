@@ -67,9 +67,14 @@ def test_a_simulated_step_takes_what_a_real_one_takes(registry, text, settings, 
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_real_ranks_take_what_a_simulated_one_takes(simulated, strategy):
-    real = together(2, real_ranks.peak, DENSE, WIDE, TWO, strategy)
-    assert real == pytest.approx([simulated(DENSE, WIDE, TWO, strategy).memory.counted] * 2, rel=0.02)
+@pytest.mark.parametrize(("text", "settings", "hardware"), [
+    (DENSE, WIDE, TWO), pytest.param(HYBRID, (), TWO, marks=pytest.mark.slow),
+    pytest.param(DENSE, (*WIDE, "tied_embeddings=false", "linear=bitlinear"),
+                 like(TWO, accumulation=1, activation_checkpointing=False), marks=pytest.mark.slow)],
+    ids=["wide", "hybrid", "ternary, untied, kept"])
+def test_two_real_ranks_take_what_a_simulated_one_takes(simulated, strategy, text, settings, hardware):
+    real = together(2, real_ranks.peak, text, settings, hardware, strategy)
+    assert real == pytest.approx([simulated(text, settings, hardware, strategy).memory.counted] * 2, rel=0.02)
 
 
 # --- closed forms ---

@@ -217,3 +217,13 @@ def test_a_title_that_is_asked_for_outweighs_a_frequent_word_by_half_its_rarity(
     passages = of("Lions sleep all day long.", *(f"Green grass grows w{n} fast." for n in range(3)),
                   titles=("Zebra", "t", "t", "t"))
     assert quotation("zebra grass", passages, 1) == "> Lions sleep all day long. [1]"
+
+
+def test_a_small_model_of_others_reads_the_nearest_sentences_and_last_what_to_do():
+    long = Passage("a", "os.path.join", "u:a", "Paths are joined by join. " + "Nothing else here is of use. " * 40, 2.0)
+    asked = messages("How do I join paths?", [long, APPEND], TALK, focused=True)
+    assert asked[0]["content"] == INSTRUCTIONS and asked[1:-1] == TALK
+    last = asked[-1]["content"]
+    assert "Paths are joined by join." in last and "[2] list.append\n" in last and words(asked[-1:]) < 120
+    assert last.endswith("Question: How do I join paths?\n\nAnswer from the sources, in their words, and name the "
+                         "source like [1].")

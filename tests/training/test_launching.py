@@ -5,6 +5,7 @@ The truth is what is on the disk and in the system afterwards: checkpoints, proc
 
 import dataclasses
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -225,7 +226,19 @@ def test_a_port_that_is_taken_is_said_and_the_run_can_be_gone_on_with(two, monke
     assert [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in line] == [1, 2]
 
 
-def test_ranks_that_were_started_with_different_things_say_which(two, start):
+def test_a_disk_that_is_full_costs_several_ranks_the_checkpoint_alone(two, tmp_path):
+    """The largest file that they may write is smaller than a rank's share."""
+    small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # noqa: E731
+    starved = subprocess.run(two("--steps", "6"), **PIPES, timeout=300, preexec_fn=small)
+    assert starved.returncode == 1 and "Traceback" not in starved.stderr, starved.stderr
+    told = [line for line in starved.stderr.splitlines() if "the checkpoint could not be written" in line]
+    assert len(told) == 2 and "training goes on" in told[0] and "go on with --resume" in told[1]
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    done = subprocess.run(two("--steps", "6", "--resume"), **PIPES, timeout=300)
+    assert done.returncode == 0 and (tmp_path / "run" / "model.safetensors").is_file(), done.stderr
+
+
+def test_ranks_that_were_started_with_different_things_say_which(two, start, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -239,6 +252,8 @@ def test_ranks_that_were_started_with_different_things_say_which(two, start):
         for words in ("rank 1 was started with something else than rank 0", "spec.hidden_size 64 (rank 0: 32)",
                       "spec.training.gradient_clip 0.5 (rank 0: 1.0)"):
             assert words in err
+    done = subprocess.run(two("--steps", "2", "--resume"), **PIPES, timeout=300)  # nothing of it is in the way
+    assert done.returncode == 0 and (tmp_path / "run" / "model.safetensors").is_file(), done.stderr
 
 
 def test_another_number_of_processes_than_the_profile_has_is_refused(two, monkeypatch, capfd):

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Training:
     other_data: bool = False
     copy_to: str | None = None
     resume_from: str | None = None
+    start: str | None = None
     plugin_files: tuple[str, ...] = ()
     line: tuple[str, ...] = ()
 
@@ -64,13 +65,16 @@ class Training:
 @click.option("--copy-to", metavar="URL",
               help="Copy every complete checkpoint there too: a folder (file:///mnt/disk/first), s3://, gs://, sftp:// "
                    "and whatever else fsspec knows. With --resume and nothing in the run folder, go on from there.")
+@click.option("--from", "start", metavar="RUN",
+              help="Begin from trained weights: a run folder, a checkpoint, a file of weights. What has the same name "
+                   "and shape is taken, the rest initialised; the tokenizer is RUN's.")
 @click.option("--resume-from", metavar="URL", help="Fetch a run that was copied there, and go on with it.")
 @plugin_options
 def train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None,
           tokenizer: Path | None, folder: Path, steps: int | None, tokens: int | None, minutes: float | None,
-          dollars: float | None, resume: bool, other_data: bool, copy_to: str | None, resume_from: str | None,
-          plugins: Any) -> None:
-    """Train SPEC from scratch into a run folder. Ctrl-C and SIGTERM save first.
+          dollars: float | None, resume: bool, other_data: bool, copy_to: str | None, start: str | None,
+          resume_from: str | None, plugins: Any) -> None:
+    """Train SPEC, from scratch or from trained weights, into a run folder. Ctrl-C and SIGTERM save first.
 
     Where the profile has several devices, each gets a process of its own, started here; started by torchrun or by
     srun, on one machine or several (hardware.nodes), this is one of theirs.
@@ -84,7 +88,8 @@ def train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None,
         raise UserError("say when to end: exactly one of --steps, --tokens, --minutes and --dollars")
     context = click.get_current_context()
     request = Training(spec, hardware, folder, settings, data, chat_data, tokenizer, resume or bool(resume_from),
-                       other_data, copy_to, resume_from, given_plugins(context), ("train", *options_of(context)))
+                       other_data, copy_to, resume_from, start, given_plugins(context),
+                       ("train", *options_of(context)))
     train_into(request, plugins, **budget)
 
 
@@ -161,6 +166,9 @@ def _train_in(run: Any, request: Training, plugins: Any, budget: dict[str, Any])
     _check_processes(built, wanted)
     _check_devices(built.hardware, 1 if launching.is_worker() else wanted)
     tune_malloc()
+    start = _start(run, request)
+    if start is not None and not (request.resume and run.exists()):
+        request = replace(request, tokenizer=start.tokenizer)
     pages.status.quiet = launching.rank() != 0 or launching.launched()  # who launched them has said it
     try:
         with contextlib.nullcontext() if launching.launched() or not launching.is_worker() else launching.in_turn():
@@ -172,6 +180,7 @@ def _train_in(run: Any, request: Training, plugins: Any, budget: dict[str, Any])
 
         run.create(spec=built.spec.as_yaml(), hardware=dump_yaml(asdict(built.hardware)),
                    build=built.plan.as_dict(), tokenizer=prepared.tokenizer_path.read_text(encoding="utf-8"),
+                   tokenizer_config=prepared.tokenizer_config,
                    data={"source": named(request.data, plugins, "pretrain"), "fingerprint": prepared.identity,
                          "left_out": {what: passed_over.as_dict() for what, passed_over in left_out.items()}})
     if launching.rank() == 0:
@@ -182,7 +191,7 @@ def _train_in(run: Any, request: Training, plugins: Any, budget: dict[str, Any])
             forget_what_cannot_be_written()
             sys.exit(code)
         return None
-    return _train_with_all(run, built, prepared, phase_data, request, plugins, budget)
+    return _train_with_all(run, built, prepared, phase_data, request, plugins, budget, start)
 
 
 def _check_processes(built: Any, wanted: int) -> None:
@@ -254,6 +263,19 @@ def _prepare(run: Any, built: Any, request: Training, plugins: Any, budget: dict
     return prepared, phase_data, left_out
 
 
+def _start(run: Any, request: Training) -> Any:
+    """The trained weights to begin from, where nothing is gone on from; a run that was begun from some and has no
+    checkpoint yet begins from them again. Raises UserError where they cannot be read."""
+    from tryplicity.training import checkpoint, starting
+
+    if request.start is not None and request.tokenizer is not None:
+        raise UserError("--tokenizer: with --from the tokenizer is that of the weights; leave it out")
+    if request.resume and checkpoint.steps(run.checkpoints):
+        return None
+    place = request.start if request.start is not None else starting.begun_from(run)
+    return None if place is None else starting.opened(Path(place))
+
+
 def _tokenizer(run: Any, request: Training) -> Path | None:
     """The tokenizer that is given: the run's own, where it goes on. Raises UserError for another one."""
     if not (request.resume and run.exists()):
@@ -268,7 +290,7 @@ def _tokenizer(run: Any, request: Training) -> Path | None:
 
 
 def _train_with_all(run: Any, built: Any, prepared: Any, phase_data: Any, request: Training, plugins: Any,
-                    budget: dict[str, Any]) -> Any:
+                    budget: dict[str, Any], start: Any) -> Any:
     """Join the other ranks, if there are any; train with a live line, and sum up, which rank 0 does for all."""
     from tryplicity import pages
     from tryplicity.training import launching, peers
@@ -281,12 +303,12 @@ def _train_with_all(run: Any, built: Any, prepared: Any, phase_data: Any, reques
         with peers.together(built.hardware.torch_device, run) as world:
             data = {i: part.identity for i, part in {-1: prepared, **phase_data}.items()}
             peers.check_alike(world, {**peers.said_of(built), "data": data, "budget": asdict(budget),
-                                      "resume": request.resume})
+                                      "resume": request.resume, "from": start and str(start.place)})
             peers.check_shared(world, run)
             with pages.training() if first else contextlib.nullcontext() as watcher:
                 outcome = train(built, prepared, run, budget, plugins, phase_data=phase_data, resume=request.resume,
                                 other_data=request.other_data, watcher=watcher, world=world,
-                                copy_to=request.copy_to)
+                                copy_to=request.copy_to, start=start)
             if outcome.cut_short and world.size > 1:  # the others may be waiting for this one in the middle of a step
                 os._exit(launching.NOTHING_LOST if launching.launched() else exit_code(outcome.signal))
         if first:

@@ -22,12 +22,13 @@ from tryplicity.corpus.recipe import Portion, Recipe
 from tryplicity.errors import Unreachable, UserError
 from tryplicity.files import locked, write_text
 from tryplicity.leftout import LeftOut
-from tryplicity.spec import dump_yaml
+from tryplicity.spec import dump_yaml, parse_yaml
 
 if TYPE_CHECKING:
     from tryplicity.components import Document
 
 AT_ONCE = 4  # sources
+AFTERWARDS = {"vocab_size", "train"}  # keys of a recipe that say what becomes of a corpus
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0)  # seconds before one more try, the tenth the last
 LONGEST_WAIT = 3600.0  # seconds, whatever a server asks for
 
@@ -116,12 +117,16 @@ def not_ready(recipe: Recipe, folder: Path) -> dict[str, str]:
 
 
 def _claim(recipe: Recipe, folder: Path) -> None:
-    """Raises UserError where something else is in the folder."""
+    """Raises UserError where something else is in the folder. What becomes of a corpus may change; what it is may
+    not."""
     path, text = folder / "recipe.yaml", dump_yaml(recipe.as_dict())
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise UserError(f"{path}: this folder is of another recipe (or of other settings); give another --out, or the "
-                        "recipe it was begun with")
-    if not path.exists():
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    if before and before != text:
+        there, wanted = (parse_yaml(each, str(path)).data for each in (before, text))
+        if any((there.get(key) or None) != (wanted.get(key) or None) for key in {*there, *wanted} - AFTERWARDS):
+            raise UserError(f"{path}: this folder is of another recipe (or of other settings); give another --out, or "
+                            "the recipe it was begun with")
+    if before != text:
         write_text(path, text)
 
 

@@ -44,10 +44,8 @@ class Panel:
         came to. Raises UserError where fewer than the quorum can work."""
         panel = cls(recipe)
         for name, seat in named_seats(recipe):
-            judge = _built(name, seat, folder)
             try:
-                with guarded(type(judge)):
-                    judge.load(device)
+                judge = loaded(name, seat, device, folder)
             except UserError as error:
                 panel.absent[name] = str(error)
                 continue
@@ -116,6 +114,14 @@ def prepare_judges(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> 
                 judge.prepare(lambda text, name=name: say(f"{name}: {text}"))
         except UserError as error:
             say(f"warning: the judge {name} cannot be prepared: {error}")
+
+
+def loaded(name: str, seat: Seat, device: torch.device, folder: Path | None) -> Judge:
+    """A judge that can be asked. Raises UserError where it cannot work."""
+    judge = _built(name, seat, folder)
+    with guarded(type(judge)):
+        judge.load(device)
+    return judge
 
 
 def _built(name: str, seat: Seat, folder: Path | None) -> Judge:

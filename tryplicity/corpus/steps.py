@@ -26,7 +26,7 @@ import numpy as np
 from tryplicity.corpus import deduplicate, shards
 from tryplicity.corpus.download import State
 from tryplicity.corpus.language import another_language
-from tryplicity.corpus.panel import Panel, asked, named_seats, prepare_judges
+from tryplicity.corpus.panel import Panel, asked, loaded, named_seats, prepare_judges
 from tryplicity.corpus.recipe import Recipe
 from tryplicity.corpus.summary import Summary
 from tryplicity.errors import UserError
@@ -108,7 +108,7 @@ def settle(recipe: Recipe, folder: Path, device: torch.device, say: Callable[[st
             with whole_file(shard.copies) as temporary, open(temporary, "wb") as file:
                 np.save(file, np.where(exact_N, 1, np.where(near_N, 2, 0)).astype(np.uint8))
     prepare_judges(recipe, folder, say)
-    _find_floors(recipe, folder, found, device, say)
+    _find_floors(recipe, folder, found, device)
 
 
 def floors(folder: Path) -> dict[str, float]:
@@ -117,8 +117,7 @@ def floors(folder: Path) -> dict[str, float]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _find_floors(recipe: Recipe, folder: Path, found: Sequence[Shard], device: torch.device,
-                 say: Callable[[str], None]) -> None:
+def _find_floors(recipe: Recipe, folder: Path, found: Sequence[Shard], device: torch.device) -> None:
     """For each judge with `keep_top`, the score that so many of a sample's documents reach. The sample: those that are
     no copies with the least hashes of their ids."""
     seats = {name: seat for name, seat in named_seats(recipe) if seat.keep_top is not None}
@@ -135,11 +134,14 @@ def _find_floors(recipe: Recipe, folder: Path, found: Sequence[Shard], device: t
     sample = [document for *_, document in heapq.nsmallest(SAMPLE, candidates(), key=lambda entry: entry[:2])
               if another_language(document, recipe.languages) is None]
     least = {}
-    for name, judge, _ in Panel.seated(recipe, device, folder, say).judges:
-        if name in seats:
-            scores = np.array([verdict.score for verdict in asked(judge, sample)])
-            scores = scores[~np.isnan(scores)]
-            least[name] = float(np.quantile(scores, 1 - seats[name].keep_top)) if len(scores) else float("nan")
+    for name, seat in seats.items():
+        try:
+            judge = loaded(name, seat, device, folder)
+        except UserError:  # whether it can be done without is said when the panel sits
+            continue
+        scores = np.array([verdict.score for verdict in asked(judge, sample)])
+        scores = scores[~np.isnan(scores)]
+        least[name] = float(np.quantile(scores, 1 - seat.keep_top)) if len(scores) else float("nan")
     write_text(folder / "work" / "floors.json", json.dumps(least, indent=1, sort_keys=True))
 
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from tryplicity.server.service import Service
 
 PASSAGES = 5            # that an answer may rest on
+SMALL_MODEL = 1e9       # parameters
 STEP = 8                # messages of a long conversation that are left out at once
 STOPPING_SECONDS = 3.0  # for an answer that was just stopped to end
 SAVE_SECONDS = 1.0      # of an answer being written that a killed process may lose
@@ -162,7 +163,7 @@ class Turn:
             from tryplicity.search.answer import fitted
 
             messages, read = fitted(asking["content"], passages, history, budget=budget,
-                                    count=lambda messages: len(encoded(messages)))
+                                    count=lambda messages: len(encoded(messages)), focused=_focused(engine))
             self.answer.settings["passages"] = read
         prompt = encoded(messages)
         if len(prompt) >= context:
@@ -171,6 +172,11 @@ class Turn:
         options = asked.model_dump(exclude={"max_tokens"})
         return EngineRequest(prompt, Sampling(**options), min(limit, context - len(prompt)),
                              end_tokens=engine.vocabulary.ends)
+
+
+def _focused(engine: Engine) -> bool:
+    """Whether this is a small model that has learned to answer elsewhere, and not from sources as ours do."""
+    return engine.vocabulary.template is not None and engine.card.parameters < SMALL_MODEL
 
 
 def _latest(history: list[dict[str, str]], cost: Callable[[dict[str, str]], int],

@@ -263,6 +263,8 @@ def _verdict(workers: Sequence[_Worker], ended: dict[int, int], stopped: int | N
     if NOTHING_LOST in codes and not failed:
         say("interrupted; nothing is lost. Go on with the same command and --resume")
         return exit_code(stopped or signal.SIGTERM)
+    if {ended[rank] for rank in failed} == {ended.get(0)} <= {1, 2, 3}:
+        failed = [0]  # all came to the same, and it has said so
     if failed:
         culprit = workers[failed[0]]
         code = ended[culprit.rank]

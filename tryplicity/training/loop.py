@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 from tryplicity.builder import Build
 from tryplicity.data import Prepared
 from tryplicity.errors import Refused
+from tryplicity.files import write_text
 from tryplicity.guard import guarded
 from tryplicity.leftout import LeftOut
 from tryplicity.model import NEXT_TOKEN
@@ -27,6 +29,7 @@ from tryplicity.training.pace import Pace
 from tryplicity.training.process import STOPPING, Stopped, StopSignals, say
 from tryplicity.training.session import Session, Stepped
 from tryplicity.training.stages import data_of_phases
+from tryplicity.training.starting import STARTED_FROM, Start
 from tryplicity.training.threads import Threads
 from tryplicity.world import World
 
@@ -143,12 +146,13 @@ class _Heard(Watcher):
 def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: Plugins, *,
           phase_data: Mapping[int, Prepared] | None = None, resume: bool = False,
           other_data: bool = False, watcher: Watcher | None = None, world: World | None = None,
-          copy_to: str | None = None) -> Outcome:
+          copy_to: str | None = None, start: Start | None = None) -> Outcome:
     """Train a built spec on prepared data into a run folder, which the caller has for itself: see `folder.alone`.
 
     phase_data: the data of phases, by their number, that have data of their own; a chat phase needs conversations.
     world: the ranks that train together; this process alone, if not given. Called on each of them alike.
     other_data: a run that is resumed may go on with other data than it was begun with.
+    start: trained weights to begin from; of no account where a checkpoint is gone on from.
     copy_to: a URL that every complete checkpoint is copied to; see `copying`.
     Raises UserError when the folder's checkpoints belong to another spec or other data, or none of them is whole, and
     Refused when the loss is not a number for several steps, or the last checkpoint cannot be written.
@@ -161,7 +165,8 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     data = data_of_phases(build.spec, prepared, phase_data or {})
     copier = Copier(copy_to, run, training.keep_checkpoints, training.checkpoint_every) if (
         copy_to and world.first_rank) else None
-    session = Session(build, data, run, plugins, world, resume=resume, other_data=other_data, holder=copier)
+    session = Session(build, data, run, plugins, world, resume=resume, other_data=other_data, holder=copier,
+                      start=start)
     if copier is not None and session.saved_step >= 0:
         copier.add(run.checkpoints / f"step-{session.saved_step}")  # if it did not come to that
     progress = session.progress
@@ -182,6 +187,8 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
         if session.device.type == "cpu":
             watcher.note(threads.chosen)
         together, undone, cut_short = Together(world, signals, progress), False, False
+        if session.taken is not None:
+            _tell_of_the_start(session, run, metrics_file, watcher, together.stopping)
         while not together.stopping():
             phase = session.plan.at(budget.spent(progress), progress.sleeps)
             if phase is None:
@@ -272,6 +279,18 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     plugins.call("tryplicity_run_finished", run=run.folder, step=progress.step, reason=reason, scores=scores)
     return Outcome(reason, progress, scores.get(_score_name("pretrain")), together.signal or signals.received,
                    scores.get(_score_name("chat")), session.left_out, cut_short, budget.cost(progress))
+
+
+def _tell_of_the_start(session: Session, run: Run, metrics_file: MetricsFile | Unheard, watcher: Watcher,
+                       stopping: Callable[[], bool]) -> None:
+    """What was taken of trained weights, kept in the run too, and how good they are before the first step."""
+    session.world.decided(lambda: write_text(run.folder / STARTED_FROM, json.dumps(session.taken.as_dict(), indent=1)))
+    for sentence in session.taken.sentences():
+        watcher.note(sentence)
+    score = session.score(session.data[session.pretraining], session.training.validation_rows, stopping)
+    if score is not None and not stopping():
+        metrics_file.write({"step": 0, "tokens": 0, _score_name("pretrain"): score})
+        watcher.note(f"held-out bits per byte before the first step: {score:.3f}")
 
 
 ENOUGH = 5.0  # seconds that a checkpoint which is nearly written gets when all ends at once

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tryplicity.errors import UserError
 from tryplicity.run import Run
 from tryplicity.training.folder import alone
 
@@ -22,8 +21,8 @@ def train_reference(spec: str, source: Source, folder: Path, steps: int, setting
     """Train a spec on a source for so many steps into a run folder, unless that is done; one that was cut short is gone
     on with. One thread works on a CPU, so that the same steps give the same weights however often they were cut short.
 
-    spec, hardware: a file or an installed name. settings: `path=value` texts. A signal is passed on once all is saved;
-    then, and where the spec or the data cannot be used, UserError is raised.
+    spec, hardware: a file or an installed name. settings: `path=value` texts. Raises KeyboardInterrupt when a signal
+    stopped it, once all is saved, and UserError where the spec or the data cannot be used.
     """
     from tryplicity.builder import build
     from tryplicity.data import prepare
@@ -46,14 +45,12 @@ def train_reference(spec: str, source: Source, folder: Path, steps: int, setting
             if not begun:
                 run.create(spec=built.spec.as_yaml(), hardware=dump_yaml(asdict(built.hardware)),
                            build=built.plan.as_dict(), tokenizer=prepared.tokenizer_path.read_text(encoding="utf-8"),
+                           tokenizer_config=prepared.tokenizer_config,
                            data={"source": source.name, "fingerprint": prepared.identity, "left_out": {}})
             outcome = train(built, prepared, run, Budget(steps=steps), plugins, resume=begun)
     finally:
         torch.set_num_threads(threads)
     if outcome.signal is not None:
-        import signal
-
-        signal.raise_signal(outcome.signal)
-        raise UserError(f"{folder}: interrupted at step {outcome.progress.step} of {steps}; it is saved, and gone on "
-                        "with by the same command")
+        raise KeyboardInterrupt(f"{folder}: interrupted at step {outcome.progress.step} of {steps}; it is saved, and "
+                                "gone on with by the same command")
     return run

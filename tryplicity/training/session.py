@@ -36,6 +36,7 @@ from tryplicity.training.pace import Pace
 from tryplicity.training.process import say
 from tryplicity.training.saving import Holder, Job, Saver
 from tryplicity.training.stages import NOTHING_TO_LEARN, Stages, brains_of
+from tryplicity.training.starting import Start, Taken, take
 from tryplicity.training.step import StepResult, decay_groups, is_finite, on_device, training_step
 from tryplicity.world import World
 
@@ -57,7 +58,8 @@ class Session:
     """The model, its optimizer, the data of each phase and how far all of it is."""
 
     def __init__(self, build: Build, data: Mapping[int, Prepared], run: Run, plugins: Plugins, world: World, *,
-                 resume: bool, other_data: bool = False, holder: Holder | None = None) -> None:
+                 resume: bool, other_data: bool = False, holder: Holder | None = None,
+                 start: Start | None = None) -> None:
         world.decided(lambda: check_free(run, resume))
         self.build, self.data, self.run, self.plugins = build, data, run, plugins
         self.spec, self.hardware, self.training = build.spec, build.hardware, build.spec.training
@@ -86,7 +88,11 @@ class Session:
         self.saved_step = -1
         self.left_out = LeftOut("rows")
         self.told: set[str] = set()  # what is said once
-        if resume and (newest := checkpoint.newest(run.checkpoints, world)) is not None:
+        self.taken: Taken | None = None
+        newest = checkpoint.newest(run.checkpoints, world) if resume else None
+        if start is not None and newest is None:
+            self.taken = take(start, self.model, self.strategy, self.optimizer, world)
+        if newest is not None:
             data = self.progress.data
             _check_belongs(newest, self.progress, run, build, other_data)
             self.progress = checkpoint.load(newest, self.strategy, self.model, self.optimizer, self.options, world)
