@@ -27,6 +27,8 @@ class Run:
     hardware = property(lambda self: self.folder / "hardware.yaml")
     build = property(lambda self: self.folder / "build.json")
     tokenizer = property(lambda self: self.folder / "tokenizer.json")
+    #: beside the tokenizer of a published model: what its special tokens are, and how it writes conversations
+    tokenizer_config = property(lambda self: self.folder / "tokenizer_config.json")
     data = property(lambda self: self.folder / "data.json")
     plugins = property(lambda self: self.folder / "plugins.json")
     metrics = property(lambda self: self.folder / "metrics.jsonl")
@@ -48,11 +50,14 @@ class Run:
             raise UserError(f"{folder}: not a run folder (it has no spec.yaml)")
         return run
 
-    def create(self, *, spec: str, hardware: str, build: dict[str, Any], tokenizer: str, data: dict[str, Any]) -> None:
+    def create(self, *, spec: str, hardware: str, build: dict[str, Any], tokenizer: str, data: dict[str, Any],
+               tokenizer_config: str | None = None) -> None:
         """Write what a run starts with; spec.yaml, which marks the folder as a run, last."""
         try:
             write_text(self.hardware, hardware)
             write_text(self.build, json.dumps(build, indent=1))
+            if tokenizer_config is not None:
+                write_text(self.tokenizer_config, tokenizer_config)
             write_text(self.tokenizer, tokenizer)
             write_text(self.data, json.dumps(data, indent=1))
             write_text(self.spec, spec)

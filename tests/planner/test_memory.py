@@ -56,6 +56,9 @@ def test_what_shards_send_within_machines_and_between_them(dense, registry):
     assert sent() == sent(shards=4) == (close(8 * 3 / 4 + 8 / 4 / 2), close(4 * 8 / 4 / 2))
     assert sent(shards=8) == (close(8 * 7 / 8), close(8 * 7 / 8))
     assert sent(shards=2) == (close(8 / 2 + 8 / 2 * 3 / 4), close(2 * 8 / 2 * 3 / 4))
+    four = like(two, nodes=4, strategy={"type": "fsdp", "shards": 8})  # a copy on each two machines
+    over = plan(dense, four, registry).nearest.memory
+    assert over.sent_between_nodes / size == close(8 * 7 / 8 + 4 * 8 / 8 / 2)
     copies = plan(dense, like(two, strategy="ddp"), registry).nearest.memory
     assert copies.sent_per_step / size == close(8 * 7 / 8) and copies.sent_between_nodes is None
 

@@ -180,6 +180,7 @@ def _train_in(run: Any, request: Training, plugins: Any, budget: dict[str, Any])
 
         run.create(spec=built.spec.as_yaml(), hardware=dump_yaml(asdict(built.hardware)),
                    build=built.plan.as_dict(), tokenizer=prepared.tokenizer_path.read_text(encoding="utf-8"),
+                   tokenizer_config=prepared.tokenizer_config,
                    data={"source": named(request.data, plugins, "pretrain"), "fingerprint": prepared.identity,
                          "left_out": {what: passed_over.as_dict() for what, passed_over in left_out.items()}})
     if launching.rank() == 0:

@@ -30,6 +30,7 @@ from tryplicity.data.documents import Collection, Progress, collect, no_progress
 from tryplicity.data.packing import HeldOut, PackedStream, TokenFile
 from tryplicity.data.token_files import FORMAT, write_tokens
 from tryplicity.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_files, train_tokenizer
+from tryplicity.data.vocabulary import CONFIG
 from tryplicity.data.yardsticks import Yardsticks
 from tryplicity.files import whole_file, write_text
 from tryplicity.leftout import LeftOut
@@ -51,6 +52,12 @@ class Prepared:
     @property
     def tokenizer_path(self) -> Path:
         return self.folder / "tokenizer.json"
+
+    @property
+    def tokenizer_config(self) -> str | None:
+        """What stands beside the tokenizer of a published model."""
+        path = self.folder / CONFIG
+        return path.read_text(encoding="utf-8") if path.is_file() else None
 
     @property
     def identity(self) -> str:

@@ -101,7 +101,7 @@ def check_target(url: str, resume: bool) -> None:
 
 def _files_of(run: Run) -> Iterable[Path]:
     """What belongs to a copy beside its checkpoints; what makes a folder a run comes last."""
-    files = (run.hardware, run.build, run.tokenizer, run.data, run.metrics, run.spec)
+    files = (run.hardware, run.build, run.tokenizer_config, run.tokenizer, run.data, run.metrics, run.spec)
     return [path for path in files if path.is_file()]
 
 
@@ -232,7 +232,8 @@ def fetch(url: str, run: Run) -> int:
         if not there:
             raise UserError(f"{url}: there is no complete checkpoint of a run")
         step, faults = _fetch_newest(target, run, there)
-        for name in ("hardware.yaml", "build.json", "tokenizer.json", "data.json", "metrics.jsonl", "spec.yaml"):
+        for name in ("hardware.yaml", "build.json", "tokenizer_config.json", "tokenizer.json", "data.json",
+                     "metrics.jsonl", "spec.yaml"):
             if target.system.exists(target.path(name)):
                 with whole_file(run.folder / name) as temporary:
                     target.system.get_file(target.path(name), str(temporary))

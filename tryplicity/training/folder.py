@@ -43,7 +43,8 @@ def alone(run: Run) -> Iterator[None]:
 def clear(run: Run) -> None:
     """Remove what killed processes left half written, and say so. Only for who has the folder alone."""
     removed, size = clear_folders(run.checkpoints)
-    for path in (run.spec, run.hardware, run.build, run.tokenizer, run.data, run.metrics, run.weights):
+    for path in (run.spec, run.hardware, run.build, run.tokenizer, run.tokenizer_config, run.data, run.metrics,
+                 run.weights):
         for left in run.folder.glob(f".{path.name}.tmp-*"):
             removed, size = removed + 1, size + left.stat().st_size
             left.unlink()

@@ -45,6 +45,7 @@ def train_reference(spec: str, source: Source, folder: Path, steps: int, setting
             if not begun:
                 run.create(spec=built.spec.as_yaml(), hardware=dump_yaml(asdict(built.hardware)),
                            build=built.plan.as_dict(), tokenizer=prepared.tokenizer_path.read_text(encoding="utf-8"),
+                           tokenizer_config=prepared.tokenizer_config,
                            data={"source": source.name, "fingerprint": prepared.identity, "left_out": {}})
             outcome = train(built, prepared, run, Budget(steps=steps), plugins, resume=begun)
     finally:
