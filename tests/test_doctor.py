@@ -57,6 +57,15 @@ def test_a_machine_on_which_all_is_well(capfd):
     assert all(trial["ok"] and trial["seconds"] >= 0 and trial["said"] for trial in found["trials"])
 
 
+def test_options_of_published_models_are_well(capfd):
+    mixer = ("{type: gqa, heads: 4, head_dim: 8, window: 16, softcap: 5.0, bias: true, out_bias: true, out_norm: true, "
+             "qk_norm: true, qk_norm_over: width, rotary_fraction: 0.5}")
+    code, out, _ = call(capfd, "doctor", SMALL, "--json", "--set", "linear=bitlinear", "--set", "norms=around",
+                        "--set", f"layers=[{{mixer: {mixer}}}, {{feed_forward: {{type: mlp, bias: true}}}}]")
+    trials = json.loads(out)["trials"]
+    assert code == 0 and len(trials) == 6 and all(trial["ok"] for trial in trials)
+
+
 def test_what_is_wrong_is_found_and_is_the_answer(capfd, tmp_path):
     plugin = tmp_path / "forgetful.py"
     plugin.write_text(FORGETFUL)

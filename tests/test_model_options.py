@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from tryplicity import UserError
-from tryplicity.components import IGNORE
+from tryplicity.components import IGNORE, Rows
 from tryplicity.model import NEXT_TOKEN, assemble, initialise
 from tryplicity.planner.count import count
 from tryplicity.spec import load_spec, parse_yaml
@@ -170,3 +170,32 @@ def test_an_option_that_is_said_is_part_of_the_identity(registry):
     assert len(identities) == len(OPTIONS)
     said = "norms: before\nembedding_multiplier: 1.0\nresidual: {type: add, multiplier: 1.0}"
     assert spec_of(registry, more=said).identity() == spec_of(registry).identity()
+
+
+@pytest.mark.parametrize("takes_rows", [True, False])
+@torch.no_grad()
+def test_rows_of_different_lengths_are_as_each_alone(registry, takes_rows):
+    """Whether the layers take several states at once, or the model asks them row by row."""
+    model, ids = made(registry, OPTIONS["norms around"]).eval(), random_ids()
+    for block in model.layers:
+        for part in block.sublayers.values():
+            part.layer.takes_rows = takes_rows
+    states = [model.new_state(1) for _ in range(2)]
+    for row, (state, length) in enumerate(zip(states, (5, 20), strict=True)):
+        model(ids[row:row + 1, :length], state=state)
+    together = model(torch.stack([ids[0, 5:8], ids[1, 20:23]]), state=Rows(states))
+    whole = model(ids)
+    torch.testing.assert_close(together, torch.stack([whole[0, 5:8], whole[1, 20:23]]), rtol=1e-5, atol=1e-6)
+
+
+def test_the_plan_has_what_a_soft_cap_holds(registry):
+    """The capped logits beside the logits, while the losses are worked out."""
+    from tryplicity.hardware import load_hardware
+    from tryplicity.planner.measure import measure_stages
+
+    hardware = load_hardware("cpu", registry, ["batch=2"])
+    plain, capped = (measure_stages(assemble(spec_of(registry, more=more)), hardware, "fp32", True)[-1]
+                     for more in ("", "logits_softcap: 2.0"))
+    logits = 2 * 64 * 300 * 4  # bytes
+    assert capped.forward - plain.forward >= logits
+    assert capped.kept == plain.kept

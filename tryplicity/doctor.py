@@ -194,11 +194,14 @@ def _trials(model: Model, block: Block, device: torch.device, precision: str,
         return _compared(torch.cat(parts, 1), whole, False, "the whole text, and half of it token by token")
 
     def packed(linear: Linear) -> tuple[bool, str]:
-        twin = type(linear)(linear.config, linear.in_features, linear.out_features, experts=linear.experts)
+        twin = type(linear)(linear.config, linear.in_features, linear.out_features, experts=linear.experts,
+                            bias=linear.bias is not None)
         x = torch.randn(5, linear.in_features, generator=torch.Generator().manual_seed(2)).to(device)
         ends = None if linear.experts is None else torch.full((linear.experts,), 5, dtype=torch.int32, device=device)
         with torch.no_grad():
             twin.adopt({name: t.cpu() for name, t in linear.pack().items()})
+            if linear.bias is not None:
+                twin.bias.copy_(linear.bias)
             wanted = linear.eval()(x, ends)
             got = twin.eval().to(device)(x, ends)
         return _compared(got, wanted, False, "packed weights and unpacked ones")
