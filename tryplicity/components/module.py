@@ -34,9 +34,9 @@ class Site:
                parts: Sequence[int] | None = None) -> Linear:
         """The spec's linear component. `writes_residual`: initialised smaller, by 1/sqrt(2 * layers). parts: see
         `Linear.takes_parts`."""
+        assert self.linear_part is not None
         options = {"parts": tuple(parts)} if parts is not None and self.linear_part.component.takes_parts else {}
         std = 0.02 / (2 * self.layers) ** 0.5 if writes_residual else 0.02
-        assert self.linear_part is not None
         return self.linear_part.build(in_features, out_features, experts=experts, active_experts=active_experts,
                                       bias=bias, init_std=std, **options)
 
