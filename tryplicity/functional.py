@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.flop_counter import register_flop_formula
 
 
 def _group_loop(x_SI: Tensor, weight_EIO: Tensor, ends: list[int], out_SO: Tensor) -> None:
@@ -90,12 +89,20 @@ def _(y_SO, x_SI, offsets_E):
     return x_SI.new_empty(offsets_E.shape[0], y_SO.shape[1], x_SI.shape[1])
 
 
-@register_flop_formula(torch.ops.tryplicity.grouped_rows)
+@cache
+def count_grouped_flops() -> None:
+    """Tell torch's counter what the grouped products cost. Not when this module is loaded: the counter loads Triton,
+    where that is installed, which neither decoding nor `--help` need."""
+    from torch.utils.flop_counter import register_flop_formula
+
+    register_flop_formula(torch.ops.tryplicity.grouped_rows)(_grouped_rows_flops)
+    register_flop_formula(torch.ops.tryplicity.grouped_outer)(_grouped_outer_flops)
+
+
 def _grouped_rows_flops(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
     return 2 * x_shape[0] * weight_shape[1] * weight_shape[2]
 
 
-@register_flop_formula(torch.ops.tryplicity.grouped_outer)
 def _grouped_outer_flops(y_shape, x_shape, *args, out_shape=None, **kwargs) -> int:
     return 2 * y_shape[0] * y_shape[1] * x_shape[1]
 

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import flop_registry
 
 from tryplicity.components import Layer, Report, Router
-from tryplicity.functional import grouped_product_works
+from tryplicity.functional import count_grouped_flops, grouped_product_works
 from tryplicity.model import last_hidden, next_token_loss
 from tryplicity.planner.shapes import Shape, ShapeMode, shape_like
 from tryplicity.promises import check_mean
@@ -103,6 +103,7 @@ def _lstm_backward_flops(x, *weights_and_states, out_val, **__) -> int:
     return 2 * _lstm_flops(x, *weights_and_states, out_val=out_val)
 
 
+count_grouped_flops()
 _GROUPED = (aten._grouped_mm, torch.ops.tryplicity.grouped_rows, torch.ops.tryplicity.grouped_outer)
 _PACKETS: dict[Any, Callable[..., int]] = {
     **flop_registry,
