@@ -86,6 +86,7 @@ def test_either_end_of_every_option_is_taken_and_beyond_it_is_told(family, name,
         pytest.skip("a collection: its members are options of their own")
     needed = {field: "x" for field in config_schema(component.Config)["required"] if field != option}
     needed |= {"url": "http://x"} if "url" in needed else {}
+    needed |= {name: {"type": "files", "path": "x"} for name in ("good", "bad") if name in needed}
     for value in ends(schema):
         part = registry.part(family, {"type": name, **needed, option: value})
         assert getattr(part.config, option) == value

@@ -96,7 +96,7 @@ def tryplicity_models() -> list[NamedModel]:
 
         @hookimpl
         def tryplicity_models():
-            return [NamedModel("mine", "Mine-1B (MIT)", find=lambda: path_or_none, install="pip install mine")]
+            return [NamedModel("mine", "Mine-1B (MIT)", find=find_mine, install="pip install mine")]
     """
 
 

@@ -10,18 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tryplicity import (
-    Document,
-    Judge,
-    Part,
-    Steps,
-    TextScorer,
-    UserError,
-    Verdict,
-    load_plugins,
-    train_reference,
-    uses,
-)
+from tryplicity import Document, Judge, Part, Steps, UserError, Verdict, load_plugins, train_reference, uses
 from tryplicity_plugins.judges.neural import DECIMALS
 
 Bits = Annotated[float, Field(ge=0, le=1e3)]
@@ -68,6 +57,8 @@ class Perplexity(Judge):
         if self.config.run is None and self.folder is None:
             raise UserError("it needs a model: give `run`, the folder of one")
         run = Path(self.config.run).expanduser() if self.config.run else self.folder
+        from tryplicity import TextScorer  # the engine, which `build` does not wait for
+
         self.scorer = TextScorer(run, load_plugins().registry, device)
 
     def judge(self, documents: Sequence[Document]) -> list[Verdict]:

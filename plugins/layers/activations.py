@@ -47,8 +47,11 @@ class _GatedSiLU(torch.autograd.Function):
         (gate_up,) = ctx.saved_tensors
         if (gradient := fused.gated_silu_backward(grad, gate_up)) is not None:
             return gradient
-        gate, up = gate_up.chunk(2, dim=-1)
-        return torch.cat([torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)], -1)
+        gradient = torch.empty_like(gate_up)
+        (gate, up), (to_gate, to_up) = gate_up.chunk(2, dim=-1), gradient.chunk(2, dim=-1)
+        torch.ops.aten.silu.out(gate, out=to_up).mul_(grad)
+        torch.ops.aten.silu_backward.grad_input(torch.mul(grad, up, out=to_gate), gate, grad_input=to_gate)
+        return gradient
 
 
 def activated(activation: Activation, first: Tensor, group_S: Tensor | None = None, *,

@@ -56,6 +56,7 @@ class _RMSNorm(torch.autograd.Function):
             grad_weight_D = rstd.reshape(1, -1) @ grad_times_x
             # d/dx of x * rstd(x): the part along x shrinks, since rstd falls as x grows
             along_x = (grad_times_x @ weight).view_as(rstd).mul_(rstd.pow(3)).div_(-D)
+        del grad_times_x  # before there is another of its size
         grad_x = (grad * weight).mul_(rstd).addcmul_(x.to(rstd.dtype), along_x)
         return grad_x.to(x.dtype), grad_weight_D[0].to(weight_D.dtype), None
 

@@ -174,7 +174,7 @@ def test_scored_are_so_many_rows_spread_evenly(prepared):
 @pytest.mark.parametrize("options, message", [
     (["--report", "--no-cost"], "one of --report, --no-cost and --cost-only"),
     (["--without", "spik"], "did you mean spike"),
-    (["--without", "mamba2"], "mixer is missing"),
+    (["--without", "mamba2,moe", "--alone"], "a block needs a mixer"),
 ])
 def test_wrong_input_is_said_before_anything_runs(line, capfd, tmp_path, options, message):
     code, _, err = call(capfd, line("out", *options))

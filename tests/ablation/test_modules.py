@@ -118,7 +118,7 @@ def test_alone_each_is_added_to_the_spec_without_any(registry, named):
 @pytest.mark.parametrize("modules, alone, message", [
     (["spik"], False, "--without spik: .*small.yaml names no such component .did you mean spike"),
     (["retina"], False, "names no such component .there are: adamw, .*spike"),
-    (["mamba2"], False, "without mamba2: .*small.yaml:8:3: blocks.memory: mixer is missing"),
+    (["mamba2", "moe"], True, "without mamba2, moe: .*small.yaml:9:5: blocks.memory: a block needs a mixer"),
     (["wsd"], False, "--without wsd: the model is the same with and without it"),
     (["moe", "spike"], True, "--without spike: the model is the same with and without it"),
 ])

@@ -371,12 +371,12 @@ def test_every_hook_has_an_example_that_works(hook, plugin_file, tmp_path, capsy
     example = textwrap.dedent("\n".join(line for line in doc.splitlines() if line.startswith(" " * 8) or not line))
     supposed = """
         from unittest.mock import MagicMock
-        from tryplicity import Brain, Mixer, Objective, Optimizer, Parallelism, Report, Source, Stage
+        from tryplicity import Brain, Mixer, NamedModel, Objective, Optimizer, Parallelism, Report, Source, Stage
         class Shift(Mixer): name = "shift"
         class PipelineParallel(Parallelism): name = "pipeline"
         class Lion(Optimizer): name = "lion"
         class GutenbergSource(Source): name = "gutenberg"
-        my_click_command = my_handler = my_dashboard = upload = notify = MagicMock()
+        my_click_command = my_handler = my_dashboard = find_mine = upload = notify = MagicMock()
         """
     plugins = load_plugins((plugin_file(textwrap.dedent(supposed) + example, "example.py"),))
     assert not plugins.registry.failures

@@ -131,7 +131,7 @@ class Letters:
 def letters(monkeypatch):
     from tryplicity.inference import text
 
-    monkeypatch.setattr(text, "token_bytes", lambda tokenizer: [b"a", "ü".encode()[:1], "ü".encode()[1:], b""])
+    monkeypatch.setattr(text, "token_bytes", lambda tokenizer, size: [b"a", "ü".encode()[:1], "ü".encode()[1:], b""])
     return Words(Letters(), 4)
 
 

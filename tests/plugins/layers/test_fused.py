@@ -7,6 +7,7 @@ import torch
 
 from tryplicity_plugins.layers import fused, norms, ssd
 from tryplicity_plugins.layers.activations import SiLU, activated
+from tryplicity_plugins.layers.recurrent import conv_masks
 
 
 def rand(*shape, seed=0):
@@ -65,7 +66,7 @@ def test_gated_silu(shape, counted):
 def test_conv_silu(width, time, lead, documents, counted):
     sizes, batch = [11, 8, 5], 2
     runs_BT = torch.randint(0, 2, (batch, time), generator=torch.Generator().manual_seed(time)).cumsum(1)
-    same = ssd.conv_masks(runs_BT, width) if documents else None
+    same = conv_masks(runs_BT, width) if documents else None
     x = rand(batch, time, sum(sizes) + 7)  # a part of a wider projection, as the layer gives it
 
     def run(x, w, b):

@@ -147,12 +147,12 @@ def test_nothing_read_changes_nothing():
     assert all(torch.equal(state[name], before[name]) for name in state)
 
 
-def test_documents_and_gradients_take_the_pytorch_path():
+def test_documents_and_gradients_go_another_way_than_decoding():
     mixer, x = make(), torch.randn(2, 12, 32)
     ids = torch.arange(12).div(5, rounding_mode="floor").expand(2, -1)
     with without_native():
         expected = mixer(x, doc_ids=ids)
-    assert torch.equal(mixer(x, doc_ids=ids), expected)
+    torch.testing.assert_close(mixer(x, doc_ids=ids), expected, rtol=0, atol=4e-6 * expected.abs().max().item())
     with torch.enable_grad():
         mixer(x).sum().backward()
     assert all(p.grad is not None for p in mixer.parameters())

