@@ -2,7 +2,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def eager():
     """transformers compiles the rounding of BitNet's linears, which takes longer than all else here."""
     with torch.compiler.set_stance("force_eager"):
