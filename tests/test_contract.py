@@ -47,3 +47,12 @@ def test_sources_and_judges_keep_them_too(corpus):
 def test_options_that_cannot_be_are_the_users():
     with pytest.raises(UserError, match=r"heads.*`trials` of"):
         check(REGISTRY.get("mixer", "gqa"), {"heads": 5})
+
+
+def test_a_component_whose_file_was_loaded_once_more_since_is_the_same_on_trial():
+    from tryplicity import plugins
+
+    shift = REGISTRY.get("mixer", "shift")
+    plugins._load.cache_clear()
+    assert load_plugins(FILES).registry.get("mixer", "shift") is not shift
+    assert check(shift, plugins=FILES, ranks=False) == []

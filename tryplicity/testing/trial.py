@@ -6,6 +6,7 @@ Shapes: B batch, T time, D hidden.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,11 +53,18 @@ class Trial:
 
         installed, own = load_plugins(self.files).registry, Registry()
         for component in installed.components():
-            own.add(component, installed.owner(component.family, component.name))
+            if not self._is_copy(component):
+                own.add(component, installed.owner(component.family, component.name))
         own.add_all(hosts.HOSTS, hosts.OWNER)
         if self.component not in own.components():
             own.add(self.component, "the component on trial")
         return own
+
+    def _is_copy(self, component: type) -> bool:
+        """Whether this is what the component on trial was made of, loaded from its file once more."""
+        twin = self.component
+        return (component is not twin and (component.family, component.name) == (twin.family, twin.name)
+                and component.__qualname__ == twin.__qualname__ and inspect.getfile(component) == inspect.getfile(twin))
 
     @functools.cached_property
     def part(self) -> Part:
