@@ -10,7 +10,7 @@ const FIELDS = [
   { name: "top_p", label: "Top-p", min: 0.05, max: 1, step: 0.05, value: 0.95, note: "Choose among the likeliest of this mass." },
   { name: "top_k", label: "Top-k", min: 0, max: 1000, step: 1, value: 0, note: "Choose among this many; 0 is all." },
   { name: "min_p", label: "Min-p", min: 0, max: 1, step: 0.01, value: 0, note: "Drop what is less likely than this share of the likeliest." },
-  { name: "repetition_penalty", label: "Repetition penalty", min: 1, max: 2, step: 0.05, value: 1.1, note: "1 is none." },
+  { name: "repetition_penalty", label: "Repetition penalty", min: 1, max: 2, step: 0.05, value: null, empty: "the model's", note: "1 is none; empty is what suits the model." },
   { name: "max_tokens", label: "Longest answer, in tokens", min: 1, max: 1048576, step: 1, value: 256 },
   { name: "seed", label: "Seed", min: 0, max: 4294967295, step: 1, value: null, note: "The same seed writes the same text; empty is a new one each time." },
 ];
@@ -62,8 +62,8 @@ function row(field) {
   const ranged = max <= 2;
   const id = `set-${name}`;
   const number = h("input", { id, type: "number", inputmode: step === 1 ? "numeric" : "decimal", min, max, step: step === 1 ? 1 : "any",
-    value: settings[name], placeholder: field.value === null ? "random" : null, "aria-describedby": `${id}-note` });
-  const slider = ranged ? h("input", { type: "range", min, max, step, value: settings[name], "aria-label": `${label}, slider` }) : null;
+    value: settings[name], placeholder: field.value === null ? field.empty ?? "random" : null, "aria-describedby": `${id}-note` });
+  const slider = ranged ? h("input", { type: "range", min, max, step, value: settings[name] ?? min, "aria-label": `${label}, slider` }) : null;
   const hint = h("p", { id: `${id}-note`, class: "field-note" }, note ?? "");
   const take = (text) => {
     const value = text.trim() === "" ? field.value : Number(text);

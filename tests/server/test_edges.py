@@ -91,7 +91,7 @@ def test_what_a_request_leaves_out_is_as_openai_has_it():
     assert (response.max_output_tokens, response.logprobs, response.call) == (None, False, None)
     ask = parse(AskBody, {"content": "x"})
     assert ask.sampling.model_dump() == {"temperature": 0.8, "top_k": 0, "top_p": 0.95, "min_p": 0.0,
-                                         "repetition_penalty": 1.1, "max_tokens": None, "seed": None}
+                                         "repetition_penalty": None, "max_tokens": None, "seed": None}
     assert ask.search is False
 
 

@@ -20,7 +20,11 @@ def test_the_nearest_sentences_and_last_what_to_do(tmp_path):
     import_model(tmp_path / "there", tmp_path / "run", REGISTRY)
     engine = Engine.load(tmp_path / "run", REGISTRY, weights="int8")
     turn = Turn(Conversation(), AskBody(content="How are paths joined?", search=True), ["content"])
-    asked = engine.tokenizer.decode(list(turn.request(engine, [LONG], 16).prompt), skip_special_tokens=False)
+    request = turn.request(engine, [LONG], 16)
+    asked = engine.tokenizer.decode(list(request.prompt), skip_special_tokens=False)
+    own = Turn(Conversation(), AskBody(content="Paths?", sampling={"repetition_penalty": 1.2}), ["content"])
+    assert request.sampling.repetition_penalty == 1.0  # it is to repeat its sources
+    assert own.request(engine, None, 16).sampling.repetition_penalty == 1.2
     engine.close()
     assert turn.answer.settings["passages"] == 1 and "[user] Sources:" in asked
     assert "Paths are joined by join." in asked and asked.count("Nothing else") < 20

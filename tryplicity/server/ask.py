@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 PASSAGES = 5            # that an answer may rest on
 SMALL_MODEL = 1e9       # parameters
+PENALTY = 1.1           # of repetition, where none is asked for
 STEP = 8                # messages of a long conversation that are left out at once
 STOPPING_SECONDS = 3.0  # for an answer that was just stopped to end
 SAVE_SECONDS = 1.0      # of an answer being written that a killed process may lose
@@ -61,7 +62,7 @@ class SamplingBody(Body):
     top_k: Annotated[int, Field(ge=0, le=1 << 31)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.1
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None     # what suits the model
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 53)] | None = None     # as many digits as a browser keeps
 
@@ -170,6 +171,8 @@ class Turn:
             raise wrong(f"this model's context is {context} tokens, and the question with what belongs to it has "
                         f"{len(prompt)}; ask a shorter one", "content", "context_length_exceeded")
         options = asked.model_dump(exclude={"max_tokens"})
+        if options["repetition_penalty"] is None:  # a model of others quotes its sources, whose words it read just now
+            options["repetition_penalty"] = PENALTY if engine.vocabulary.template is None else 1.0
         return EngineRequest(prompt, Sampling(**options), min(limit, context - len(prompt)),
                              end_tokens=engine.vocabulary.ends)
 
