@@ -134,8 +134,8 @@ def test_a_large_batch_is_extrapolated_to_what_it_measures(registry, monkeypatch
     direct = stage_costs(registry, HYBRID, hardware)
     monkeypatch.setattr(m, "DIRECT", 4096)  # 32 rows of 256 are then extrapolated from 8 and 16
     extrapolated = stage_costs(registry, HYBRID, hardware)
-    for a, b in zip(direct, extrapolated, strict=True):
-        assert astuple(b) == pytest.approx(astuple(a), rel=0.05)
+    for a, b in zip(direct, extrapolated, strict=True):  # what it is wrong by is to the safe side
+        assert all(0.97 * exact <= found <= 1.06 * exact for exact, found in zip(astuple(a), astuple(b), strict=True))
 
 
 def test_autocast_keeps_in_fp32_what_a_gpu_would():
