@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 
 def commands(*arguments):
     """What `make ARGUMENTS` would run, whatever environment is active."""
-    return subprocess.run(["make", "--no-print-directory", "-n", *arguments], cwd=ROOT, env=os.environ | {"VIRTUAL_ENV": "/somewhere"},
+    environment = os.environ | {"VIRTUAL_ENV": "/somewhere"}
+    return subprocess.run(["make", "--no-print-directory", "-n", *arguments], cwd=ROOT, env=environment,
                           capture_output=True, text=True, check=True).stdout
 
 
