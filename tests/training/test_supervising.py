@@ -2,8 +2,10 @@
 they are there at once."""
 
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -147,9 +149,9 @@ def test_a_rank_that_somebody_else_ends_is_not_taken_for_a_stop(supervise):
 def test_a_worker_whose_launcher_is_gone_ends_at_once(monkeypatch):
     monkeypatch.setenv(launching.PARENT, str(os.getpid()))
     program = "from tryplicity.training.launching import tie_to_parent; tie_to_parent(); print('on')"
-    line = ["python", "-c", program]
+    line = [sys.executable, "-c", program]
     assert subprocess.run(line, capture_output=True, text=True).stdout == "on\n"
-    done = subprocess.run(["sh", "-c", f'python -c "{program}"; exit $?'], capture_output=True, text=True)
+    done = subprocess.run(["sh", "-c", f'{shlex.quote(sys.executable)} -c "{program}"; exit $?'], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (LOST, "")
 
 
