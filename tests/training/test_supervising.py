@@ -151,7 +151,8 @@ def test_a_worker_whose_launcher_is_gone_ends_at_once(monkeypatch):
     program = "from tryplicity.training.launching import tie_to_parent; tie_to_parent(); print('on')"
     line = [sys.executable, "-c", program]
     assert subprocess.run(line, capture_output=True, text=True).stdout == "on\n"
-    done = subprocess.run(["sh", "-c", f'{shlex.quote(sys.executable)} -c "{program}"; exit $?'], capture_output=True, text=True)
+    child = f'{shlex.quote(sys.executable)} -c "{program}"; exit $?'
+    done = subprocess.run(["sh", "-c", child], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (LOST, "")
 
 
