@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import call
+from tryplicity import UserError
 from tryplicity.plugins import _load, load_plugins
 from tryplicity.scaffold import KINDS
 from tryplicity.testing import check
@@ -123,3 +124,12 @@ def test_pytest_finds_the_fixture_by_itself(tmp_path):
     assert "1 failed, 1 passed" in done.stdout, done.stdout
     assert "norm wrong (test_mine.Wrong) breaks " in done.stdout and "it leaks the future" in done.stdout
     assert "Traceback" not in done.stdout and "raise Broken" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["torch", "tryplicity", "Ünïcode", "bad name!", "../elsewhere", "a--b", "-a", "class", ""])
+def test_a_name_that_cannot_be_or_is_taken_is_refused_and_nothing_written(name, tmp_path):
+    from tryplicity.scaffold import new_package
+
+    with pytest.raises(UserError, match=r"no name for a package|that is installed"):
+        new_package(name, "mixer", tmp_path / "new")
+    assert not list(tmp_path.iterdir())

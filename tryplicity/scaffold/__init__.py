@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 import re
 from pathlib import Path
@@ -29,10 +30,12 @@ KINDS = {
 
 def new_package(name: str, kind: str, out: Path) -> list[Path]:
     """The files of a package that brings a component of this kind, in a new folder `out`. Raises UserError for a name
-    that Python cannot import, and for a folder that is there."""
-    package = re.sub(r"[^0-9a-z]+", "_", name.lower()).strip("_")
-    if not package.isidentifier() or keyword.iskeyword(package):
-        raise UserError(f"{name!r} is no name for a package: begin with a letter, then letters, digits and -")
+    that Python cannot import or has already, and for a folder that is there."""
+    package = name.lower().replace("-", "_")
+    if not re.fullmatch(r"[a-z](_?[a-z0-9])*", package) or keyword.iskeyword(package):
+        raise UserError(f"{name!r} is no name for a package: a letter from a to z, then letters, digits and -")
+    if importlib.util.find_spec(package) is not None:
+        raise UserError(f"{name!r} is the name of a package that is installed; choose another")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already; --out names another folder")
     words = {
