@@ -42,7 +42,7 @@ test-oldest:
 test-torch:
 	$(MAKE) test VENV=.venv-$(lastword $(subst ==, ,$(TORCH)))
 
-nightly: $(VENV)/.tryplicity-test .venv-clients/.installed
+nightly: $(VENV)/.tryplicity-test $(VENV)/.tryplicity-smollm2 .venv-clients/.installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "slow or browser or not slow"
 	$(MAKE) mutation VENV=$(VENV)
 	$(MAKE) test-oldest
