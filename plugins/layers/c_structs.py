@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tryplicity import Linear, kernels
 from tryplicity_plugins.layers import native
 
-#: of a layer: a struct, the tensors whose addresses it holds, and the linears whose packed matrices it names, if they are packed
+#: a struct for C, the tensors whose addresses it holds, and the linears whose packed matrices it names, if they are
 Description = tuple[ctypes.Structure, Sequence[Tensor], Sequence[Linear]]
 
 
