@@ -144,7 +144,10 @@ def gather_facts(model: Model, hardware: Hardware, counts: Counts) -> Facts:
     from tryplicity.planner.measure import bytes_of_a_row, measure_stages
 
     spec = model.spec
-    blocks = [Stage(f"layer {i}", parameters_of(block)) for i, block in enumerate(model.layers)]
+    blocks = []
+    for i, block in enumerate(model.layers):
+        size = parameters_of(block)
+        blocks.append(Stage(f"layer {i}", size) if model.layers.first[i] == i else Stage(f"layer {i}", 0, size))
     table = model.embedding.weight.numel()
     rest = counts.total - table - sum(b.parameters for b in blocks)
     tokens = hardware.batch * spec.context_length
