@@ -38,7 +38,7 @@ class Layer(Module):
     takes_rows: ClassVar[bool] = False
     #: True: forward takes `embedding` too, [B, T, D], what the embedding gave for the same tokens; None: x_BTD is it
     takes_embedding: ClassVar[bool] = False
-    #: True: forward takes `use` too, at which of the `Site.uses` layers of a shared block it works, from 0; what is kept
+    #: True: forward takes `use` too, at which of the `Site.uses` layers of a shared block it works, from 0; what it has
     #: for each of them stands in a PerUse
     takes_use: ClassVar[bool] = False
 

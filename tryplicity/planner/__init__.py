@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tryplicity.errors import PluginFault, UserError
 from tryplicity.guard import guarded
-from tryplicity.planner.memory import GB, Facts, MemoryPlan, Stage
+from tryplicity.planner.memory import GB, Facts, MemoryPlan, ModelStage
 from tryplicity.planner.speed import Money, Speed, estimate_cost, estimate_speed
 
 if TYPE_CHECKING:
@@ -147,7 +147,8 @@ def gather_facts(model: Model, hardware: Hardware, counts: Counts) -> Facts:
     blocks = []
     for i, block in enumerate(model.layers):
         size = parameters_of(block)
-        blocks.append(Stage(f"layer {i}", size) if model.layers.first[i] == i else Stage(f"layer {i}", 0, size))
+        own = (size, None) if model.layers.first[i] == i else (0, size)
+        blocks.append(ModelStage(f"layer {i}", *own))
     table = model.embedding.weight.numel()
     rest = counts.total - table - sum(b.parameters for b in blocks)
     tokens = hardware.batch * spec.context_length
@@ -157,7 +158,7 @@ def gather_facts(model: Model, hardware: Hardware, counts: Counts) -> Facts:
         return measure_stages(model, hardware, weights, gradients_exist)
 
     return Facts(
-        stages=[Stage("the embedding", table), *blocks, Stage("the losses", rest)],
+        stages=[ModelStage("the embedding", table), *blocks, ModelStage("the losses", rest)],
         buffer_bytes=counts.buffer_bytes + bytes_of_a_row(model) * hardware.batch * hardware.accumulation,
         tokens=tokens,
         optimizer_state_bytes=spec.training.optimizer.component.state_bytes,

@@ -57,7 +57,7 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True)
-class Stage:
+class ModelStage:
     """The embedding, one block, or the end of the model (norm, losses)."""
 
     name: str
@@ -75,7 +75,7 @@ class Stage:
 class Facts:
     """What a strategy may know of a model, one micro-batch of it, and its optimizer."""
 
-    stages: Sequence[Stage]
+    stages: Sequence[ModelStage]
     """In the order of the forward pass. A tied table counts once, with the embedding."""
     buffer_bytes: int
     """The model's buffers, and a step's tokens, documents, targets and losses."""
@@ -123,7 +123,7 @@ class Moment:
     """Bytes of the gradients that are of this stage alone, of `gradients`."""
 
 
-def moments(stages: Sequence[Stage], costs: Sequence[Cost]) -> Iterator[Moment]:
+def moments(stages: Sequence[ModelStage], costs: Sequence[Cost]) -> Iterator[Moment]:
     """The work of each stage of one micro-batch, forward then backward."""
     kept = gradients = finished = left = 0
     pairs = list(enumerate(zip(stages, costs, strict=True)))

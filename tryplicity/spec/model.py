@@ -28,7 +28,7 @@ from tryplicity.registry import (
     value_problems,
 )
 from tryplicity.spec.base import KEY, laid_over, with_base
-from tryplicity.spec.loader import Source, apply_settings, check_kind, dump_yaml, find_file, read_yaml
+from tryplicity.spec.loader import YamlFile, apply_settings, check_kind, dump_yaml, find_file, read_yaml
 from tryplicity.spec.made_with import MADE_WITH, explained, packages_of
 
 #: where the norms of a sub-layer stand; y is what the residual connection adds to x
@@ -174,7 +174,7 @@ class Spec:
     phases: tuple[Phase, ...]
     training: Training
     expect: Expect | None
-    source: Source = dataclasses.field(compare=False, repr=False)
+    source: YamlFile = dataclasses.field(compare=False, repr=False)
 
     def site(self, layer: int | None = None, sublayer: int = 0) -> Any:
         """The Site of a layer's sub-layer, or of a component outside the stack."""
@@ -244,12 +244,12 @@ class _Pattern:
 SIZES = ("hidden_size", "vocab_size", "context_length")
 
 
-def load_spec(source: Source | str | FilePath, registry: Registry, settings: Iterable[str] = ()) -> Spec:
+def load_spec(source: YamlFile | str | FilePath, registry: Registry, settings: Iterable[str] = ()) -> Spec:
     """Read, check and resolve a spec: a file, or the name of an installed one.
 
     Raises UserError with every problem of the file at once.
     """
-    if not isinstance(source, Source):
+    if not isinstance(source, YamlFile):
         source = read_yaml(find_file(source, "spec"))
     with_base(source)
     check_kind(source, "spec")

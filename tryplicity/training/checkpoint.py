@@ -37,7 +37,7 @@ WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """How far a run is; with the weights, the optimizer and the random state, all that resuming needs."""
 
     step: int = 0
@@ -160,16 +160,16 @@ def newest(folder: Path, world: World = ALONE) -> Path | None:
     return None
 
 
-def read_progress(checkpoint: Path) -> Progress:
+def read_progress(checkpoint: Path) -> TrainingProgress:
     """Raises UserError when it was written by a version that kept other things."""
     said = json.loads((checkpoint / "progress.json").read_text())
-    if said.keys() != {field.name for field in fields(Progress)}:
+    if said.keys() != {field.name for field in fields(TrainingProgress)}:
         raise UserError(f"{checkpoint}: written by another version of tryplicity; go on with that one, or begin anew")
-    return Progress(**said)
+    return TrainingProgress(**said)
 
 
 def load(checkpoint: Path, strategy: Parallelism, model: Model, optimizer: torch.optim.Optimizer, options: Options,
-         world: World = ALONE) -> Progress:
+         world: World = ALONE) -> TrainingProgress:
     """Put the weights, the optimizer and the random state back as they were, whatever strategy and world wrote them.
 
     options: those that the optimizer was built with now. Where they are others than the checkpoint's they hold, and
@@ -255,7 +255,7 @@ def random_state() -> dict[str, Any]:
     return random
 
 
-def _set_random(saved: list[dict[str, Any]], progress: Progress, world: World) -> None:
+def _set_random(saved: list[dict[str, Any]], progress: TrainingProgress, world: World) -> None:
     """This rank's as it was; a rank that is new draws numbers of its own."""
     if world.rank >= len(saved):
         torch.manual_seed((progress.seed * 1_000_003 + progress.step) * 65_537 + world.rank)

@@ -19,7 +19,7 @@ import torch
 from tryplicity.components import Parallelism
 from tryplicity.files import begin_folder, commit_folder, sync
 from tryplicity.model import Model
-from tryplicity.training.checkpoint import Options, Progress, digest_of, random_state, steps, to_keep
+from tryplicity.training.checkpoint import Options, TrainingProgress, digest_of, random_state, steps, to_keep
 from tryplicity.training.saved import INDEX, write_tensors
 from tryplicity.training.storage import Buffers, Staged, stage
 from tryplicity.world import World
@@ -67,7 +67,7 @@ class Saver:
         self._buffers = Buffers()
 
     def begin(self, strategy: Parallelism, model: Model, optimizer: torch.optim.Optimizer, options: Options,
-              progress: Progress) -> None:
+              progress: TrainingProgress) -> None:
         """Copy what is to be saved and begin to write it to `folder/step-N`; the one before must be finished. Raises
         one of checkpoint.WRITE_ERRORS where it cannot be begun."""
         assert self.job is None
