@@ -144,7 +144,11 @@ def gather_facts(model: Model, hardware: Hardware, counts: Counts) -> Facts:
     from tryplicity.planner.measure import bytes_of_a_row, measure_stages
 
     spec = model.spec
-    blocks = [ModelStage(f"layer {i}", parameters_of(block)) for i, block in enumerate(model.layers)]
+    blocks = []
+    for i, block in enumerate(model.layers):
+        size = parameters_of(block)
+        own = (size, None) if model.layers.first[i] == i else (0, size)
+        blocks.append(ModelStage(f"layer {i}", *own))
     table = model.embedding.weight.numel()
     rest = counts.total - table - sum(b.parameters for b in blocks)
     tokens = hardware.batch * spec.context_length

@@ -62,6 +62,13 @@ class ModelStage:
 
     name: str
     parameters: int
+    """Its own: a shared block's count once, at the first of its layers."""
+    at_work: int | None = None
+    """Those that work there, where they are others: those of a shared block, at each of its layers."""
+
+    @property
+    def works_with(self) -> int:
+        return self.parameters if self.at_work is None else self.at_work
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class Facts:
     @property
     def largest_block(self) -> int:
         """Parameters of the largest stage between embedding and end."""
-        return max((s.parameters for s in self.stages[1:-1]), default=0)
+        return max((s.works_with for s in self.stages[1:-1]), default=0)
 
     @property
     def root_parameters(self) -> int:
