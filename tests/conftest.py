@@ -3,8 +3,11 @@ import random
 import signal
 from pathlib import Path
 
-import pytest
-import torch
+# before torch loads OpenMP: threads that wait for work take nothing from the others that this machine runs
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 HERE = Path(__file__).parent
 # who else is busy on this machine must not change a bit of what tests compare
