@@ -45,6 +45,7 @@ class State:
     done: bool = False  # its budget is met, or it has no more
     position: Any = None  # where its reading goes on
     left_out: dict[str, int] = field(default_factory=dict)
+    first_places: dict[str, list[str]] = field(default_factory=dict)  # of what was left out, by reason
 
     @classmethod
     def of(cls, folder: Path) -> State:
@@ -176,10 +177,10 @@ def _parts(portion: Portion, state: State, budget: int, shard_bytes: float,
     ended = False
 
     def part(done: bool) -> _Part:
-        left_out = LeftOut.of("items", {} if reading.rereads else state.left_out)
-        for reason, count in source.left_out.as_dict().items():
-            left_out.add(reason, count=count)
-        return _Part(held, State(state.shards + parts, number, total, done, reading.position(), left_out.as_dict()))
+        left_out = LeftOut("items") if reading.rereads else LeftOut.of("items", state.left_out, state.first_places)
+        left_out.update(source.left_out)
+        return _Part(held, State(state.shards + parts, number, total, done, reading.position(), left_out.as_dict(),
+                                 left_out.examples))
 
     parts = 0
     while not ended:
@@ -232,7 +233,7 @@ def page(done: Downloaded) -> str:
     """What is on the disk, for a person."""
     lines = []
     for name, state in done.states.items():
-        passed = LeftOut.of("items", state.left_out)
+        passed = LeftOut.of("items", state.left_out, state.first_places)
         lines.append(f"{name:<24}{state.documents:>10,} documents {state.bytes / 1e6:>10,.1f} MB in {state.shards} "
                      f"files{'' if state.done else '; not done'}{f'; {passed}' if passed else ''}")
     after = (f"interrupted; go on with the same command: what is in {done.folder} is kept" if done.interrupted else
