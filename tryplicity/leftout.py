@@ -13,8 +13,8 @@ FIRST = 3       # places that are kept for each reason
 
 @dataclass
 class LeftOut:
-    """Counts by reason, and the first three examples of each. `kind` and the reasons are plural nouns and short phrases:
-    LeftOut("files"); add("of another kind (.py)", "setup.py"); str() is then
+    """Counts by reason, and the first three examples of each. `kind` and the reasons are plural nouns and short
+    phrases: LeftOut("files"); add("of another kind (.py)", "setup.py"); str() is then
     "left out 60 files: 58 of another kind (.py) (setup.py, a.py, b.py, ...), 2 not UTF-8 (old.txt, x.txt)".
     """
 

@@ -79,7 +79,8 @@ def test_text_that_is_not_utf8_can_be_left_out_and_is_counted(tmp_path):
     pq.write_table(table, tmp_path / "d.parquet")
     source = Files(Files.Config(str(tmp_path), bad_rows="skip"))
     assert [d.text for d in source.documents()] == ["good", "fine", "ok"]
-    assert source.left_out.counts == {"not UTF-8": 3} and source.left_out.examples == {"not UTF-8": ["a.txt", "c.jsonl:2", "d.parquet:2"]}
+    assert source.left_out.counts == {"not UTF-8": 3}
+    assert source.left_out.examples == {"not UTF-8": ["a.txt", "c.jsonl:2", "d.parquet:2"]}
     (tmp_path / "c.jsonl").unlink()
     with pytest.raises(UserError, match=r"d\.parquet:2: not UTF-8"):
         read(tmp_path)
@@ -194,7 +195,8 @@ def test_odd_rows_stop_with_their_place_or_are_counted(tmp_path, line, reason):
         read(tmp_path)
     source = Files(Files.Config(str(tmp_path), bad_rows="skip"))
     assert [d.text for d in source.documents()] == ["fine", "too"]
-    assert str(source.left_out) == f"left out 2 items: 2 {'with ' * reason.startswith('no ')}{reason} (x.jsonl:2, x.jsonl:4)"
+    assert str(source.left_out) == (f"left out 2 items: 2 {'with ' * reason.startswith('no ')}{reason} "
+                                    "(x.jsonl:2, x.jsonl:4)")
 
 
 def test_a_row_longer_than_the_limit_is_odd(tmp_path, monkeypatch):
