@@ -113,7 +113,7 @@ def test_any_world_reads_what_another_wrote(tmp_path, before, after):
     parts = {"model", "optimizer"}
     files = {f"{part}.safetensors" if size == 1 else f"{part}-{rank:05}-of-{size:05}.safetensors"
              for part in parts for rank in range(1, size + 1)}
-    assert names == files | {"index.json", "state.pt", "progress.json", "complete.json"}
+    assert names == files | {"index.json", "state.pt", "progress.json", "plugins.json", "complete.json"}
     wanted, groups = expected()
     for found, found_groups, _ in together(after[0], read, after[1], str(tmp_path)):
         for part in parts:
