@@ -32,11 +32,11 @@ quickstart: $(VENV)/.tryplicity
 chat: $(VENV)/.tryplicity-smollm2
 	$(BIN)/tryplicity serve smollm2
 
-# as many processes as the machine has cores, a file's tests in one of them; JOBS=0 for one after the other
+# as many processes as the machine has cores, four at most, a file's tests in one of them; JOBS=0 for one after the other
 JOBS ?= auto
 
 test: $(VENV)/.tryplicity-test
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile
 
 # in an environment of its own, whatever is active
 test-oldest:
@@ -46,13 +46,13 @@ test-torch:
 	$(MAKE) test VENV=.venv-$(lastword $(subst ==, ,$(TORCH)))
 
 nightly: $(VENV)/.tryplicity-test $(VENV)/.tryplicity-smollm2 .venv-clients/.installed
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "slow or browser or not slow"
+	$(BIN)/python -m pytest -m "slow or browser or not slow"
 	$(MAKE) mutation VENV=$(VENV)
 	$(MAKE) test-oldest
 	$(MAKE) test-torch TORCH=torch==$(BETWEEN)
 
 browser: $(VENV)/.tryplicity-test
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest -m browser
 
 # SAMPLE= for every mutant; PART=3/30 for a part of them, a night each
 SAMPLE ?= --sample 60
@@ -63,7 +63,7 @@ mutation: $(VENV)/.tryplicity-test
 	$(BIN)/python -m tests.mutation run $(SAMPLE) --part $(PART)
 
 clients: $(VENV)/.tryplicity-test .venv-clients/.installed
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m clients
+	$(BIN)/python -m pytest -m clients
 
 lint: $(VENV)/.tryplicity-test
 	$(BIN)/ruff check .
