@@ -131,7 +131,8 @@ class MixtureOfExperts(FeedForward):
             return out_BTD
         # a FakeTensor or DTensor has no values to read on the host
         if (x_BTD.shape[0] * x_BTD.shape[1] <= FEW_TOKENS and not torch.is_grad_enabled()
-                and type(x_BTD) is Tensor and x_BTD.device.type == "cpu" and not torch.is_autocast_enabled("cpu")):
+                and type(x_BTD) is Tensor and x_BTD.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+                and not torch.compiler.is_compiling()):
             if x_BTD.shape[0] == 1 and x_BTD.shape[1] == 1:
                 return decode_one(self, x_BTD.view(-1)).view(x_BTD.shape)
             return torch.stack([decode_one(self, x_D) for x_D in x_BTD.flatten(0, 1)]).view(x_BTD.shape)

@@ -369,8 +369,12 @@ def _measure_batch(model: Model, hardware: Hardware, batch: int, weights: str, g
         kind = (repr(block_spec), streams.shape, streams.dtype)
         if kind not in known:
             block = without_data(model.layers[layer], dtype)
-            known[kind] = _measure_block(block, streams, doc_ids_BT, autocast, gradients_exist,
-                                         hardware.activation_checkpointing)
+            cost, out = _measure_block(block, streams, doc_ids_BT, autocast, gradients_exist,
+                                       hardware.activation_checkpointing)
+            if spec.training.compile == "on":
+                cost = _as_compiled(cost, model.layers[layer], streams, doc_ids_BT, dtype, autocast, gradients_exist,
+                                    hardware.activation_checkpointing)
+            known[kind] = cost, out
         cost, streams = known[kind]
         costs.append(cost)
     last, _ = measure(losses, [_leaf(streams)], parameters, autocast=autocast,
@@ -378,6 +382,14 @@ def _measure_batch(model: Model, hardware: Hardware, batch: int, weights: str, g
     if gradients_exist and model.unembedding is None:
         last = replace(last, left=embedding.weight.numel() * embedding.weight.element_size())
     return [*costs, last]
+
+
+def _as_compiled(cost: Cost, block: nn.Module, streams: Shape, doc_ids_BT: Tensor, dtype: torch.dtype | None,
+                 autocast: torch.dtype | None, gradients_exist: bool, checkpointing: bool) -> Cost:
+    from tryplicity.planner.compiled import passes_of, with_compiler  # which import the compiler
+
+    passes = passes_of(block, dtype, streams.shape, streams.dtype, doc_ids_BT.shape, autocast)
+    return with_compiler(cost, passes, gradients_exist, checkpointing)
 
 
 def _leaf(like: Shape) -> Tensor:
