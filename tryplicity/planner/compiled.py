@@ -1,5 +1,5 @@
 """What a compiled block holds in memory, as torch's compiler decides it: traced and cut into its two passes, on tensors
-without data, and not compiled. A few seconds for each kind of block; only a spec with `compile: on` has it asked.
+without data, and not compiled. Half a minute for each kind of block; only a spec with `compile: on` has it asked.
 
 What is held from the forward pass to the backward pass is exact; what comes and goes inside a pass is counted as if
 each operation made its result, where the compiler makes one pass of many. Importing this module imports the compiler.
@@ -23,7 +23,7 @@ from tryplicity.planner.measure import BLOCK, Cost
 
 @dataclass(frozen=True)
 class Passes:
-    """Bytes of one compiled block's passes, beside its weights, gradients and input."""
+    """Bytes of one compiled block's passes, beside its weights and its input."""
 
     output: int
     kept: int
