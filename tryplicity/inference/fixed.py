@@ -133,8 +133,14 @@ class FixedSteps:
             self.steps = {}
             places = max(self.least_places, 1 << (needed - 1).bit_length())
             self.places = min(places, max(needed, self.model.spec.context_length))
-            self.room = [[None if own is None else own.fixed(self.most, self.places) for own in layer]
-                         for layer in sequences[0].state]
+            try:
+                self.room = [[None if own is None else own.fixed(self.most, self.places) for own in layer]
+                             for layer in sequences[0].state]
+            except Exception as error:
+                if not lacks_memory(error):
+                    raise
+                self._refuse(_line(error))
+                return False
             for number, (made, layer) in enumerate(zip(self.room, sequences[0].state, strict=True)):
                 if [room is None for room in made] != [own is None for own in layer]:
                     self._refuse(f"layer {number} has a state that cannot be kept at one address")
@@ -188,7 +194,8 @@ class FixedSteps:
         addresses = [tensor.data_ptr() for tensor in tensors(state)]
         wanted_RV, step = self._ordinary(seated), self._function(rows, state)
         if self.ids_R.is_cuda:
-            step = _recorded(step, afresh)
+            with torch.cuda.device(self.ids_R.device):
+                step = _recorded(step, afresh)
         afresh()
         step()
         if [tensor.data_ptr() for tensor in tensors(state)] != addresses:
@@ -237,7 +244,7 @@ class FixedSteps:
 
 
 def _recorded(step: Callable[[], None], afresh: Callable[[], None]) -> Callable[[], None]:
-    """A CUDA graph of a step. afresh: brings all that a step changes back to where it was before it."""
+    """A CUDA graph of a step, on the current device. afresh: brings all that a step changes back to where it was."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
