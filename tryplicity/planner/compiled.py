@@ -14,10 +14,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch._inductor.compile_fx import compile_fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tryplicity.model import Block
 from tryplicity.planner.measure import BLOCK, Cost
 
 
@@ -37,7 +38,7 @@ class Passes:
 
 
 @functools.lru_cache(maxsize=64)
-def passes_of(block: nn.Module, weights: torch.dtype | None, shape: torch.Size, dtype: torch.dtype,
+def passes_of(block: Block, weights: torch.dtype | None, shape: torch.Size, dtype: torch.dtype,
               doc_ids_shape: torch.Size, autocast: torch.dtype | None) -> Passes:
     """weights: the dtype of the parameters, which are on the meta device; None keeps theirs. shape, dtype: of the
     residual streams that the block reads."""
@@ -61,11 +62,13 @@ def passes_of(block: nn.Module, weights: torch.dtype | None, shape: torch.Size, 
         for parameter in block.parameters():
             parameter.data = parameter.data.to(weights or parameter.dtype)
         streams = torch.empty(shape, dtype=dtype, requires_grad=True)
+        embedding_BTD = torch.empty(*doc_ids_shape, shape[-1], dtype=dtype, requires_grad=True)
+        more = block.also_given(embedding_BTD, 0)
         with torch.autocast("cpu", autocast) if autocast else nullcontext():
-            out, report = run(block, streams, None, torch.zeros(doc_ids_shape, dtype=torch.int64))
+            out, report = run(block, streams, None, torch.zeros(doc_ids_shape, dtype=torch.int64), *more)
         (out.sum() + sum(report.losses.values())).backward()
     forward, backward = graphs
-    return _passes(forward, backward, streams, out)
+    return _passes(forward, backward, [streams, embedding_BTD], out)
 
 
 def with_compiler(cost: Cost, passes: Passes, gradients_exist: bool, checkpointing: bool) -> Cost:
@@ -79,15 +82,15 @@ def with_compiler(cost: Cost, passes: Passes, gradients_exist: bool, checkpointi
                    made_at_peak=min(at_peak, cost.made))
 
 
-def _passes(forward: fx.GraphModule, backward: fx.GraphModule, streams: Tensor, out: Tensor) -> Passes:
+def _passes(forward: fx.GraphModule, backward: fx.GraphModule, inputs: list[Tensor], out: Tensor) -> Passes:
     output = _rounded(out)
     kept, (peak, _) = _made(forward.graph), _peak(forward.graph)
     peak_back, alive = _peak(backward.graph)
-    to_input = (streams.shape, streams.dtype)
+    to_inputs = {(x.shape, x.dtype) for x in inputs}
     (results,) = backward.graph.output_node().args
-    # of everything that has a gradient, the input is no parameter
+    # of everything that has a gradient, these are no parameters
     gradients = {_storage(t): _rounded(t) for node in results if node is not None
-                 for t in _tensors(node) if (t.shape, t.dtype) != to_input}
+                 for t in _tensors(node) if (t.shape, t.dtype) not in to_inputs}
     at_peak = sum(size for storage, size in gradients.items() if storage in alive)
     return Passes(output, kept, max(peak, kept), peak_back - at_peak, at_peak)
 
