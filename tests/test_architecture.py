@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 #: from what everything stands on to what stands on everything; a module imports from its own floor or below
 FLOORS = [
-    {"bounds", "errors", "hookspecs", "leftout", "names"},
+    {"bounds", "errors", "hookspecs", "leftout", "names", "progress"},
     {"parts", "functional", "kernels", "guard", "world"},
     {"components", "registry"},
     {"watching", "plugins", "spec", "hardware", "files", "run"},

@@ -36,6 +36,7 @@ from tryplicity.components import Objective as Objective
 from tryplicity.components import Optimizer as Optimizer
 from tryplicity.components import Parallelism as Parallelism
 from tryplicity.components import Passage as Passage
+from tryplicity.components import PerUse as PerUse
 from tryplicity.components import Piece as Piece
 from tryplicity.components import Reading as Reading
 from tryplicity.components import Repair as Repair

@@ -7,7 +7,7 @@ keeps, [B, T, D] or [B, T, S, D].
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -92,21 +92,26 @@ class SubLayer(nn.Module):
     def __init__(self, spec: Spec, part: Any, layer: int, sublayer: int) -> None:
         super().__init__()
         site, norms = spec.site(layer, sublayer), spec.layers[layer].norms or spec.norms
-        self.norm = None if norms == "after" else site.norm(spec.hidden_size)
+        self.norm = None if norms in ("after", "none") else site.norm(spec.hidden_size)
         self.layer = part.build(site)
-        self.norm_after = None if norms == "before" else site.norm(spec.hidden_size)
+        self.norm_after = None if norms in ("before", "none") else site.norm(spec.hidden_size)
         self.residual = spec.residual.build(site)
 
-    def forward(self, streams: Tensor, state: State | Rows | None,
-                doc_ids_BT: Tensor | None) -> tuple[Tensor, Report]:
+    def forward(self, streams: Tensor, state: State | Rows | None, doc_ids_BT: Tensor | None,
+                embedding_BTD: Tensor | None = None, use: int = 0) -> tuple[Tensor, Report]:
         layer = self.layer
+        more = {"use": use} if layer.takes_use else {}
+
+        def embedding(row: slice = slice(None)) -> dict[str, Tensor]:
+            return {"embedding": embedding_BTD[row]} if layer.takes_embedding and embedding_BTD is not None else {}
 
         def run(given_BTD: Tensor) -> tuple[Tensor, Report]:
             x_BTD = _normed(self.norm, given_BTD)
             if isinstance(state, Rows) and not layer.takes_rows:
-                rows = [output_and_report(layer(x_BTD[i:i + 1], state=own))[0] for i, own in enumerate(state)]
+                rows = [output_and_report(layer(x_BTD[i:i + 1], state=own, **embedding(slice(i, i + 1)), **more))[0]
+                        for i, own in enumerate(state)]
                 return _normed(self.norm_after, torch.cat(rows)), Report()
-            y_BTD, report = output_and_report(layer(x_BTD, state=state, doc_ids=doc_ids_BT))
+            y_BTD, report = output_and_report(layer(x_BTD, state=state, doc_ids=doc_ids_BT, **embedding(), **more))
             check_output(layer, given_BTD, y_BTD)
             return _normed(self.norm_after, y_BTD), report
 
@@ -146,11 +151,21 @@ class Block(nn.Module):
     def new_state(self, batch: int, **options: Any) -> list[State | None]:
         return [part.layer.new_state(batch, **options) for part in self.sublayers.values()]
 
+    def also_given(self, embedding_BTD: Tensor, use: int) -> tuple:
+        """What `forward` takes after the documents, as far as a layer of it asks for it."""
+        layers = [part.layer for part in self.sublayers.values()]
+        embedding = embedding_BTD if any(layer.takes_embedding for layer in layers) else None
+        if any(layer.takes_use for layer in layers):
+            return embedding, use
+        return () if embedding is None else (embedding,)
+
     def forward(self, streams: Tensor, state: list[State | Rows | None] | None = None,
-                doc_ids_BT: Tensor | None = None) -> tuple[Tensor, Report]:
+                doc_ids_BT: Tensor | None = None, embedding_BTD: Tensor | None = None,
+                use: int = 0) -> tuple[Tensor, Report]:
+        """use: see `Layer.takes_use`."""
         report, before = Report(), streams
         for i, (role, part) in enumerate(self.sublayers.items()):
-            streams, said = part(streams, state and state[i], doc_ids_BT)
+            streams, said = part(streams, state and state[i], doc_ids_BT, embedding_BTD, use)
             report.include(f"{role}.layer", said)
         if self.objectives and self.training and torch.is_grad_enabled():
             reduce = self.residual.reduce
@@ -158,6 +173,30 @@ class Block(nn.Module):
             for name, objective in self.objectives.items():
                 report.include(f"objectives.{name}", objective.block_loss(x_BTD, y_BTD, doc_ids_BT))
         return streams, report
+
+
+class Stack(nn.ModuleList):
+    """The layers in their order. A shared block stands at each of its layers, and is held, named, saved and initialised
+    as the first of them: `named_children` has each block once."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.first = spec.first_uses  # of each layer, the one that its block is held as
+        for i in sorted(set(self.first)):
+            self.add_module(str(i), Block(spec, i))
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, layer: int) -> Block:
+        return self._modules[str(self.first[range(len(self))[layer]])]
+
+    def use(self, layer: int) -> int:
+        """At which of its block's layers one is, from 0."""
+        return self.first[:layer].count(self.first[layer])
 
 
 def _objectives(spec: Spec, kind: str, site: Any) -> nn.ModuleDict:
@@ -184,7 +223,7 @@ class Model(nn.Module):
         super().__init__()
         self.spec = spec
         self.embedding = Embedding(spec.vocab_size, spec.hidden_size, spec.embedding_multiplier)
-        self.layers = nn.ModuleList(Block(spec, i) for i in range(len(spec.layers)))
+        self.layers = Stack(spec)
         self.norm = spec.site().norm(spec.hidden_size)
         self.unembedding = None if spec.tied_embeddings else Unembedding(spec.vocab_size, spec.hidden_size)
         self.heads = nn.ModuleDict({part.name: part.build(spec.site()) for part in spec.heads})
@@ -217,12 +256,13 @@ class Model(nn.Module):
         if isinstance(state, Rows):
             state = _by_layer(state)
         for i, block in enumerate(self.layers):
+            more = block.also_given(x_BTD, self.layers.use(i))
             if self.activation_checkpointing and torch.is_grad_enabled():
-                streams, said = checkpoint(block, streams, None, doc_ids_BT, use_reentrant=False,
+                streams, said = checkpoint(block, streams, None, doc_ids_BT, *more, use_reentrant=False,
                                            preserve_rng_state=False)
             else:
-                streams, said = block(streams, state and state[i], doc_ids_BT)
-            report.include(f"layers.{i}", said)
+                streams, said = block(streams, state and state[i], doc_ids_BT, *more)
+            report.include(f"layers.{self.layers.first[i]}", said)
         return last_hidden(self.norm(residual.reduce(streams)), self.spec.logits_multiplier), report
 
     def forward(self, ids_BT: Tensor, *, targets: Mapping[str, Tensor] | None = None, state: list | None = None,
@@ -332,9 +372,8 @@ def assemble(spec: Spec) -> Model:
     with torch.device("meta"):
         model = Model(spec)
         for i, block in enumerate(model.layers):
-            for role, part in block.named_children():
-                if isinstance(part, SubLayer):
-                    _check_state(part.layer, f"layers.{i}.{role}")
+            for role, part in block.sublayers.items():
+                _check_state(part.layer, f"layers.{i}.{role}")
     return model
 
 

@@ -14,8 +14,7 @@ from typing import Any
 
 from tryplicity.data.cache import building, cache_root
 from tryplicity.errors import UserError
-
-Progress = Callable[[int, int], None]  # bytes done, of all
+from tryplicity.progress import CountProgress, no_count_progress
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def named_models(plugins: Any) -> dict[str, NamedModel]:
     return found
 
 
-def resolve(what: str | Path, plugins: Any, progress: Progress = lambda done, total: None) -> Found:
+def resolve(what: str | Path, plugins: Any, progress: CountProgress = no_count_progress) -> Found:
     """`what` itself where it is there or is no known name; else the run of the model so called, which is imported into
     the cache if it has not been. Raises UserError for one that is not installed or cannot be imported."""
     if Path(what).exists() or (model := named_models(plugins).get(str(what))) is None:
@@ -61,7 +60,7 @@ def resolve(what: str | Path, plugins: Any, progress: Progress = lambda done, to
     return Found(_imported(model.name, source, plugins, progress), model.weights)
 
 
-def _imported(name: str, source: Path, plugins: Any, progress: Progress) -> Path:
+def _imported(name: str, source: Path, plugins: Any, progress: CountProgress) -> Path:
     """The run folder in the cache, under a name that its content gives it."""
     folder = cache_root() / "models"
     target = folder / f"{name}-{_digest(source)[:16]}"

@@ -181,13 +181,14 @@ def _print_layers(layers: list[dict[str, Any]]) -> None:
     """Runs of equal layers as one row each."""
     table = _plain_table("layers", "mixer", "feed-forward", "parameters each", right=(3,))
     start = 0
-    kinds = [(layer["mixer"], layer["feed_forward"], layer["parameters"]) for layer in layers]
+    kinds = [(layer["mixer"], layer["feed_forward"], layer["parameters"], layer.get("shared_with")) for layer in layers]
     for i in range(1, len(layers) + 1):
         same = i < len(layers) and kinds[i] == kinds[start]
         if not same:
             label = f"{start}" if i - start == 1 else f"{start}-{i - 1}"
             first = layers[start]
-            table.add_row(label, first["mixer"] or "-", first["feed_forward"] or "-", f"{first['parameters']:,}")
+            own = f"those of {first['shared_with']}" if "shared_with" in first else f"{first['parameters']:,}"
+            table.add_row(label, first["mixer"] or "-", first["feed_forward"] or "-", own)
             start = i
     console.print(table)
 

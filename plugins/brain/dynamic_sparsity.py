@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tryplicity import Count, Mean, Positive, Routing
-from tryplicity_plugins.layers.prepared import Told
+from tryplicity_plugins.layers.c_structs import Description
 from tryplicity_plugins.layers.router import BalancedRouter, full_precision
 
 
@@ -104,7 +104,7 @@ class DynamicSparsityRouter(BalancedRouter):
             report.stats["level_squared"] = Mean(level_N1.detach().square().sum(), float(len(k_N)))
         return Routing(experts_NK, weights_NK, report)
 
-    def in_c(self) -> Told | None:
+    def in_c(self) -> Description | None:
         return self._in_c(difficulty_D=self.difficulty_D, offset=self.offset, least=self.config.min_experts,
                           span=self.span)
 

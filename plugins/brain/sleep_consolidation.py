@@ -194,7 +194,7 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """What is looked at in one piece: each block, and each of what stands around them."""
     for name, child in model.named_children():
         if isinstance(child, nn.ModuleList):
-            yield from ((f"{name}.{i}", block) for i, block in enumerate(child))
+            yield from ((f"{name}.{i}", block) for i, block in child.named_children())
         else:
             yield name, child
 

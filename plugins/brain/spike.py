@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tryplicity import Activation, Mean, Positive, Repair, Report
 from tryplicity_plugins.layers.activations import GateInC
-from tryplicity_plugins.layers.prepared import Told, address
+from tryplicity_plugins.layers.c_structs import Description, address
 
 RECENT = 0.1  # weight of the latest step in the running zero rates: they are of the last 20 steps or so
 
@@ -108,7 +108,7 @@ class Spike(Activation):
         self.register_buffer("zero_rate", torch.empty(shape))
         self.register_buffer("square", torch.empty((*shape[:-1], 1)))
 
-    def in_c(self) -> Told:
+    def in_c(self) -> Description:
         struct = GateInC(3, address(self.threshold), address(self.offset), self.groups is not None)
         return struct, [self.threshold, self.offset], []
 

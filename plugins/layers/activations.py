@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from tryplicity import Activation, Report, output_and_report
 from tryplicity_plugins.layers import fused, native
-from tryplicity_plugins.layers.prepared import Told, address, describes, prepared
+from tryplicity_plugins.layers.c_structs import Description, address, describes, kept_struct
 
 
 class GateInC(ctypes.Structure):
@@ -24,7 +24,7 @@ class GateInC(ctypes.Structure):
                 ("grouped", ctypes.c_int64)]
 
 
-def gate_in_c(activation: Activation) -> Told | None:
+def gate_in_c(activation: Activation) -> Description | None:
     """What C must know of an activation on the gate; None where it does not know it."""
     tell = getattr(activation, "in_c", None)
     return tell() if tell is not None and describes(activation, ("in_c", "kind"), ("forward",)) else None
@@ -70,7 +70,7 @@ def activated(activation: Activation, first: Tensor, group_S: Tensor | None = No
 def decoded(activation: Activation, first: Tensor, group_S: Tensor | None = None, *, gate: bool) -> Tensor:
     """The same for decoding, where nobody reads the report: in C, which gives a token the same bits however many there
     are. group_S: of each row of `first`, for an activation of several groups."""
-    told = prepared(activation, lambda: gate_in_c(activation)) if native.works_on(first) else None
+    told = kept_struct(activation, lambda: gate_in_c(activation)) if native.for_inference(first) else None
     if told is None:
         return activated(activation, first, group_S, gate=gate)[0]
     width = first.shape[-1]
@@ -89,7 +89,7 @@ class Elementwise(Activation):
     def __init__(self, config, features: int, groups: int | None = None) -> None:
         super().__init__()
 
-    def in_c(self) -> Told | None:
+    def in_c(self) -> Description | None:
         return None if self.kind is None else (GateInC(self.kind), [], [])
 
 

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from tryplicity import Count, Length, Mixer, Positive, Rows, Site, Size, later
 from tryplicity_plugins.layers import native
+from tryplicity_plugins.layers.c_structs import Description, KeptStruct, Products, kept_struct, packed, products
 from tryplicity_plugins.layers.masked_attention import Scores, masked_attention
 from tryplicity_plugins.layers.pages import PagedState
-from tryplicity_plugins.layers.prepared import Prepared, Products, Told, packed, prepared, products
 from tryplicity_plugins.layers.rotary import RopeScaling, Rotary
 
 
@@ -124,8 +124,8 @@ class GroupedQueryAttention(Mixer):
 
     def forward(self, x_BTD: Tensor, *, state: PagedState | Rows | None = None,
                 doc_ids: Tensor | None = None) -> Tensor:
-        if state is not None and doc_ids is None and native.works_on(x_BTD):
-            told, states = prepared(self, self._in_c), state if isinstance(state, Rows) else (state,)
+        if state is not None and doc_ids is None and native.for_inference(x_BTD):
+            told, states = kept_struct(self, self._in_c), state if isinstance(state, Rows) else (state,)
             if told is not None and all(own.fits_c() for own in states):
                 return self._natively(told, x_BTD, states)
         qkv = self._normed(self.qkv(x_BTD))
@@ -148,7 +148,7 @@ class GroupedQueryAttention(Mixer):
     def _projected(self, y: Tensor) -> Tensor:
         return self.out(y if self.out_norm is None else self.out_norm(y))
 
-    def _in_c(self) -> Told:
+    def _in_c(self) -> Description:
         linears = (self.qkv, self.out)
         matrices = packed(*linears) if self.q_norm is None and self.out_norm is None else None
         struct = AttentionInC(self.heads, self.kv_heads, self.head_dim, self.rotary.dims if self.rotary else 0,
@@ -157,7 +157,7 @@ class GroupedQueryAttention(Mixer):
             struct.qkv, struct.out, struct.products = *matrices, products()
         return struct, [], linears
 
-    def _natively(self, told: Prepared, x_BTD: Tensor, states: tuple[PagedState, ...]) -> Tensor:
+    def _natively(self, told: KeptStruct, x_BTD: Tensor, states: tuple[PagedState, ...]) -> Tensor:
         """All that lies between the two products in C, for one state of all rows or one a row; the products too, if
         they are packed."""
         B, T, _ = x_BTD.shape

@@ -35,7 +35,7 @@ class GatedNormInC(ctypes.Structure):
                 ("eps", ctypes.c_float), *((name, ctypes.c_void_p) for name in ("y", "x", "D", "z", "weight"))]
 
 
-def works_on(*whole: Tensor, rows: Sequence[Tensor] = ()) -> bool:
+def readable(*whole: Tensor, rows: Sequence[Tensor] = ()) -> bool:
     """Whether C may read these: fp32 with values in this machine's memory, without gaps (`rows`: along the last axis),
     and a compiler is there."""
     return (all(type(t) in (Tensor, nn.Parameter) and t.dtype is torch.float32 and t.is_cpu for t in (*whole, *rows))
@@ -49,7 +49,7 @@ def _chunks(rows: int) -> int:
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor] | None:
     """x / rms(x) * weight, and 1 / rms(x) [..., 1]."""
-    if not works_on(x, weight_D):
+    if not readable(x, weight_D):
         return None
     y, D = torch.empty_like(x), x.shape[-1]
     rstd = x.new_empty(*x.shape[:-1], 1)
@@ -60,7 +60,7 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor] |
 
 def rms_norm_backward(dy: Tensor, x: Tensor, weight_D: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor] | None:
     """The gradients of x and of the weight."""
-    if not works_on(x, weight_D, rstd, rows=[dy]):
+    if not readable(x, weight_D, rstd, rows=[dy]):
         return None
     dy, dx, D, rows = dy.contiguous(), torch.empty_like(x), x.shape[-1], rstd.numel()
     dweight = x.new_empty(_chunks(rows), D)
@@ -71,7 +71,7 @@ def rms_norm_backward(dy: Tensor, x: Tensor, weight_D: Tensor, rstd: Tensor) -> 
 
 def gated_silu(gate_up: Tensor) -> Tensor | None:
     """silu(gate) * up of [..., 2 F], gate and up."""
-    if not works_on(gate_up):
+    if not readable(gate_up):
         return None
     F = gate_up.shape[-1] // 2
     h = gate_up.new_empty(*gate_up.shape[:-1], F)
@@ -81,7 +81,7 @@ def gated_silu(gate_up: Tensor) -> Tensor | None:
 
 def gated_silu_backward(dh: Tensor, gate_up: Tensor) -> Tensor | None:
     """The gradient of gate_up."""
-    if not works_on(gate_up, rows=[dh]):
+    if not readable(gate_up, rows=[dh]):
         return None
     dh, dgate_up, F = dh.contiguous(), torch.empty_like(gate_up), dh.shape[-1]
     native.function("gated_silu_backward", "pppii")(dh.data_ptr(), gate_up.data_ptr(), dgate_up.data_ptr(),
@@ -91,7 +91,7 @@ def gated_silu_backward(dh: Tensor, gate_up: Tensor) -> Tensor | None:
 
 def _convolution(x_BTC: Tensor, weight_WC: Tensor, bias_C: Tensor, same_BWT: Tensor | None, lead: int,
                  sizes: Sequence[int]) -> ConvolutionInC | None:
-    if not works_on(weight_WC, bias_C, rows=[x_BTC]) or weight_WC.shape[0] > TAPS or x_BTC.shape[1] <= lead:
+    if not readable(weight_WC, bias_C, rows=[x_BTC]) or weight_WC.shape[0] > TAPS or x_BTC.shape[1] <= lead:
         return None
     (batch, time, channels), sizes = x_BTC.shape, (ctypes.c_int64 * len(sizes))(*sizes)
     struct = ConvolutionInC(batch, time, channels, weight_WC.shape[0], lead, len(sizes), x_BTC.stride(1),
@@ -121,7 +121,7 @@ def conv_silu_backward(grads: Sequence[Tensor], x_BTC: Tensor, weight_WC: Tensor
     """The gradients of x, of the weight and of the bias."""
     same_BWT = None if same_BWT is None else same_BWT.contiguous()
     struct = _convolution(x_BTC, weight_WC, bias_C, same_BWT, lead, sizes)
-    if struct is None or not works_on(pre_BLC, rows=grads):
+    if struct is None or not readable(pre_BLC, rows=grads):
         return None
     grads = [grad.contiguous() for grad in grads]
     dx_BTC = torch.empty_like(x_BTC, memory_format=torch.contiguous_format)
@@ -134,7 +134,7 @@ def conv_silu_backward(grads: Sequence[Tensor], x_BTC: Tensor, weight_WC: Tensor
 
 def _gated_norm(y_BTC: Tensor, x_BTC: Tensor, D_C: Tensor, z_BTC: Tensor, weight_C: Tensor, groups: int,
                 eps: float) -> GatedNormInC | None:
-    if not works_on(x_BTC, D_C, weight_C, rows=[y_BTC, z_BTC]):
+    if not readable(x_BTC, D_C, weight_C, rows=[y_BTC, z_BTC]):
         return None
     batch, time, channels = y_BTC.shape
     return GatedNormInC(batch * time, time, channels, groups, y_BTC.stride(1), y_BTC.stride(0), z_BTC.stride(1),
@@ -156,7 +156,7 @@ def gated_norm_backward(dout_BTC: Tensor, y_BTC: Tensor, x_BTC: Tensor, D_C: Ten
                         rms: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
     """The gradients of y, x, D, z and the weight."""
     struct = _gated_norm(y_BTC, x_BTC, D_C, z_BTC, weight_C, groups, 0.0)
-    if struct is None or not works_on(rows=[dout_BTC]):
+    if struct is None or not readable(rows=[dout_BTC]):
         return None
     dout_BTC = dout_BTC.contiguous()
     dy, dx, dz = (y_BTC.new_empty(y_BTC.shape) for _ in range(3))
@@ -175,7 +175,7 @@ class ChunksInC(ctypes.Structure):
 
 
 def _scan_chunks(cum_nHQ: Tensor, scores_nGLS: Tensor, mask: Tensor) -> ChunksInC | None:
-    if not works_on(cum_nHQ, scores_nGLS, mask):
+    if not readable(cum_nHQ, scores_nGLS, mask):
         return None
     n, H, Q = cum_nHQ.shape
     return ChunksInC(n, Q, H, scores_nGLS.shape[1], len(mask) if mask.dim() == 3 else 1, cum_nHQ.data_ptr(),
@@ -198,7 +198,7 @@ def scan_mixing_backward(cum_nHQ: Tensor, scores_nGLS: Tensor, mask: Tensor,
     """From the gradient of what `scan_mixing` gives: that again, in the gradient's memory; the gradient of the scores;
     that of cum as [n, Q, H], the decay from a token to itself left out."""
     struct = _scan_chunks(cum_nHQ, scores_nGLS, mask)
-    if struct is None or not works_on(dM_nHLS):
+    if struct is None or not readable(dM_nHLS):
         return None
     n, H, Q = cum_nHQ.shape
     dscores_nGLS, dcum_nQH = torch.empty_like(scores_nGLS), cum_nHQ.new_empty(n, Q, H)
@@ -220,7 +220,7 @@ def scan_rows_backward(x_nQHP: Tensor, dy_nQHP: Tensor, before_nQHP: Tensor, ins
                        dx_nQHP: Tensor) -> tuple[Tensor, Tensor] | None:
     """What is left for each token and head when the products are done. Writes dx; adds before . dy * into - flow to
     dcum; gives ddt and flow, x . dxo * out * dt, [n, Q, H]."""
-    if not works_on(inside_nHQP, dxo_nGQX, dt_nQH, into_nQH, out_nQH, dcum_nQH, dx_nQHP,
+    if not readable(inside_nHQP, dxo_nGQX, dt_nQH, into_nQH, out_nQH, dcum_nQH, dx_nQHP,
                     rows=[x_nQHP, dy_nQHP, before_nQHP]):
         return None
     x_nQHP, dy_nQHP, before_nQHP = x_nQHP.contiguous(), dy_nQHP.contiguous(), before_nQHP.contiguous()

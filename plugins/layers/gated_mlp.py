@@ -25,7 +25,7 @@ from tryplicity import (
 )
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.activations import GateInC, activated, decoded, gate_in_c
-from tryplicity_plugins.layers.prepared import Products, Told, packed, prepared, products
+from tryplicity_plugins.layers.c_structs import Description, Products, kept_struct, packed, products
 
 
 class GatedMLPInC(ctypes.Structure):
@@ -35,7 +35,7 @@ class GatedMLPInC(ctypes.Structure):
                 ("gate_up", ctypes.c_void_p), ("down", ctypes.c_void_p), ("products", Products)]
 
 
-def mlp_in_c(gate_up: Linear, activation: Activation, down: Linear) -> Told | None:
+def mlp_in_c(gate_up: Linear, activation: Activation, down: Linear) -> Description | None:
     """What C must know of down(activation(gate) * up); None where it cannot do all of it."""
     matrices, gate = packed(gate_up, down), gate_in_c(activation)
     if matrices is None or gate is None:
@@ -48,8 +48,8 @@ def run_mlp(module: nn.Module, x: Tensor) -> Tensor:
     """down(activation(gate) * up) of a module with gate_up, activation and down, for inference: in one call of C if
     they are packed."""
     told = None
-    if native.works_on(x):
-        told = prepared(module, lambda: mlp_in_c(module.gate_up, module.activation, module.down))
+    if native.for_inference(x):
+        told = kept_struct(module, lambda: mlp_in_c(module.gate_up, module.activation, module.down))
     if told is None:
         return module.down(decoded(module.activation, module.gate_up(x), gate=True))
     out = torch.empty_like(x)

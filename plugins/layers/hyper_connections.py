@@ -145,7 +145,7 @@ class HyperConnections(Residual):
 
     def forward(self, streams: Tensor, sublayer) -> tuple[Tensor, Report]:
         B, T, S, D = streams.shape
-        if native.works_on(streams):
+        if native.for_inference(streams):
             read = native.function("hyper_connections_read", "pppppp" "iiif")
             weights = native.own_parameters(self, "static", "dynamic", "scale")
             if read is not None and weights is not None:

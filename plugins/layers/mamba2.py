@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from tryplicity import Count, Mixer, Positive, Rows, Size, State, Weight, later
 from tryplicity_plugins.layers import native, scans
+from tryplicity_plugins.layers.c_structs import Description, Products, address, kept_struct, packed, products
 from tryplicity_plugins.layers.norms import ZERO
-from tryplicity_plugins.layers.prepared import Products, Told, address, packed, prepared, products
 from tryplicity_plugins.layers.recurrent import draw_taps, draw_time_steps, keep_tail, new_tail, runs_of, window
 from tryplicity_plugins.layers.ssd import conv_silu, gated_norm
 
@@ -174,7 +174,7 @@ class Mamba2(Mixer):
     def forward(self, x_BTD: Tensor, *, state: State | Rows | None = None,
                 doc_ids: Tensor | None = None) -> Tensor:
         """See `Layer.forward`. Documents are runs of equal ids: an id that comes back begins a new one."""
-        if doc_ids is None and native.works_on(x_BTD) and (out_BTD := self._native(x_BTD, state)) is not None:
+        if doc_ids is None and native.for_inference(x_BTD) and (out_BTD := self._native(x_BTD, state)) is not None:
             return out_BTD
         if isinstance(state, Rows):
             return torch.cat([self(x_BTD[i:i + 1], state=own) for i, own in enumerate(state)])
@@ -216,7 +216,7 @@ class Mamba2(Mixer):
         low, high = self.config.dt_limit_min, self.config.dt_limit_max
         return dt if low == 0 and high is None else dt.clamp(low, high)
 
-    def _told(self) -> Told | None:
+    def _told(self) -> Description | None:
         config, linears = self.config, [self.in_proj, self.out_proj]
         own = [self._parameters.get(name) for name in WEIGHTS]
         weights = [weight for weight in own if weight is not None]
@@ -232,7 +232,7 @@ class Mamba2(Mixer):
 
     def _native(self, x_BTD: Tensor, state: State | Rows | None) -> Tensor | None:
         """The same in one call of C, with the projections if packed, else between them; None where C cannot."""
-        mix, told = native.function("mamba2", "pppppii"), prepared(self, self._told)
+        mix, told = native.function("mamba2", "pppppii"), kept_struct(self, self._told)
         batch, time, _ = x_BTD.shape
         states = state if isinstance(state, Rows) else (state or self.new_state(batch),)
         if (mix is None or told is None
@@ -240,7 +240,7 @@ class Mamba2(Mixer):
             return None
         whole = told.struct.matrices[0] is not None
         given = x_BTD if whole else self._project(x_BTD)
-        if not (whole or native.works_on(given)):
+        if not (whole or native.for_inference(given)):
             return None
         out = torch.empty_like(x_BTD) if whole else x_BTD.new_empty(batch, time, self.inner)
         conv, ssm = native.row_addresses(states, "conv", batch), native.row_addresses(states, "ssm", batch)

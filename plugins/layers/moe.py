@@ -31,10 +31,10 @@ from tryplicity import (
 )
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.activations import Elementwise, activated
+from tryplicity_plugins.layers.c_structs import kept_struct, matrix_of
 from tryplicity_plugins.layers.moe_decoding import decode_one, decode_packed, mixture_in_c
 from tryplicity_plugins.layers.moe_repair import redraw, sketch
 from tryplicity_plugins.layers.moe_upcycling import from_dense
-from tryplicity_plugins.layers.prepared import matrix_of, prepared
 from tryplicity_plugins.layers.router import full_precision, groups_that_fail
 from tryplicity_plugins.layers.slots import collect, lay_out, spread
 
@@ -123,7 +123,7 @@ class MixtureOfExperts(FeedForward):
 
     def forward(self, x_BTD: Tensor, *, state=None, doc_ids=None):
         if matrix_of(self.first) is not None and matrix_of(self.down) is not None:
-            told = prepared(self, lambda: mixture_in_c(self)) if native.works_on(x_BTD) else None
+            told = kept_struct(self, lambda: mixture_in_c(self)) if native.for_inference(x_BTD) else None
             if told is None:
                 return decode_packed(self, x_BTD.flatten(0, 1)).view(x_BTD.shape)
             out_BTD = torch.empty_like(x_BTD)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tryplicity import Activation, Report, Router, check_experts, check_routing, kernels
 from tryplicity_plugins.layers.activations import GateInC, activated, decoded, gate_in_c
+from tryplicity_plugins.layers.c_structs import Description, packed, products
 from tryplicity_plugins.layers.gated_mlp import GatedMLPInC, mlp_in_c
-from tryplicity_plugins.layers.prepared import Told, packed, products
 from tryplicity_plugins.layers.router import BalancedRouter, RouterInC, router_in_c
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def pairs(router: Router, experts: int, x_ND: Tensor) -> tuple[Tensor, Tensor, T
     return found
 
 
-def mixture_in_c(moe: MixtureOfExperts) -> Told | None:
+def mixture_in_c(moe: MixtureOfExperts) -> Description | None:
     """What C must know to do all of a packed layer in one call; None where a part is not known to it."""
     if not moe.config.gated or moe.shared_gate is not None:
         return None

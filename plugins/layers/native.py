@@ -1,8 +1,8 @@
 """The layers' own C++ (all .cpp files beside this one), compiled into one library when first needed.
 
 Decoding one token is a few small operations between the matrix products, and in eager PyTorch each of them costs more
-than its arithmetic. A layer does them in one call of C instead, wherever `works_on` says that it may, and keeps its
-PyTorch path for everything else: gradients, autocast, other dtypes and devices, a machine without a compiler.
+than its arithmetic. A layer does them in one call of C instead, wherever `for_inference` says that it may, and keeps
+its PyTorch path for everything else: gradients, autocast, other dtypes and devices, a machine without a compiler.
 
 Every C function gives a token the same bits whatever the number of tokens, sequences and threads in the call.
 """
@@ -71,7 +71,7 @@ def row_addresses(states: Sequence[State], name: str, batch: int) -> ctypes.Arra
     return (ctypes.c_void_p * batch)(*range(start, start + batch * step, step))
 
 
-def works_on(x: Tensor) -> bool:
+def for_inference(x: Tensor) -> bool:
     """Whether C may compute on x here and now: fp32 in this machine's memory, contiguous, no subclass of Tensor, and
     neither gradients nor autocast to heed."""
     return (not torch.is_grad_enabled() and type(x) is Tensor and x.dtype is torch.float32 and x.is_cpu

@@ -86,7 +86,7 @@ class RMSNorm(Norm):
                 else "torch's fused kernel")
 
     def forward(self, x: Tensor) -> Tensor:
-        if native.works_on(x):
+        if native.for_inference(x):
             norm, weight = native.function("rms_norm", "pppiif"), native.own_parameters(self, "weight")
             if norm is not None and weight is not None:
                 y = torch.empty_like(x)

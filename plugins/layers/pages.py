@@ -68,7 +68,7 @@ class PagedState(State):
                 self["documents"] = self["documents"][:, behind * PAGE:].clone()
 
     def fits_c(self) -> bool:
-        return "documents" not in self and (not self["pages"] or native.works_on(self["pages"][-1]))
+        return "documents" not in self and (not self["pages"] or native.for_inference(self["pages"][-1]))
 
     def rows(self) -> list[int]:
         """For C: each row's table of pages, counted from the first there ever was, its place in a page, the tokens

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from tryplicity import Count, Mean, Part, Positive, Report, Router, Routing, Weight, later, uses
 from tryplicity_plugins.layers import native
-from tryplicity_plugins.layers.prepared import Told, address, describes, prepared
+from tryplicity_plugins.layers.c_structs import Description, address, describes, kept_struct
 
 #: use_E goes a share of 1 / USE_STEPS of the way to each step's load: 95% of it is of the last 300 steps
 USE_STEPS = 100
@@ -128,12 +128,12 @@ class BalancedRouter(Router):
             scores_NK = scores_NK / (scores_NK.sum(-1, keepdim=True) + 1e-20)
         return scores_NK if self.config.scale == 1 else scores_NK * self.config.scale
 
-    def in_c(self) -> Told | None:
+    def in_c(self) -> Description | None:
         """What C must know to choose as `forward` does, to rounding; None where it cannot."""
         return None
 
     def _in_c(self, *, difficulty_D: Tensor | None = None, offset: Tensor | None = None, least: float = 0.0,
-              span: float = 0.0) -> Told | None:
+              span: float = 0.0) -> Description | None:
         similarity_EE, strength = None, 0.0
         if self.inhibition is not None:
             tell = getattr(self.inhibition, "in_c", None)
@@ -150,7 +150,7 @@ class BalancedRouter(Router):
     def pairs(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """What `forward` chooses, as pairs: the token, the expert and the weight of each [S], those of a token one
         after another; with the same bits whatever other tokens there are. None where C may not."""
-        told = prepared(self, lambda: router_in_c(self)) if native.works_on(x_ND) else None
+        told = kept_struct(self, lambda: router_in_c(self)) if native.for_inference(x_ND) else None
         if told is None:
             return None
         most, count = len(x_ND) * self.max_k, ctypes.c_int64()
@@ -235,7 +235,7 @@ def groups_that_fail(options: BalancedRouter.Config, experts: int, chosen: int) 
         yield "router.group_best", f"{options.group_best} of the {size} experts of a group; at most {size}"
 
 
-def router_in_c(router: Router) -> Told | None:
+def router_in_c(router: Router) -> Description | None:
     """What C must know of a router; None where it does not know it."""
     knows = isinstance(router, BalancedRouter) and describes(router, ("in_c",),
                                                                    ("forward", "score", "best", "kept", "weigh"))
@@ -264,5 +264,5 @@ class TopKRouter(BalancedRouter):
         total = sum(scores[expert] for expert in experts) + 1e-20 if self.config.normalize else 1.0
         return [(expert, scores[expert] / total * self.config.scale) for expert in experts]
 
-    def in_c(self) -> Told | None:
+    def in_c(self) -> Description | None:
         return self._in_c()

@@ -185,7 +185,7 @@ class FullyShardedData(Parallelism):
         n = self.config.shards or hardware.count
         copies, shard = hardware.devices // n, -(-size // n)
         c, summed = 2 if hardware.precision == "bf16" else 4, 8 if self.config.exact else 4
-        sizes = [stage.parameters for stage in facts.stages]
+        sizes = [stage.works_with for stage in facts.stages]
         costs, root, last = facts.measured("bf16" if c == 2 else "fp32", False), facts.root_parameters, len(sizes) - 1
         static = {"weights": 4 * shard, "optimizer": facts.optimizer_state_bytes * shard, "buffers": facts.buffer_bytes}
         waits = accumulates and (self.config.accumulate_locally or self.config.exact)
@@ -203,7 +203,8 @@ class FullyShardedData(Parallelism):
 
         def candidates():
             for moment in moments(facts.stages, costs):
-                reduced = sum(sizes[moment.stage + 1:last])  # what is outside the blocks comes last
+                # what is outside the blocks comes last
+                reduced = sum(stage.parameters for stage in facts.stages[moment.stage + 1:last])
                 gradients, buckets = (summed * size if waits else 4 * shard) if accumulates else 0, 0
                 if moment.backward:
                     if waits:  # in the last pass; what is reduced is let go of
@@ -220,7 +221,8 @@ class FullyShardedData(Parallelism):
         # reduced; once a step, those of a shard over its copies
         gathers = hardware.accumulation * (2 if self.config.reshard_after_forward else 1)
         scatters = 1 if waits else hardware.accumulation
-        sharing = (gathers * c + scatters * summed) * size * (n - 1) // n
+        gathered_bytes = c * (size + sum(sizes) - sum(stage.parameters for stage in facts.stages))  # at each use
+        sharing = (gathers * gathered_bytes + scatters * summed * size) * (n - 1) // n
         copying = 2 * summed * shard * (copies - 1) // copies
         # a ring of shards that leaves a machine does so once, as does the ring of each shard's copies
         between = (0 if hardware.count % n == 0 else sharing) + min(n, hardware.count) * copying

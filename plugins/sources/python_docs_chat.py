@@ -173,7 +173,7 @@ def _reads(answer: str) -> bool:
 # --- Python files ---
 
 #: what to say of a name, from its docstring and what has it (a node of a syntax tree, an object, or None)
-Told = Callable[[str, object], str | None]
+AnswerOf = Callable[[str, object], str | None]
 
 
 @dataclass
@@ -189,7 +189,7 @@ class _Module:
     taken: dict[str, tuple[str, str]] = field(default_factory=dict)         # name here -> module, name there
     stars: list[str] = field(default_factory=list)
     exports: dict[str, tuple[str, str]] | None = None                       # `_exports`, once it is known
-    told: Told = answer_of
+    told: AnswerOf = answer_of
 
 
 # the private files behind public modules of the standard library
@@ -200,7 +200,7 @@ _LEFT_OUT = {"ntpath", "antigravity", "this", "idlelib", "lib2to3", "turtledemo"
              "externals", "_inductor", "_dynamo", "_numpy", "_refs"}
 
 
-def _package_meanings(package: str, root: Path, told: Told = answer_of) -> Iterator[Meaning]:
+def _package_meanings(package: str, root: Path, told: AnswerOf = answer_of) -> Iterator[Meaning]:
     modules = {}
     for path in python_docs._python_files(package, root):
         inner = path.relative_to(root).as_posix()
@@ -247,7 +247,7 @@ def _beginnings(name: str) -> Iterator[str]:
         yield name
 
 
-def _read(name: str, inner: str, path: Path, told: Told) -> _Module | None:
+def _read(name: str, inner: str, path: Path, told: AnswerOf) -> _Module | None:
     collecting = gc.isenabled()
     gc.disable()        # a tree has no cycles, and looking for them takes three times as long as making it
     try:
@@ -418,7 +418,7 @@ _C_MODULES = ("builtins", "array", "binascii", "bisect", "bz2", "cmath", "collec
               "time", "types", "unicodedata", "weakref", "zlib")
 
 
-def _c_meanings(told: Told = answer_of, modules: Sequence[str] = _C_MODULES) -> Iterator[Meaning]:
+def _c_meanings(told: AnswerOf = answer_of, modules: Sequence[str] = _C_MODULES) -> Iterator[Meaning]:
     """The names of the built-in types and of modules of the standard library that are not Python files."""
     for module_name in modules:
         try:
@@ -448,7 +448,7 @@ _EXCEPTIONS = {name for name, value in vars(builtins).items()
                if isinstance(value, type) and issubclass(value, BaseException)}
 
 
-def _c_meaning(name: str, kind: str, value: object, page: str, told: Told) -> Iterator[Meaning]:
+def _c_meaning(name: str, kind: str, value: object, page: str, told: AnswerOf) -> Iterator[Meaning]:
     docstring = getattr(value, "__doc__", None)
     if isinstance(docstring, str) and (answer := told(docstring, value)):
         yield Meaning(name, kind, answer, f"{python_docs._DOCS}/library/{page}.html#{name}")

@@ -38,9 +38,9 @@ def main() -> None:
     from tryplicity.search.index import PassageIndex, build_index
     from tryplicity.server.ask import AskBody, Turn
     from tryplicity.server.conversations import Conversation
-    from tryplicity.training.process import polite_threads, tune_malloc
+    from tryplicity.training.process import limit_spinning, tune_malloc
 
-    polite_threads()
+    limit_spinning()
     tune_malloc()
     plugins = load_plugins()
     source = parse_source(plugins.registry, {"type": "python-reference", "packages": ["python"]})

@@ -15,7 +15,7 @@ from torch import nn
 
 from tryplicity.components import Parallelism
 from tryplicity.training import checkpoint
-from tryplicity.training.checkpoint import Options, Progress
+from tryplicity.training.checkpoint import Options, TrainingProgress
 from tryplicity.training.saving import Saver
 from tryplicity.world import World
 
@@ -36,7 +36,7 @@ def main() -> None:
         saver = Saver(Path(folder), World(device=torch.device(given.device)), keep=1, every=1)
         for step in range(1, 4):
             started = time.perf_counter()
-            saver.begin(Parallelism(), model, optimizer, Options.of("adamw", optimizer), Progress(step=step))
+            saver.begin(Parallelism(), model, optimizer, Options.of("adamw", optimizer), TrainingProgress(step=step))
             pause, steps = time.perf_counter() - started, 0
             while not saver.job.ended:
                 optimizer.step()

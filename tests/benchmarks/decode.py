@@ -148,9 +148,9 @@ def side(which: str, name: str) -> Callable[[], float]:
         _say_size(model)
         return their_burst(model)
     from tryplicity.inference.engine import ready_for_decoding
-    from tryplicity.training.process import polite_threads, tune_malloc
+    from tryplicity.training.process import limit_spinning, tune_malloc
 
-    polite_threads()
+    limit_spinning()
     tune_malloc()
     model, parameters = {"ternary": ternary, "bf16": bf16}[which](name)
     print(parameters, flush=True)
@@ -202,9 +202,9 @@ def exported(path: str, bursts: int) -> None:
     from tryplicity import load_plugins
     from tryplicity.inference.engine import ready_for_decoding
     from tryplicity.inference.packed import load_model
-    from tryplicity.training.process import polite_threads, tune_malloc
+    from tryplicity.training.process import limit_spinning, tune_malloc
 
-    polite_threads()
+    limit_spinning()
     tune_malloc()
     registry = load_plugins().registry
     started = time.perf_counter()

@@ -18,9 +18,9 @@ TOKENS = 64
 
 
 def main(arguments: list[str]) -> None:
-    from tryplicity.training.process import polite_threads, tune_malloc
+    from tryplicity.training.process import limit_spinning, tune_malloc
 
-    polite_threads()
+    limit_spinning()
     tune_malloc()
     from tryplicity import load_plugins
     from tryplicity.inference.engine import Engine, Request

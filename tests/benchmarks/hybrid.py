@@ -49,9 +49,9 @@ def theirs_model(seed: int = 0):
 
 def ours_train() -> Callable[[], float]:
     """Makes one training step ready; each call does one and gives tokens per second."""
-    from tryplicity.training.process import polite_threads, tune_malloc
+    from tryplicity.training.process import limit_spinning, tune_malloc
 
-    polite_threads()
+    limit_spinning()
     tune_malloc()
     import torch
 
@@ -115,9 +115,9 @@ def _decode_burst(start: Callable[..., Iterator[int]]) -> Callable[[], float]:
 
 
 def ours_decode(linear: str = "linear") -> Callable[[], float]:
-    from tryplicity.training.process import polite_threads, tune_malloc
+    from tryplicity.training.process import limit_spinning, tune_malloc
 
-    polite_threads()
+    limit_spinning()
     tune_malloc()
     import torch
 

@@ -38,9 +38,9 @@ def ours(form: str, threads: int, clock: Callable[[], float]) -> Callable[[], fl
     from tryplicity.inference.packed import load_model
     from tryplicity.inference.sampler import Sampler, Sampling
     from tryplicity.named import resolve
-    from tryplicity.training.process import polite_threads, tune_malloc
+    from tryplicity.training.process import limit_spinning, tune_malloc
 
-    polite_threads()
+    limit_spinning()
     tune_malloc()
     torch.set_num_threads(threads)
     plugins = load_plugins()

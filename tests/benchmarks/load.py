@@ -25,8 +25,8 @@ SERVE = """
 import json, sys
 from tryplicity import load_plugins
 from tryplicity.server.app import serve
-from tryplicity.training.process import polite_threads, tune_malloc
-polite_threads(); tune_malloc()
+from tryplicity.training.process import limit_spinning, tune_malloc
+limit_spinning(); tune_malloc()
 serve(sys.argv[1], plugins=load_plugins(), search="none", conversations="none", say=lambda url: print(url, flush=True),
       **json.loads(sys.argv[2]))
 """

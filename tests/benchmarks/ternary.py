@@ -20,9 +20,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tryplicity.training.process import polite_threads
+from tryplicity.training.process import limit_spinning
 
-polite_threads()  # as every command does, before torch
+limit_spinning()  # as every command does, before torch
 
 import torch  # noqa: E402
 from torch.nn import functional as F  # noqa: E402

@@ -21,9 +21,9 @@ SIDES = {"two threads": "2", "one thread": "1", "as many as are free": "free"}
 
 def side(threads: str) -> None:
     """A step for each line that comes; its tokens per second."""
-    from tryplicity.training.process import polite_threads, tune_malloc
+    from tryplicity.training.process import limit_spinning, tune_malloc
 
-    polite_threads()
+    limit_spinning()
     tune_malloc()
     import torch
 

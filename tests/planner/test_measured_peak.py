@@ -47,8 +47,10 @@ def real_peak(registry, spec, hardware):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
-@pytest.mark.parametrize(("text", "settings"), [(DENSE, ()), (HYBRID, ()), (HYBRID, EVERYTHING)],
-                         ids=["dense", "hybrid", "everything"])
+@pytest.mark.parametrize(("text", "settings"), [
+    (DENSE, ()), (HYBRID, ()), (HYBRID, EVERYTHING),
+    (HYBRID, (*EVERYTHING, "blocks.memory.shared=m", "layers=[memory, attention, memory, memory]"))],
+                         ids=["dense", "hybrid", "everything", "shared"])
 def test_planned_peak_is_within_five_percent_of_the_real_one(registry, text, settings, checkpointing, accumulation):
     hardware = like(CPU, activation_checkpointing=checkpointing, accumulation=accumulation)
     spec = make_spec(registry, text, *settings)

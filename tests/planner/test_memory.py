@@ -7,9 +7,9 @@ from planning_tools import CPU, DENSE, GPUS, like, make_model
 
 from tryplicity.planner import plan
 from tryplicity.planner.measure import Cost
-from tryplicity.planner.memory import PARTS, MemoryPlan, Stage, finish_plan, moments, overhead
+from tryplicity.planner.memory import PARTS, MemoryPlan, ModelStage, finish_plan, moments, overhead
 
-STAGES = [Stage("the embedding", 100), Stage("layer 0", 200), Stage("the losses", 50)]
+STAGES = [ModelStage("the embedding", 100), ModelStage("layer 0", 200), ModelStage("the losses", 50)]
 COSTS = [Cost(kept=10, forward=11, backward=5, made=400, made_at_peak=0, flops_forward=0, flops_backward=0),
          Cost(kept=20, forward=30, backward=70, made=800, made_at_peak=300, flops_forward=0, flops_backward=0),
          Cost(kept=3, forward=40, backward=8, made=200, made_at_peak=200, flops_forward=0, flops_backward=0)]

@@ -9,7 +9,7 @@ from planning_tools import CPU, DENSE, GPUS, HYBRID, like, make_model
 from tryplicity.planner import Option, gather_facts, plan
 from tryplicity.planner import measure as m
 from tryplicity.planner.count import count
-from tryplicity.planner.memory import Facts, MemoryPlan, Stage
+from tryplicity.planner.memory import Facts, MemoryPlan, ModelStage
 from tryplicity.planner.shapes import Shape
 from tryplicity.planner.speed import Speed, estimate_cost, estimate_speed
 
@@ -37,7 +37,7 @@ def test_what_a_billion_tokens_cost():
 
 
 def facts(*parameters):
-    stages = [Stage(str(n), size) for n, size in enumerate(parameters)]
+    stages = [ModelStage(str(n), size) for n, size in enumerate(parameters)]
     return Facts(stages, 0, 0, 8, 0, lambda weights, exist: [])
 
 

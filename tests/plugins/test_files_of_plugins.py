@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import sys
 from pathlib import Path
@@ -110,8 +111,19 @@ def test_a_run_loads_the_plugins_it_was_made_with(trained, capfd, tmp_path):
     assert call(capfd, "generate", run, "the model", "--max-tokens", 2)[0] == 0
     assert call(capfd, "export", run, "--out", tmp_path / "m.safetensors")[0] == 0
     assert call(capfd, "brain", run)[0] == 0
+    folder = run / "checkpoints" / "step-1"
+    assert json.loads((folder / "plugins.json").read_text()) == {
+        "shift.py": "a file", "tryplicity": importlib.metadata.version("tryplicity")}
+    # as a package would have left it, whose layer a file provides now
+    (folder / "plugins.json").write_text('{"my-layers": "1.2", "tryplicity": "0.0.1"}')
+    complete = json.loads((folder / "complete.json").read_text())
+    complete["plugins.json"] = hashlib.sha256((folder / "plugins.json").read_bytes()).hexdigest()
+    (folder / "complete.json").write_text(json.dumps(complete))
     code, _, err = call(capfd, *line, "--steps", 2, "--resume")
     assert code == 0, err
+    assert "step-1 was saved with my-layers 1.2 (pip install my-layers==1.2), and here is none\n" in err
+    code, _, err = call(capfd, *line, "--steps", 3, "--resume")
+    assert code == 0 and "was saved with" not in err
 
 
 def test_what_is_gone_or_changed_is_said_and_not_run(trained, capfd, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,22 @@ def test_pytest_finds_the_fixture_by_itself(tmp_path):
     assert "1 failed, 1 passed" in done.stdout, done.stdout
     assert "norm wrong (test_mine.Wrong) breaks " in done.stdout and "it leaks the future" in done.stdout
     assert "Traceback" not in done.stdout and "raise Broken" not in done.stdout
+
+
+def test_the_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    from tryplicity import scaffold
+
+    shutil.copytree(scaffold.HERE, tmp_path / "parts")
+    (tmp_path / "parts" / "test.txt").unlink()  # the last that is read
+    monkeypatch.setattr(scaffold, "HERE", tmp_path / "parts")
+    (tmp_path / "here").mkdir()
+    with pytest.raises(FileNotFoundError):
+        scaffold.new_package("mine-of-my-own", "mixer", tmp_path / "here" / "new")
+    assert not list((tmp_path / "here").iterdir())
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match="you are in it; --out names another folder"):
+        scaffold.new_package("mine-of-my-own", "mixer", Path("."))
 
 
 @pytest.mark.parametrize("name", ["torch", "tryplicity", "Ünïcode", "bad name!", "../elsewhere", "a--b", "class", ""])

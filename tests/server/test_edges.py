@@ -16,7 +16,7 @@ from tryplicity.server.asked import (
     forced,
     without_nulls,
 )
-from tryplicity.server.conversations import Conversation, Message, Source, title_of
+from tryplicity.server.conversations import CitedPassage, Conversation, Message, title_of
 from tryplicity.server.errors import ApiError
 from tryplicity.server.limits import parse, read_json
 from tryplicity.server.tokens import DetokenizeBody
@@ -263,7 +263,7 @@ def test_a_mistake_is_named_by_its_place(change, status, code, param):
 
 
 @pytest.mark.parametrize("model, base, path, low, high", [
-    (Source, {"id": "a", "title": "t", "url": "u", "text": "x"}, "number", 1, 2**31 - 1),
+    (CitedPassage, {"id": "a", "title": "t", "url": "u", "text": "x"}, "number", 1, 2**31 - 1),
     (Conversation, {}, "created", 0, 253_402_300_800), (Message, {"role": "user", "content": ""}, "created", 0,
                                                         253_402_300_800)])
 def test_the_ends_of_what_is_kept(model, base, path, low, high):

@@ -7,7 +7,7 @@ import pytest
 from tests.server.test_limits import metrics_of
 from tests.server.test_stored_conversations import Direct
 from tryplicity import Passage
-from tryplicity.server.conversations import Conversation, Message, Source, as_markdown
+from tryplicity.server.conversations import CitedPassage, Conversation, Message, as_markdown
 from tryplicity.server.page import folder
 from tryplicity.server.service import Searcher
 
@@ -125,7 +125,8 @@ def test_conversations_are_listed_the_latest_first_with_their_numbers(tmp_path):
 def test_each_field_of_a_message_comes_back(tmp_path):
     store = Direct(tmp_path / "c.sqlite")
     id = store.create().id
-    said = [Message(role="assistant", content="x", sources=[Source(number=3, id="a", title="t", url="u", text="x")],
+    cited = CitedPassage(number=3, id="a", title="t", url="u", text="x")
+    said = [Message(role="assistant", content="x", sources=[cited],
                     supported=supported, finish=finish, tokens_per_second=1.5, settings={"a": 1, "b": None, "c": 0.5},
                     quotation=quotation) for supported, finish, quotation in
             ((True, "stop", None), (False, "length", "> q"), (None, "none", ""), (None, None, None))]
@@ -139,9 +140,9 @@ def test_each_field_of_a_message_comes_back(tmp_path):
 
 
 def test_a_conversation_as_markdown_by_hand():
-    sources = [Source(number=1, id="a", title="A [list]\n of", url="https://d/a b", text="x"),
-               Source(number=2, id="b", title="B", url="", text="x"),
-               Source(number=3, id="c", title="C", url="a<b", text="x")]
+    sources = [CitedPassage(number=1, id="a", title="A [list]\n of", url="https://d/a b", text="x"),
+               CitedPassage(number=2, id="b", title="B", url="", text="x"),
+               CitedPassage(number=3, id="c", title="C", url="a<b", text="x")]
 
     def answer(content, **more):
         return Message(role="assistant", content=content, **{"finish": "stop", "sources": sources[1:2], **more})

@@ -15,9 +15,9 @@ from tryplicity.errors import UserError
 from tryplicity.server.conversations import (
     NEW,
     Changed,
+    CitedPassage,
     Export,
     Message,
-    Source,
     Store,
     Unknown,
     as_markdown,
@@ -58,7 +58,7 @@ def test_what_is_kept_comes_back_after_reopening(tmp_path):
     store = Direct(path := tmp_path / "c.sqlite")
     id = store.create("About lists").id
     said = answer("Lists [1].", supported=True, tokens_per_second=12.5, settings={"temperature": 0.0, "search": True},
-                  sources=[Source(number=1, id="p1", title="list", url="http://x", text="a \ud7ff \x00 list")])
+                  sources=[CitedPassage(number=1, id="p1", title="list", url="http://x", text="a \ud7ff \x00 list")])
     store.append(id, asked := question("What are lists? 語 😀"), said)
     before = store.get(id)
     store.close()
@@ -290,15 +290,15 @@ def test_two_processes_share_a_file(tmp_path):
 def test_markdown_shows_turns_and_sources(store):
     id = store.create("Lists\n# not a heading").id
     store.append(id, question("What?"), answer("That [1].", sources=[
-        Source(number=1, id="p", title="a [b]", url="https://x/y", text="t"),
-        Source(number=2, id="q", title="bad", url="https://x/> evil", text="t")]))
+        CitedPassage(number=1, id="p", title="a [b]", url="https://x/y", text="t"),
+        CitedPassage(number=2, id="q", title="bad", url="https://x/> evil", text="t")]))
     assert as_markdown(store.get(id)) == (
         "# Lists # not a heading\n\n## Question\n\nWhat?\n\n## Answer\n\nThat [1].\n\nSources:\n\n"
         "1. [a \\[b\\]](<https://x/y>)\n2. bad\n")
 
 
 def test_markdown_tells_what_is_quoted_from_what_the_model_said(store):
-    source = Source(number=1, id="p", title="list", url="", text="Lists are.")
+    source = CitedPassage(number=1, id="p", title="list", url="", text="Lists are.")
     id = store.create("Lists").id
     store.append(id, question("What?"), answer("Bananas.", supported=False, sources=[source],
                                                quotation="> Lists are. [1]"))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.command_line import call
 from tryplicity.training import process
-from tryplicity.training.checkpoint import Progress
+from tryplicity.training.checkpoint import TrainingProgress
 from tryplicity.training.loop import Budget, Together
 from tryplicity.training.metrics import read_lines
 from tryplicity.training.process import Stopped, StopSignals
@@ -17,7 +17,7 @@ from tryplicity.world import World
 
 
 def test_a_budget_is_spent_in_its_own_measure():
-    progress = Progress(step=30, tokens=6000, seconds=1800.0)
+    progress = TrainingProgress(step=30, tokens=6000, seconds=1800.0)
     spent = [Budget(**given, dollars_per_hour=28.0).spent(progress) for given in (
         {"steps": 40}, {"tokens": 8000}, {"minutes": 40}, {"dollars": 28.0})]
     assert spent == [0.75, 0.75, 0.75, 0.5]
@@ -48,7 +48,7 @@ def test_dollars_without_a_price_are_refused(command, capfd, tmp_path):
 
 
 def test_time_between_steps_is_part_of_the_budget():
-    progress = Progress(seconds=100.0)
+    progress = TrainingProgress(seconds=100.0)
     together = Together(World(), StopSignals(), progress)
     time.sleep(0.05)  # of scoring, say
     assert not together.stopping() and progress.seconds >= 100.05

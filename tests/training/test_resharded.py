@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.ranks import together
 from tests.training.conftest import SPEC
 from tryplicity.training import checkpoint, saving
-from tryplicity.training.checkpoint import Options, Progress
+from tryplicity.training.checkpoint import Options, TrainingProgress
 from tryplicity.training.saved import indexed, saved_weights
 from tryplicity.training.saving import Saver
 
@@ -59,7 +59,7 @@ def write(world, strategy, folder):
     saver, changed, write_tensors = Saver(Path(folder), world, keep=2, every=1), threading.Event(), saving.write_tensors
     saving.write_tensors = lambda *given: changed.wait() and write_tensors(*given)
     torch.manual_seed(10 + world.rank)
-    saver.begin(strategy, model, optimizer, Options.of("adamw", optimizer), Progress(step=1))
+    saver.begin(strategy, model, optimizer, Options.of("adamw", optimizer), TrainingProgress(step=1))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()  # what training does before it is written is not in it
@@ -86,7 +86,7 @@ def starved(world, folder):
     for number, room in ((1, 1000), (2, resource.RLIM_INFINITY)):
         if world.rank == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
-        saver.begin(strategy, model, optimizer, Options.of("adamw", optimizer), Progress(step=number))
+        saver.begin(strategy, model, optimizer, Options.of("adamw", optimizer), TrainingProgress(step=number))
         errors.append(saver.finish().error)
     return errors
 
@@ -113,7 +113,7 @@ def test_any_world_reads_what_another_wrote(tmp_path, before, after):
     parts = {"model", "optimizer"}
     files = {f"{part}.safetensors" if size == 1 else f"{part}-{rank:05}-of-{size:05}.safetensors"
              for part in parts for rank in range(1, size + 1)}
-    assert names == files | {"index.json", "state.pt", "progress.json", "complete.json"}
+    assert names == files | {"index.json", "state.pt", "progress.json", "plugins.json", "complete.json"}
     wanted, groups = expected()
     for found, found_groups, _ in together(after[0], read, after[1], str(tmp_path)):
         for part in parts:

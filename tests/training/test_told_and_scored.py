@@ -15,7 +15,7 @@ from tryplicity.builder import build
 from tryplicity.errors import Refused
 from tryplicity.run import Run
 from tryplicity.training import threads as threads_module
-from tryplicity.training.checkpoint import Progress
+from tryplicity.training.checkpoint import TrainingProgress
 from tryplicity.training.evaluate import bits_per_byte
 from tryplicity.training.loop import Budget, Watcher, train
 from tryplicity.training.metrics import MetricsFile, curve, read_lines
@@ -70,8 +70,9 @@ def test_scoring_that_is_stopped_counts_what_was_done_before(make_model, prepare
 
 
 @pytest.mark.parametrize("budget, progress, spent", [
-    (Budget(steps=8), Progress(step=2), 0.25), (Budget(tokens=1000), Progress(tokens=1500), 1.5),
-    (Budget(minutes=2), Progress(seconds=30.0), 0.25), (Budget(minutes=0.5), Progress(seconds=30.0), 1.0)])
+    (Budget(steps=8), TrainingProgress(step=2), 0.25), (Budget(tokens=1000), TrainingProgress(tokens=1500), 1.5),
+    (Budget(minutes=2), TrainingProgress(seconds=30.0), 0.25),
+    (Budget(minutes=0.5), TrainingProgress(seconds=30.0), 1.0)])
 def test_the_share_of_a_budget(budget, progress, spent):
     assert budget.spent(progress) == spent
 
@@ -314,7 +315,7 @@ def test_a_run_begins_with_as_many_threads_as_there_are_cores(monkeypatch, cores
     before = torch.get_num_threads()
     torch.set_num_threads(torch_has)
     try:
-        with Threads(Progress().threads, look=lambda: None) as own:
+        with Threads(TrainingProgress().threads, look=lambda: None) as own:
             assert own.number == own.most == torch.get_num_threads() == number
             assert own.between_steps() is None      # where the load is not told
         with Threads(fixed=True) as own:

@@ -68,9 +68,9 @@ class Loaded:
 
 def load(folder: Path) -> Loaded:
     """Build a cell's spec and find its data. Raises UserError when the data is no longer the same."""
-    from tryplicity.training.process import polite_threads, tune_malloc
+    from tryplicity.training.process import limit_spinning, tune_malloc
 
-    polite_threads()
+    limit_spinning()
     import torch
 
     from tryplicity.builder import build

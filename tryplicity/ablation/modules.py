@@ -15,7 +15,7 @@ from typing import Any
 
 from tryplicity.errors import UserError, did_you_mean
 from tryplicity.registry import Registry
-from tryplicity.spec import Source, Spec, load_spec
+from tryplicity.spec import Spec, YamlFile, load_spec
 from tryplicity.spec import model as spec_model
 
 #: top-level keys that a measured spec does without: only pretraining is compared, and parameters may go
@@ -110,7 +110,7 @@ class Comparison:
     without_it: Variant
 
 
-def comparisons(source: Source, modules: Iterable[str], registry: Registry, alone: bool = False) -> list[Comparison]:
+def comparisons(source: YamlFile, modules: Iterable[str], registry: Registry, alone: bool = False) -> list[Comparison]:
     """The rows for these modules. alone: each module is added to the spec without any of them, instead of taken
     from the spec as it is.
 

@@ -44,9 +44,9 @@ def eval_(run: Path, data: str | None, share: float | None, tasks: str | None, t
     from tryplicity import pages
     from tryplicity.evaluation.report import evaluate
     from tryplicity.inference.engine import usable_device
-    from tryplicity.training.process import polite_threads, tune_malloc
+    from tryplicity.training.process import limit_spinning, tune_malloc
 
-    polite_threads()
+    limit_spinning()
     tune_malloc()
     run = resolved(run, plugins).path
     what = run if checkpoint is None else _checkpoint(run, checkpoint)

@@ -50,9 +50,9 @@ def generate(run: Path, prompt: str, max_tokens: int, stop: tuple[str, ...], cha
     """
     if system and not chat:
         raise UserError("--system is for --chat; add --chat, or leave it out")
-    from tryplicity.training.process import polite_threads, tune_malloc
+    from tryplicity.training.process import limit_spinning, tune_malloc
 
-    polite_threads()
+    limit_spinning()
     tune_malloc()
     from tryplicity import kernels
     from tryplicity.inference.engine import Engine

@@ -37,9 +37,9 @@ def serve(run: str | None, plugins: Any, weights: str | None, cors: tuple[str, .
     Example: tryplicity serve runs/first --port 5000
     """
     from tryplicity.server.app import serve as run_server
-    from tryplicity.training.process import polite_threads, tune_malloc
+    from tryplicity.training.process import limit_spinning, tune_malloc
 
-    polite_threads()
+    limit_spinning()
     tune_malloc()
     if run is not None:
         found = resolved(run, plugins)

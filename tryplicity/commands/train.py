@@ -112,9 +112,9 @@ def train_into(request: Training, plugins: Any, **budget: Any) -> Any:
     """Train in the folder, which is this process's alone, or its launcher's; end as a signal asks."""
     from tryplicity.run import Run
     from tryplicity.training import launching
-    from tryplicity.training.process import exit_code, polite_threads
+    from tryplicity.training.process import exit_code, limit_spinning
 
-    polite_threads()
+    limit_spinning()
     launching.adopt_slurm()
     rank = launching.rank()
     launching.tie_to_parent()

@@ -32,7 +32,7 @@ from tryplicity.components.architecture import (
     Piece,
     turned,
 )
-from tryplicity.components.layers import FeedForward, Layer, Mixer
+from tryplicity.components.layers import FeedForward, Layer, Mixer, PerUse
 from tryplicity.components.linear import Activation, Linear, Norm
 from tryplicity.components.module import Repair, Site
 from tryplicity.components.parallelism import Parallelism
@@ -78,6 +78,7 @@ __all__ = [
     "Parallelism",
     "Part",
     "Passage",
+    "PerUse",
     "Piece",
     "Reading",
     "Repair",

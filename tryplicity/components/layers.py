@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tryplicity.components.module import Module
 from tryplicity.components.state import State
@@ -38,6 +38,11 @@ class Layer(Module):
     #: True: `state` may also be Rows, one State of `new_state(1)` for each row of x_BTD, as many sequences that are
     #: decoded together have; False: the layer is then called row by row
     takes_rows: ClassVar[bool] = False
+    #: True: forward takes `embedding` too, [B, T, D], what the embedding gave for the same tokens; None: x_BTD is it
+    takes_embedding: ClassVar[bool] = False
+    #: True: forward takes `use` too, at which of the `Site.uses` layers of a shared block it works, from 0; what it has
+    #: for each of them stands in a PerUse
+    takes_use: ClassVar[bool] = False
 
     def converted(self, given: Mapping[str, Tensor], generator: torch.Generator) -> Mapping[str, Tensor]:
         """Own parameters and buffers, by their names in this layer and whole, made of those of another layer that
@@ -53,6 +58,10 @@ class Layer(Module):
     def extra_flops(self, tokens: int) -> int:
         """FLOPs of a custom kernel that torch's counter cannot see, forward only, for `tokens` tokens."""
         return 0
+
+
+class PerUse(nn.ModuleList):
+    """What a layer of a shared block has of its own at each of its uses, a module each."""
 
 
 class Mixer(Layer):

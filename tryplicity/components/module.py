@@ -28,6 +28,7 @@ class Site:
     sublayer: int = 0  # sub-layers before this one in its block
     linear_part: Part | None = None  # None only where a spec is checked, and nothing built
     norm_part: Part | None = None
+    uses: int = 1  # layers that are this block: one, unless it is shared
 
     def linear(self, in_features: int, out_features: int, *, experts: int | None = None,
                active_experts: float | None = None, bias: bool = False, writes_residual: bool = False,

@@ -38,11 +38,14 @@ class Report:
     stats: dict[str, Mean] = dataclasses.field(default_factory=dict)
 
     def include(self, attribute: str, child: Report) -> None:
-        """Add what the submodule held as `attribute` reported, under that name."""
+        """Add what the submodule held as `attribute` reported, under that name; to what it reported before, if it is
+        used more than once."""
         for name, loss in child.losses.items():
-            self.losses[f"{attribute}.{name}"] = loss
+            path = f"{attribute}.{name}"
+            self.losses[path] = self.losses[path] + loss if path in self.losses else loss
         for name, stat in child.stats.items():
-            self.stats[f"{attribute}.{name}"] = stat
+            path = f"{attribute}.{name}"
+            self.stats[path] = self.stats[path] + stat if path in self.stats else stat
 
 
 def output_and_report(result: Tensor | tuple[Tensor, Report]) -> tuple[Tensor, Report]:

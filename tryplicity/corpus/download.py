@@ -22,6 +22,7 @@ from tryplicity.corpus.recipe import Portion, Recipe
 from tryplicity.errors import Unreachable, UserError
 from tryplicity.files import locked, write_text
 from tryplicity.leftout import LeftOut
+from tryplicity.progress import Progress
 from tryplicity.spec import dump_yaml, parse_yaml
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ AFTERWARDS = {"vocab_size", "train"}  # keys of a recipe that say what becomes o
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0)  # seconds before one more try, the tenth the last
 LONGEST_WAIT = 3600.0  # seconds, whatever a server asks for
 
-Progress = Callable[[str, float, float | None], None]
 
 
 @dataclass

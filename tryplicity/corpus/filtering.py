@@ -16,8 +16,7 @@ from tryplicity.corpus.recipe import Recipe, load_recipe
 from tryplicity.corpus.steps import Shard, raw_shards
 from tryplicity.errors import UserError
 from tryplicity.files import locked
-
-Progress = Callable[[str, float, float | None], None]
+from tryplicity.progress import Progress
 
 
 def read_corpus(folder: Path, registry: Any) -> Recipe:

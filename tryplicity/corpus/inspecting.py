@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,11 @@ from tryplicity.corpus.recipe import Recipe
 from tryplicity.data.documents import unit_hash
 from tryplicity.data.grades import grade
 from tryplicity.errors import UserError
+from tryplicity.progress import Progress
 
 if TYPE_CHECKING:
     from tryplicity.components import Document
 
-Progress = Callable[[str, float, float | None], None]
 
 LENGTHS = (200, 1_000, 5_000, 20_000, 100_000)  # characters, the borders of the histogram
 GRADES = (4, 8, 12, 16)

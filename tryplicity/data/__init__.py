@@ -13,7 +13,7 @@ import importlib
 from typing import Any
 
 _HOMES = {"prepare": "prepared", "Prepared": "prepared", "parse_source": "sources", "cache_root": "cache",
-          "prepare_conversations": "conversations", "ChatFormat": "conversations", "Progress": "documents",
+          "prepare_conversations": "conversations", "ChatFormat": "conversations",
           "Mixture": "mixture", "Batch": "packing", "HeldOut": "packing", "PackedStream": "packing",
           "TokenFile": "packing", "load_tokenizer": "tokenizer", "train_tokenizer": "tokenizer",
           "SPECIAL_TOKENS": "tokenizer"}

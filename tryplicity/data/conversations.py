@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tryplicity.data.cache import building, cache_root
-from tryplicity.data.documents import LONGEST, Progress, collect, no_progress
+from tryplicity.data.documents import LONGEST, collect
 from tryplicity.data.prepared import Prepared
 from tryplicity.data.token_files import Encoded, write_tokens
 from tryplicity.data.tokenizer import BOS, EOS, IM_END, IM_START, load_tokenizer, tokenizer_files
 from tryplicity.data.vocabulary import vocabulary_of
 from tryplicity.errors import UserError
 from tryplicity.leftout import LeftOut
+from tryplicity.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

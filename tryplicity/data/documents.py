@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from tryplicity.data.cache import building
 from tryplicity.errors import UserError
 from tryplicity.files import write_text
 from tryplicity.leftout import LeftOut
+from tryplicity.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from tryplicity.components import Document, Source
@@ -33,14 +34,6 @@ if TYPE_CHECKING:
 FORMAT = 2              # raise when the files written here change
 HELD_OUT_SHARE = 0.02
 LONGEST = 1 << 18       # characters of a document; a longer one becomes several
-
-#: called as progress(stage, done, total); total is None where it is not known
-Progress = Callable[[str, float, float | None], None]
-
-
-def no_progress(stage: str, done: float, total: float | None) -> None:
-    pass
-
 
 def unit_hash(text: str, salt: str = "") -> float:
     """A number in [0, 1) from a text, the same on every machine."""

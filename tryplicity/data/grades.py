@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tryplicity.data.documents import Progress, no_progress
+from tryplicity.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from tryplicity.components import Document

@@ -26,7 +26,7 @@ import numpy as np
 
 from tryplicity.data import bigram, grades, yardsticks
 from tryplicity.data.cache import building, cache_root
-from tryplicity.data.documents import Collection, Progress, collect, no_progress, unit_hash
+from tryplicity.data.documents import Collection, collect, unit_hash
 from tryplicity.data.packing import HeldOut, PackedStream, TokenFile
 from tryplicity.data.token_files import FORMAT, write_tokens
 from tryplicity.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_files, train_tokenizer
@@ -34,6 +34,7 @@ from tryplicity.data.vocabulary import CONFIG
 from tryplicity.data.yardsticks import Yardsticks
 from tryplicity.files import whole_file, write_text
 from tryplicity.leftout import LeftOut
+from tryplicity.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from tryplicity.components import Source

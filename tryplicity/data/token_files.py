@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tryplicity.data.documents import Collection, Progress
+from tryplicity.data.documents import Collection
 from tryplicity.data.packing import DOCUMENT
 from tryplicity.data.tokenizer import token_bytes
 from tryplicity.data.vocabulary import size_of, vocabulary_of
+from tryplicity.progress import Progress
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

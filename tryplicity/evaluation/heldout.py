@@ -14,11 +14,12 @@ from typing import Any
 from tryplicity.components import Document
 from tryplicity.data import parse_source, prepare
 from tryplicity.data.cache import cache_root
-from tryplicity.data.documents import Collection, Progress, collect
+from tryplicity.data.documents import Collection, collect
 from tryplicity.data.packing import TokenFile
 from tryplicity.data.prepared import Prepared
 from tryplicity.data.token_files import write_tokens
 from tryplicity.errors import UserError
+from tryplicity.progress import Progress
 from tryplicity.run import Run
 
 

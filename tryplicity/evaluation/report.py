@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from tryplicity.data import bigram, yardsticks
-from tryplicity.data.documents import Progress, unit_hash
+from tryplicity.data.documents import unit_hash
 from tryplicity.data.tokenizer import load_tokenizer
 from tryplicity.errors import UserError
 from tryplicity.evaluation.heldout import Measured, Training, other, own, run_of, training_of
 from tryplicity.evaluation.score import Score, by_domain
 from tryplicity.inference.packed import Info, load_model, open_model
+from tryplicity.progress import Progress
 
 
 def evaluate(what: Path, registry: Any, data: str | None, share: float, device: str, progress: Progress,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from tryplicity.exchange.importing import architecture_of, spec_data
 from tryplicity.exchange.mapping import as_theirs, table
 from tryplicity.files import whole_folder
 from tryplicity.inference.packed import Opened, open_model
+from tryplicity.progress import CountProgress, no_count_progress
 from tryplicity.run import Run
 from tryplicity.spec import load_spec
 from tryplicity.spec.loader import dump_yaml, parse_yaml
@@ -24,7 +25,6 @@ from tryplicity.training.saved import Entry, SavedTensors, open_files, write_ent
 
 SHARD = 5_000_000_000  # bytes of a file, where no tensor is larger
 
-Progress = Callable[[int, int], None]  # bytes done, of all
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Exported:
     left_out: tuple[str, ...]  # our tensors that have no place there
 
 
-def export_transformers(run_folder: Path, out: Path, registry: Any, progress: Progress = lambda done, total: None,
+def export_transformers(run_folder: Path, out: Path, registry: Any, progress: CountProgress = no_count_progress,
                         shard: int = SHARD) -> Exported:
     """Write config.json, safetensors and the tokenizer's files into a new folder.
 
@@ -104,7 +104,7 @@ def _dtype(config: Mapping[str, Any], entries: Mapping[str, Entry]) -> dict[str,
     return {key: found} if config.get(key) not in (None, found) else {}
 
 
-def _write_shards(folder: Path, entries: Mapping[str, Entry], limit: int, progress: Progress) -> list[str]:
+def _write_shards(folder: Path, entries: Mapping[str, Entry], limit: int, progress: CountProgress) -> list[str]:
     """The names of the files written."""
     def size(entry: Entry) -> int:
         count = entry.dtype.itemsize

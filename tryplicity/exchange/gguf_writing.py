@@ -13,18 +13,19 @@ from torch import Tensor
 from tryplicity.components import turned
 from tryplicity.data.vocabulary import vocabulary_of
 from tryplicity.errors import UserError
-from tryplicity.exchange.exporting import Exported, Progress, origin, saved
+from tryplicity.exchange.exporting import Exported, origin, saved
 from tryplicity.exchange.gguf_file import CONTROL, CUTS, ENDS, LAYER, USER_DEFINED
 from tryplicity.exchange.importing import architecture_of
 from tryplicity.exchange.mapping import as_theirs
 from tryplicity.files import may_be_written, whole_file
 from tryplicity.inference.packed import Opened, open_model
 from tryplicity.inference.text import token_bytes
+from tryplicity.progress import CountProgress, no_count_progress
 
 NORMAL, UNUSED = 1, 5  # token types
 
 
-def export_gguf(run_folder: Path, out: Path, registry: Any, progress: Progress = lambda done, total: None) -> Exported:
+def export_gguf(run_folder: Path, out: Path, registry: Any, progress: CountProgress = no_count_progress) -> Exported:
     """Write a run that was imported as a llama into one GGUF file, its matrices in their own dtype, its norms in fp32.
 
     Raises UserError for another architecture, or a tokenizer that GGUF has no name for.

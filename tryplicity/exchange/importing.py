@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,11 @@ from tryplicity.files import whole_folder
 from tryplicity.guard import guarded
 from tryplicity.inference.text import token_bytes
 from tryplicity.model import assemble
+from tryplicity.progress import CountProgress, no_count_progress
 from tryplicity.run import Run
 from tryplicity.spec import Spec, load_spec
 from tryplicity.spec.loader import dump_yaml, parse_yaml
 from tryplicity.training.saved import write_entries
-
-Progress = Callable[[int, int], None]  # bytes done, of all
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Imported:
 
 
 def import_model(source: Path, run_folder: Path, registry: Any, *, name: str | None = None,
-                 context_length: int | None = None, progress: Progress = lambda done, total: None) -> Imported:
+                 context_length: int | None = None, progress: CountProgress = no_count_progress) -> Imported:
     """Read a model of another program (see `open_foreign`) into a new run folder, tensor by tensor.
 
     name: by default the source's. context_length: by default what its config says. Raises UserError, and leaves

@@ -32,6 +32,7 @@ from tryplicity.files import may_be_written, whole_file
 from tryplicity.inference.text import token_bytes
 from tryplicity.model import Model, Table, assemble
 from tryplicity.planner.count import count
+from tryplicity.progress import CountProgress
 from tryplicity.run import Run
 from tryplicity.spec import Spec, load_spec
 from tryplicity.spec.loader import parse_yaml
@@ -44,7 +45,6 @@ RESTS = ("bf16", "int8", "fp32")
 _NAMES = {torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16",
           torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 
-Progress = Callable[[int, int], None]  # numbers done, of all
 
 
 @dataclass(frozen=True)
@@ -385,7 +385,7 @@ class Sizes:
 
 def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf16", *, linear: str | None = None,
            initialised: bool = False, tokenizer: Path | None = None, seed: int = 0,
-           progress: Progress | None = None) -> Sizes:
+           progress: CountProgress | None = None) -> Sizes:
     """Pack a run, or one of its checkpoints, into one file.
 
     rest: the form of what is not packed: bf16; int8 (tables of the vocabulary, a scale for each row; the rest in bf16);

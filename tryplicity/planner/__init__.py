@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tryplicity.errors import PluginFault, UserError
 from tryplicity.guard import guarded
-from tryplicity.planner.memory import GB, Facts, MemoryPlan, Stage
+from tryplicity.planner.memory import GB, Facts, MemoryPlan, ModelStage
 from tryplicity.planner.speed import Money, Speed, estimate_cost, estimate_speed
 
 if TYPE_CHECKING:
@@ -144,7 +144,11 @@ def gather_facts(model: Model, hardware: Hardware, counts: Counts) -> Facts:
     from tryplicity.planner.measure import bytes_of_a_row, measure_stages
 
     spec = model.spec
-    blocks = [Stage(f"layer {i}", parameters_of(block)) for i, block in enumerate(model.layers)]
+    blocks = []
+    for i, block in enumerate(model.layers):
+        size = parameters_of(block)
+        own = (size, None) if model.layers.first[i] == i else (0, size)
+        blocks.append(ModelStage(f"layer {i}", *own))
     table = model.embedding.weight.numel()
     rest = counts.total - table - sum(b.parameters for b in blocks)
     tokens = hardware.batch * spec.context_length
@@ -154,7 +158,7 @@ def gather_facts(model: Model, hardware: Hardware, counts: Counts) -> Facts:
         return measure_stages(model, hardware, weights, gradients_exist)
 
     return Facts(
-        stages=[Stage("the embedding", table), *blocks, Stage("the losses", rest)],
+        stages=[ModelStage("the embedding", table), *blocks, ModelStage("the losses", rest)],
         buffer_bytes=counts.buffer_bytes + bytes_of_a_row(model) * hardware.batch * hardware.accumulation,
         tokens=tokens,
         optimizer_state_bytes=spec.training.optimizer.component.state_bytes,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from tryplicity.components import Linear
+from tryplicity.components import Linear, PerUse
 from tryplicity.model import Model
 
 
@@ -17,7 +17,8 @@ class LayerCount:
     index: int
     mixer: str | None
     feed_forward: str | None
-    parameters: int
+    parameters: int  # of its own
+    shared_with: int | None = None  # the layer whose parameters it works with, where that is another
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Counts:
     packed_bytes_per_token: int
     """Weight bytes read to produce one token from the exported model: a linear's weights at its packed bits, all
     other parameters in two bytes, the active ones alone, of an embedding that is not the output matrix too one row,
-    without the heads, which only training needs."""
+    a shared block at each of its uses, without the heads, which only training needs."""
     buffer_bytes: int
     layers: list[LayerCount]
 
@@ -59,12 +60,24 @@ def _component(path: str) -> str:
     return steps[2] if len(steps) > 3 and steps[3] == "layer" else steps[3]
 
 
+def _reads(model: Model) -> dict[int, int]:
+    """How often a module of a shared block works on one token, by its id."""
+    reads: dict[int, int] = {}
+    for name, block in model.layers.named_children():
+        uses = model.layers.first.count(int(name))
+        reads |= dict.fromkeys(map(id, block.modules()), uses)
+        for own in (module for module in block.modules() if isinstance(module, PerUse)):
+            reads |= dict.fromkeys(map(id, own.modules()), 1)
+    return reads
+
+
 def count(model: Model) -> Counts:
     """model: built on any device; only shapes are read."""
     by_component: dict[str, int] = {}
     total = 0
     active = packed = 0.0
     paths = {id(module): path for path, module in model.named_modules()}
+    reads = _reads(model)
     for module, name, parameter in own_parameters(model.modules()):
         size, component = parameter.numel(), _component(paths[id(module)])
         total += size
@@ -75,9 +88,11 @@ def count(model: Model) -> Counts:
             used = parameter.shape[1]  # a row is read
         if component != "heads" and ".objectives." not in f".{paths[id(module)]}.":
             bits = module.packed_bits if isinstance(module, Linear) and name == "weight" else 16
-            packed += used * bits / 8
-    layers = [LayerCount(i, *(part and part.name for part in (spec.mixer, spec.feed_forward)), parameters_of(block))
-              for i, (spec, block) in enumerate(zip(model.spec.layers, model.layers, strict=True))]
+            packed += used * bits / 8 * reads.get(id(module), 1)
+    layers = [LayerCount(i, *(part and part.name for part in (spec.mixer, spec.feed_forward)),
+                         *((parameters_of(block), None) if first == i else (0, first)))
+              for i, (spec, block, first) in enumerate(zip(model.spec.layers, model.layers, model.layers.first,
+                                                           strict=True))]
     buffers = {id(b): b.numel() * b.element_size() for b in model.buffers()}
     return Counts(total, round(active), by_component, round(packed), sum(buffers.values()), layers)
 
@@ -88,4 +103,5 @@ def as_dict(counts: Counts) -> dict[str, int | dict[str, int]]:
 
 
 def layers_as_dicts(counts: Counts) -> list[dict]:
-    return [dataclasses.asdict(layer) for layer in counts.layers]
+    return [{name: value for name, value in dataclasses.asdict(layer).items() if (name, value) != ("shared_with", None)}
+            for layer in counts.layers]

@@ -29,7 +29,7 @@ from tryplicity.promises import check_mean
 
 if TYPE_CHECKING:
     from tryplicity.hardware import Hardware
-    from tryplicity.model import Model
+    from tryplicity.model import Block, Model
 
 aten = torch.ops.aten
 BLOCK = 512  # torch's allocators hand out memory in multiples of this
@@ -363,16 +363,19 @@ def _measure_batch(model: Model, hardware: Hardware, batch: int, weights: str, g
     # a tied table has its gradient from the losses before the embedding's own backward pass
     first, (streams,) = measure(start, [ids_BT], parameters, autocast=autocast,
                                 gradients_exist=gradients_exist or model.unembedding is None)
+    embedding_BTD = Shape(torch.empty(batch, spec.context_length, spec.hidden_size, dtype=streams.dtype, device="meta"))
     costs: list[Cost] = [first]
     known: dict[Any, tuple[Cost, Shape]] = {}
     for layer, block_spec in enumerate(spec.layers):
         kind = (repr(block_spec), streams.shape, streams.dtype)
         if kind not in known:
             block = without_data(model.layers[layer], dtype)
-            known[kind] = _measure_block(block, streams, doc_ids_BT, autocast, gradients_exist,
+            known[kind] = _measure_block(block, streams, embedding_BTD, doc_ids_BT, autocast, gradients_exist,
                                          hardware.activation_checkpointing)
         cost, streams = known[kind]
-        costs.append(cost)
+        # the gradients of a shared block are made at the last of its layers, and added to at the others
+        again = model.layers.first[layer] in model.layers.first[layer + 1:]
+        costs.append(replace(cost, made=0) if again else cost)
     last, _ = measure(losses, [_leaf(streams)], parameters, autocast=autocast,
                       gradients_exist=gradients_exist)
     if gradients_exist and model.unembedding is None:
@@ -384,16 +387,18 @@ def _leaf(like: Shape) -> Tensor:
     return shape_like(like).requires_grad_()
 
 
-def _measure_block(block: nn.Module, streams: Shape, doc_ids_BT: Tensor, autocast: torch.dtype | None,
-                   gradients_exist: bool, checkpointing: bool) -> tuple[Cost, Shape]:
+def _measure_block(block: Block, streams: Shape, embedding_BTD: Shape, doc_ids_BT: Tensor,
+                   autocast: torch.dtype | None, gradients_exist: bool, checkpointing: bool) -> tuple[Cost, Shape]:
     routers = [m for m in block.modules() if isinstance(m, Router)]
     padded_share = sum(r.mean_k / r.max_k for r in routers) / len(routers) if routers else 1.0
 
-    def run(streams: Tensor) -> list[Tensor]:
-        out, report = block(streams, None, doc_ids_BT)
+    more = block.also_given(_leaf(embedding_BTD), 0)
+
+    def run(streams: Tensor, *embedding: Tensor) -> list[Tensor]:
+        out, report = block(streams, None, doc_ids_BT, *embedding, *more[1:])
         return [out, *report.losses.values()]
 
-    cost, (out, *_) = measure(run, [_leaf(streams)], list(block.parameters()), autocast=autocast,
+    cost, (out, *_) = measure(run, [_leaf(streams), *more[:1]], list(block.parameters()), autocast=autocast,
                               gradients_exist=gradients_exist, checkpointing=checkpointing,
                               padded_share=padded_share)
     extra = sum(m.extra_flops(doc_ids_BT.numel()) for m in block.modules() if isinstance(m, Layer))

@@ -57,18 +57,25 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True)
-class Stage:
+class ModelStage:
     """The embedding, one block, or the end of the model (norm, losses)."""
 
     name: str
     parameters: int
+    """Its own: a shared block's count once, at the first of its layers."""
+    at_work: int | None = None
+    """Those that work there, where they are others: those of a shared block, at each of its layers."""
+
+    @property
+    def works_with(self) -> int:
+        return self.parameters if self.at_work is None else self.at_work
 
 
 @dataclass(frozen=True)
 class Facts:
     """What a strategy may know of a model, one micro-batch of it, and its optimizer."""
 
-    stages: Sequence[Stage]
+    stages: Sequence[ModelStage]
     """In the order of the forward pass. A tied table counts once, with the embedding."""
     buffer_bytes: int
     """The model's buffers, and a step's tokens, documents, targets and losses."""
@@ -90,7 +97,7 @@ class Facts:
     @property
     def largest_block(self) -> int:
         """Parameters of the largest stage between embedding and end."""
-        return max((s.parameters for s in self.stages[1:-1]), default=0)
+        return max((s.works_with for s in self.stages[1:-1]), default=0)
 
     @property
     def root_parameters(self) -> int:
@@ -116,7 +123,7 @@ class Moment:
     """Bytes of the gradients that are of this stage alone, of `gradients`."""
 
 
-def moments(stages: Sequence[Stage], costs: Sequence[Cost]) -> Iterator[Moment]:
+def moments(stages: Sequence[ModelStage], costs: Sequence[Cost]) -> Iterator[Moment]:
     """The work of each stage of one micro-batch, forward then backward."""
     kept = gradients = finished = left = 0
     pairs = list(enumerate(zip(stages, costs, strict=True)))

@@ -10,7 +10,7 @@ from string import Template
 
 from tryplicity import __version__
 from tryplicity.errors import UserError
-from tryplicity.files import write_text
+from tryplicity.files import whole_folder
 from tryplicity.hookspecs import COMPONENT_HOOKS
 
 HERE = Path(__file__).parent
@@ -38,6 +38,8 @@ def new_package(name: str, kind: str, out: Path) -> list[Path]:
         raise UserError(f"{name!r} is the name of a package that is installed; choose another")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already; --out names another folder")
+    if out.absolute() == Path.cwd():
+        raise UserError(f"{out}: you are in it; --out names another folder")
     words = {
         "dist": package.replace("_", "-"), "package": package, "kind": kind.replace("_", "-"), "release": __version__,
         "name": "".join(word.capitalize() for word in package.split("_")),
@@ -46,10 +48,9 @@ def new_package(name: str, kind: str, out: Path) -> list[Path]:
     words["use"] = Template(KINDS[kind]).substitute(words) + "."
     parts = {"pyproject.toml": "pyproject", "README.md": "readme", f"{package}/__init__.py": "hooks",
              f"{package}/component.py": kind, f"tests/test_{package}.py": "test"}
-    written = []
-    for path, part in parts.items():
-        text = Template((HERE / f"{part}.txt").read_text(encoding="utf-8")).substitute(words)
-        (out / path).parent.mkdir(parents=True, exist_ok=True)
-        write_text(out / path, text)
-        written.append(out / path)
-    return written
+    with whole_folder(out) as folder:
+        for path, part in parts.items():
+            text = Template((HERE / f"{part}.txt").read_text(encoding="utf-8")).substitute(words)
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text, encoding="utf-8")
+    return [out / path for path in parts]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tryplicity.search.index import DEFAULT_SOURCE, PassageIndex, build_index, ensure_index
 
 if TYPE_CHECKING:
-    from tryplicity.data.documents import Progress
+    from tryplicity.progress import Progress
     from tryplicity.registry import Registry
 
 _WIDTH, _LINES = 100, 4     # of a passage as it is shown

@@ -32,7 +32,7 @@ from tryplicity.search.words import DOTTED, content_words, folded, humps, joined
 
 if TYPE_CHECKING:
     from tryplicity.components import Document, Passage, Source
-    from tryplicity.data.documents import Progress
+    from tryplicity.progress import Progress
     from tryplicity.registry import Registry
 
 FORMAT = 2                      # raise when the same documents would give another file

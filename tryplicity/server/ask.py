@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from tryplicity.server import routing
-from tryplicity.server.conversations import Conversation, Message, Source, Store, title_of
+from tryplicity.server.conversations import CitedPassage, Conversation, Message, Store, title_of
 from tryplicity.server.errors import ApiError, changed, wrong
 from tryplicity.server.limits import Body, parse
 from tryplicity.server.streams import Answers, EventStream
@@ -306,8 +306,8 @@ def _found(question: str, passages: Sequence[Passage]) -> dict[str, Any]:
     return {"sources": _sources(enumerate(passages, 1)), "quotation": quotation(question, passages)}
 
 
-def _sources(numbered: Iterable[tuple[int, Passage]]) -> list[Source]:
-    return [Source(number=n, id=p.id, title=p.title, url=p.url, text=p.text) for n, p in numbered]
+def _sources(numbered: Iterable[tuple[int, Passage]]) -> list[CitedPassage]:
+    return [CitedPassage(number=n, id=p.id, title=p.title, url=p.url, text=p.text) for n, p in numbered]
 
 
 def _checked(answer: Message, question: str, text: str, passages: Sequence[Passage] | None, finish: str,

@@ -55,7 +55,7 @@ Time = Annotated[float, Field(ge=0, le=253_402_300_800)]     # to the year 9999:
 Setting = str | bool | Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | float | None
 
 
-class Source(_Record):
+class CitedPassage(_Record):
     """A passage that an answer cites as [number], or that was found."""
 
     number: Annotated[int, Field(ge=1, lt=1 << 31)]
@@ -73,7 +73,7 @@ class Message(_Record):
     id: str = Field(default_factory=lambda: uuid.uuid4().hex, min_length=1, max_length=100)
     role: Literal["user", "assistant"]
     content: str
-    sources: list[Source] = []
+    sources: list[CitedPassage] = []
     supported: bool | None = None
     created: Time = Field(default_factory=time.time)
     finish: Literal["stop", "length", "cancelled", "none"] | None = None
@@ -372,6 +372,6 @@ def as_markdown(conversation: Conversation) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _link(source: Source) -> str:
+def _link(source: CitedPassage) -> str:
     title = " ".join(source.title.split()).replace("[", "\\[").replace("]", "\\]")
     return f"[{title}](<{source.url}>)" if source.url and not set(source.url) & set("<>\n\r") else title

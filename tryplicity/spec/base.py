@@ -8,14 +8,14 @@ from typing import Any
 
 from tryplicity.errors import UserError
 from tryplicity.registry import Problem, said
-from tryplicity.spec.loader import Source, check_kind, find_file, read_yaml
+from tryplicity.spec.loader import YamlFile, check_kind, find_file, read_yaml
 
 KEY = "base"
 #: of the base, what says nothing of a model that differs from it
 NOT_INHERITED = ("expect",)
 
 
-def with_base(source: Source, seen: tuple[Path, ...] = ()) -> None:
+def with_base(source: YamlFile, seen: tuple[Path, ...] = ()) -> None:
     """Put what the spec's base says under what it says itself: mappings key by key, unless their `type` differs; lists
     and values are replaced. Raises UserError where there is no such spec, or one that is its own base."""
     if KEY not in source.data:

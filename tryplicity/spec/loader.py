@@ -60,7 +60,7 @@ def dump_yaml(data: Any) -> str:
 
 
 @dataclass
-class Source:
+class YamlFile:
     """A YAML file as plain data, with where each part of it stands."""
 
     file: str
@@ -69,7 +69,7 @@ class Source:
     values: dict[Keys, tuple[int, int]] = field(default_factory=dict)  # path -> line and column of its value
     aliases: dict[Keys, Keys] = field(default_factory=dict)  # path of an alias -> path of what it stands for
     settings: dict[Keys, str] = field(default_factory=dict)  # paths given on the command line -> how
-    below: Source | None = None  # the file that this one starts from, whose parts stand in `data` too
+    below: YamlFile | None = None  # the file that this one starts from, whose parts stand in `data` too
 
     @property
     def folder(self) -> Path:
@@ -146,7 +146,7 @@ def _parts(path: Keys) -> Iterator[Keys]:
 LARGEST = 16_000_000  # bytes of a YAML file: what is larger, or has no end, is something else
 
 
-def read_yaml(path: str | Path) -> Source:
+def read_yaml(path: str | Path) -> YamlFile:
     """The mapping in a file, or in what a pipe gives (read once). Raises UserError for a missing or unreadable file,
     broken YAML, and duplicate keys (all of them)."""
     path = Path(path)
@@ -177,7 +177,7 @@ def _text(data: bytes, file: str) -> str:
                         "save it as UTF-8") from None
 
 
-def parse_yaml(text: str, file: str) -> Source:
+def parse_yaml(text: str, file: str) -> YamlFile:
     """As `read_yaml`, of a text; `file` is what messages call it."""
     source = _parsed(text, file)
     if not isinstance(source.data, Mapping):
@@ -194,8 +194,8 @@ def parse_value(text: str, name: str) -> Any:
     return _parsed(text, name).data
 
 
-def _parsed(text: str, file: str) -> Source:
-    source, problems = Source(file, None), []
+def _parsed(text: str, file: str) -> YamlFile:
+    source, problems = YamlFile(file, None), []
     try:
         source.data = _Reader(text, source, problems).read()
     except yaml.YAMLError as error:
@@ -240,7 +240,7 @@ class _Reader:
 
     LIMIT = 100_000  # values, aliases written out: a few lines of aliases of aliases could fill the memory
 
-    def __init__(self, text: str, source: Source, problems: list[Problem]) -> None:
+    def __init__(self, text: str, source: YamlFile, problems: list[Problem]) -> None:
         self.loader, self.source, self.problems = _Loader(text), source, problems
         self.first: dict[int, Keys] = {}  # a node -> the path it was first met at
         self.count = 0  # of values and of merged pairs
@@ -309,7 +309,7 @@ def _mark(node: yaml.Node) -> tuple[int, int]:
     return node.start_mark.line + 1, node.start_mark.column + 1
 
 
-def apply_settings(source: Source, settings: Iterable[str]) -> None:
+def apply_settings(source: YamlFile, settings: Iterable[str]) -> None:
     """`--set blocks.attention.mixer.heads=8`: replace or add values; the value is YAML.
 
     A number in the path is an entry of a list (`layers.0`); the one after the last appends. Mappings on the
@@ -345,7 +345,7 @@ def _setting_value(raw: str) -> Any:
 NAMED = {("blocks",)}
 
 
-def _set(source: Source, keys: list[str], value: Any, text: str) -> None:
+def _set(source: YamlFile, keys: list[str], value: Any, text: str) -> None:
     target, path = source.data, ()
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
@@ -372,7 +372,7 @@ def _set(source: Source, keys: list[str], value: Any, text: str) -> None:
         target = target[step]
 
 
-def _left_as_they_were(source: Source) -> Iterator[str]:
+def _left_as_they_were(source: YamlFile) -> Iterator[str]:
     """What shares a setting's place in the file, through an alias or a merge key, and was not set with it."""
     for path, text in source.settings.items():
         node = next((part for part in _parts(path) if part in source.values), ())
@@ -455,7 +455,7 @@ _SIGNS = {"spec": {"vocab_size", "hidden_size", "context_length", "layers", "blo
           "recipe": {"sources", "judges", "shard_mb", "near_duplicates", "votes"}}
 
 
-def check_kind(source: Source, kind: str) -> None:
+def check_kind(source: YamlFile, kind: str) -> None:
     """Raises UserError where another kind of file is wanted."""
     if _SIGNS[kind] & set(source.data):
         return

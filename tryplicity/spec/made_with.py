@@ -1,5 +1,5 @@
 """Which packages a model's components came with: written into every spec that the program writes, under `x-plugins`,
-and said where one of them is missing. Loads no torch."""
+and into each checkpoint; said where one of them is missing or another. Loads no torch."""
 
 from __future__ import annotations
 
@@ -47,6 +47,19 @@ def _origin(owner: str) -> tuple[str, str] | None:
     return (package, version) if package else None
 
 
+def differing(recorded: Mapping[str, str], parts: Any) -> list[str]:
+    """Of the packages recorded, those that the parts do not come with here in that version; this project's own, which
+    says by itself what it cannot read, is not among them."""
+    here = packages_of(parts)
+    return [f"{_to_install(name, version)}, and here is {here.get(name, 'none')}" for name, version in recorded.items()
+            if here.get(name) != version and name != __package__.partition(".")[0]]
+
+
+def _to_install(name: str, version: str) -> str:
+    return (f"the plugin file {name} (--plugin says where it is)" if version == FILE else
+            f"{name} {version} (pip install {name}=={version})")
+
+
 def explained(problems: list[Problem], data: Mapping[str, Any], registry: Registry) -> list[Problem]:
     """The same, with what to install behind a component that nobody here provides."""
     recorded = data.get(MADE_WITH)
@@ -54,9 +67,7 @@ def explained(problems: list[Problem], data: Mapping[str, Any], registry: Regist
         return problems
     here = {origin[0] for component in registry.components()
             if (origin := _origin(registry.owner(component.family, component.name)))}
-    missing = [f"the plugin file {name} (--plugin says where it is)" if version == FILE else
-               f"{name} {version} (pip install {name}=={version})"
-               for name, version in recorded.items() if name not in here]
+    missing = [_to_install(name, version) for name, version in recorded.items() if name not in here]
     if not missing:
         return problems
     more = f"; this model was made with {' and '.join(missing)}, which is not here"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -27,11 +28,11 @@ from tryplicity.registry import (
     value_problems,
 )
 from tryplicity.spec.base import KEY, laid_over, with_base
-from tryplicity.spec.loader import Source, apply_settings, check_kind, dump_yaml, find_file, read_yaml
+from tryplicity.spec.loader import YamlFile, apply_settings, check_kind, dump_yaml, find_file, read_yaml
 from tryplicity.spec.made_with import MADE_WITH, explained, packages_of
 
 #: where the norms of a sub-layer stand; y is what the residual connection adds to x
-Norms = Literal["before", "after", "around"]
+Norms = Literal["before", "after", "around", "none"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class BlockSpec:
     """the norm of this block, where it differs from the spec's"""
     norms: Norms | None = later(None)
     """where they stand in this block, where that differs from the spec's"""
+    shared: Annotated[str, Field(min_length=1)] | None = later(None)
+    """any name: the layers that have the same one are one block, its parameters there once and used at each of them"""
 
     def __post_init__(self) -> None:
         if self.mixer is None and self.feed_forward is None:
@@ -128,7 +131,8 @@ class _SpecFile:
     linear: Part = uses("linear", default="linear")
     norm: Part = uses("norm", default="rmsnorm")
     norms: Norms = later("before")
-    """of a sub-layer: before, y = layer(norm(x)); after, y = norm(layer(x)); around, y = norm(layer(norm(x)))"""
+    """of a sub-layer: before, y = layer(norm(x)); after, y = norm(layer(x)); around, y = norm(layer(norm(x))); none,
+    y = layer(x)"""
     residual: Part = uses("residual", default="add")
     embedding_multiplier: Positive = later(1.0)
     """multiplies what the embedding gives"""
@@ -170,13 +174,21 @@ class Spec:
     phases: tuple[Phase, ...]
     training: Training
     expect: Expect | None
-    source: Source = dataclasses.field(compare=False, repr=False)
+    source: YamlFile = dataclasses.field(compare=False, repr=False)
 
     def site(self, layer: int | None = None, sublayer: int = 0) -> Any:
         """The Site of a layer's sub-layer, or of a component outside the stack."""
         block = self.layers[layer] if layer is not None else None
-        return _site(self.hidden_size, self.vocab_size, self.context_length, len(self.layers), layer,
-                     sublayer, (block and block.linear) or self.linear, (block and block.norm) or self.norm)
+        uses = 1 if layer is None else self.first_uses.count(self.first_uses[layer])
+        return _site(self.hidden_size, self.vocab_size, self.context_length, len(self.layers), layer, sublayer,
+                     (block and block.linear) or self.linear, (block and block.norm) or self.norm, uses)
+
+    @functools.cached_property
+    def first_uses(self) -> list[int]:
+        """Of each layer, the first one that is the same block: itself, unless the block is shared."""
+        first: dict[str, int] = {}
+        return [i if block.shared is None else first.setdefault(block.shared, i)
+                for i, block in enumerate(self.layers)]
 
     def architecture(self) -> dict[str, Any]:
         """All that decides the weights' names and shapes and what they compute, as plain data."""
@@ -208,9 +220,9 @@ class Spec:
 def _site(*values: Any) -> Any:
     from tryplicity.components import Site
 
-    hidden, vocab, context, layers, layer, sublayer, linear, norm = values
+    hidden, vocab, context, layers, layer, sublayer, linear, norm, uses = values
     return Site(hidden_size=hidden, vocab_size=vocab, context_length=context, layers=layers, layer=layer,
-                sublayer=sublayer, linear_part=linear, norm_part=norm)
+                sublayer=sublayer, linear_part=linear, norm_part=norm, uses=uses)
 
 
 @dataclass(frozen=True)
@@ -232,12 +244,12 @@ class _Pattern:
 SIZES = ("hidden_size", "vocab_size", "context_length")
 
 
-def load_spec(source: Source | str | FilePath, registry: Registry, settings: Iterable[str] = ()) -> Spec:
+def load_spec(source: YamlFile | str | FilePath, registry: Registry, settings: Iterable[str] = ()) -> Spec:
     """Read, check and resolve a spec: a file, or the name of an installed one.
 
     Raises UserError with every problem of the file at once.
     """
-    if not isinstance(source, Source):
+    if not isinstance(source, YamlFile):
         source = read_yaml(find_file(source, "spec"))
     with_base(source)
     check_kind(source, "spec")
@@ -248,7 +260,7 @@ def load_spec(source: Source | str | FilePath, registry: Registry, settings: Ite
     # without its sizes no component can be asked to check whether it fits in
     wanted = config_schema(_SpecFile)["properties"]
     usable = not any(value_problems(data.get(key), {**wanted[key], "minimum": 1}, ()) for key in SIZES)
-    site = _site(*map(int, sizes), 1, None, 0, None, None) if usable else None
+    site = _site(*map(int, sizes), 1, None, 0, None, None, 1) if usable else None
 
     file = registry.resolve(_SpecFile, data, (), problems, site)
     layers = _Layers(data, registry, problems, site).expand()
@@ -325,7 +337,19 @@ class _Layers:
             self.problems.append(Problem(("layers",), "there are no layers; name at least one block"))
         if self.counted:
             self._override(entries)
+        self._check_shared(entries)
         return [entry.block for entry in entries if entry.block is not None]
+
+    def _check_shared(self, entries: list[_Entry]) -> None:
+        """What is one block must be said alike wherever it stands."""
+        first: dict[str, tuple[int, BlockSpec]] = {}
+        for i, (_, block, _) in enumerate(entries):
+            if block is None or block.shared is None:
+                continue
+            before, same = first.setdefault(block.shared, (i, block))
+            if block != same:
+                self.problems.append(Problem(("layers",), f"layers {before} and {i} are one block (shared: "
+                                             f"{block.shared}) and differ; say both alike, or give one another name"))
 
     def _each(self, items: list, path: Path) -> list[_Entry]:
         entries: list[_Entry] = []

@@ -3,6 +3,7 @@
     model*.safetensors  optimizer*.safetensors  index.json    see `saved`
     state.pt         the optimizer's groups and options, the random state of each rank
     progress.json    how far the run was
+    plugins.json     the packages that the model's components came with, and their versions
     complete.json    the SHA-256 of each of these
 
 Earlier ones have model.safetensors and optimizer.pt, of one process, and are read as well. `saving` writes.
@@ -25,6 +26,8 @@ from tryplicity.components import Parallelism
 from tryplicity.errors import UserError
 from tryplicity.files import whole_file
 from tryplicity.model import Model
+from tryplicity.spec import Spec
+from tryplicity.spec.made_with import differing
 from tryplicity.training.process import say
 from tryplicity.training.saved import SavedTensors, in_memory, indexed, saved_weights
 from tryplicity.training.storage import fill
@@ -32,12 +35,13 @@ from tryplicity.world import World
 
 ALONE = World()
 
+PLUGINS = "plugins.json"
 #: what a full or failing disk raises from Python, safetensors and torch
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """How far a run is; with the weights, the optimizer and the random state, all that resuming needs."""
 
     step: int = 0
@@ -160,21 +164,23 @@ def newest(folder: Path, world: World = ALONE) -> Path | None:
     return None
 
 
-def read_progress(checkpoint: Path) -> Progress:
+def read_progress(checkpoint: Path) -> TrainingProgress:
     """Raises UserError when it was written by a version that kept other things."""
     said = json.loads((checkpoint / "progress.json").read_text())
-    if said.keys() != {field.name for field in fields(Progress)}:
+    if said.keys() != {field.name for field in fields(TrainingProgress)}:
         raise UserError(f"{checkpoint}: written by another version of tryplicity; go on with that one, or begin anew")
-    return Progress(**said)
+    return TrainingProgress(**said)
 
 
 def load(checkpoint: Path, strategy: Parallelism, model: Model, optimizer: torch.optim.Optimizer, options: Options,
-         world: World = ALONE) -> Progress:
+         world: World = ALONE) -> TrainingProgress:
     """Put the weights, the optimizer and the random state back as they were, whatever strategy and world wrote them.
 
     options: those that the optimizer was built with now. Where they are others than the checkpoint's they hold, and
     all else in its groups is the checkpoint's. Raises UserError for an optimizer that its state does not fit.
     """
+    if world.first_rank:
+        _say_what_differs(checkpoint, model.spec)
     weights = saved_weights(checkpoint)
     state = strategy.state(model, optimizer)
     _check_fits(weights, state["model"])
@@ -200,6 +206,13 @@ def load(checkpoint: Path, strategy: Parallelism, model: Model, optimizer: torch
     progress = read_progress(checkpoint)
     _set_random(plain["random"], progress, world)
     return progress
+
+
+def _say_what_differs(checkpoint: Path, spec: Spec) -> None:
+    """Another version of a plugin may read its own weights and state otherwise; a checkpoint of before says none."""
+    if (checkpoint / PLUGINS).is_file():
+        for line in differing(json.loads((checkpoint / PLUGINS).read_text()), spec):
+            say(f"warning: {checkpoint} was saved with {line}")
 
 
 def _check_fits(weights: SavedTensors, own: Mapping[str, torch.Tensor]) -> None:
@@ -255,7 +268,7 @@ def random_state() -> dict[str, Any]:
     return random
 
 
-def _set_random(saved: list[dict[str, Any]], progress: Progress, world: World) -> None:
+def _set_random(saved: list[dict[str, Any]], progress: TrainingProgress, world: World) -> None:
     """This rank's as it was; a rank that is new draws numbers of its own."""
     if world.rank >= len(saved):
         torch.manual_seed((progress.seed * 1_000_003 + progress.step) * 65_537 + world.rank)

@@ -92,8 +92,8 @@ class Compiled:
         module, kind, learning = self.module, self.kind, torch.is_grad_enabled()
         if kind.refused or (given and given[0] is not None) or not (learning or self._worth_scoring(x)):
             return self.eager(module, x, *given)
-        key = (x.shape, x.dtype, x.requires_grad, tuple(one is None for one in given), module.training, learning,
-               torch.is_autocast_enabled(x.device.type))
+        key = (x.shape, x.dtype, x.requires_grad, *(one if isinstance(one, int) else one is None for one in given),
+               module.training, learning, torch.is_autocast_enabled(x.device.type))
         if (run := kind.code.get(key)) is None and (run := self._made(key, learning, x, *given)) is None:
             return self.eager(module, x, *given)  # which raises what is not the compiler's fault
         try:

@@ -20,7 +20,7 @@ from tryplicity.plugins import Plugins
 from tryplicity.run import Run
 from tryplicity.training import checkpoint, measured
 from tryplicity.training import resume as resuming
-from tryplicity.training.checkpoint import Progress
+from tryplicity.training.checkpoint import TrainingProgress
 from tryplicity.training.copying import Copier
 from tryplicity.training.metrics import MetricsFile
 from tryplicity.training.pace import Pace
@@ -42,7 +42,7 @@ class Budget:
     dollars: float | None = None  # the same at `dollars_per_hour`
     dollars_per_hour: float = 0.0  # of all machines
 
-    def spent(self, progress: Progress) -> float:
+    def spent(self, progress: TrainingProgress) -> float:
         """The share of the budget that is spent, 0 to 1 and beyond."""
         if self.steps is not None:
             return progress.step / self.steps
@@ -52,7 +52,7 @@ class Budget:
             return progress.seconds / (60 * self.minutes)
         return self.cost(progress) / self.dollars
 
-    def cost(self, progress: Progress) -> float:
+    def cost(self, progress: TrainingProgress) -> float:
         """Dollars spent on training so far."""
         return progress.seconds / 3600 * self.dollars_per_hour
 
@@ -62,7 +62,7 @@ class Outcome:
     """How a training ended."""
 
     reason: str  # "budget" or "interrupted"
-    progress: Progress
+    progress: TrainingProgress
     bits_per_byte: float | None  # held-out, at the end; None where there is nothing to predict
     signal: int | None = None
     chat_bits_per_byte: float | None = None  # of the assistant's part of held-out conversations, if there was a chat
@@ -74,7 +74,7 @@ class Outcome:
 class Together:
     """What all ranks must see alike between steps: whether to stop, and how long the training has taken."""
 
-    def __init__(self, world: World, signals: StopSignals, progress: Progress) -> None:
+    def __init__(self, world: World, signals: StopSignals, progress: TrainingProgress) -> None:
         self.world, self.signals, self.progress = world, signals, progress
         self.begun = time.perf_counter() - progress.seconds
         self.signal: int | None = None  # that one of them received
@@ -95,7 +95,7 @@ class Together:
 class Watcher:
     """Is told how a training goes on; this one keeps it to itself."""
 
-    def step(self, progress: Progress, metrics: dict[str, Any], spent: float, seconds_left: float) -> None:
+    def step(self, progress: TrainingProgress, metrics: dict[str, Any], spent: float, seconds_left: float) -> None:
         """A step is done; spent: the share of the budget; seconds_left: until all is done, the last scoring too."""
 
     def note(self, text: str) -> None:

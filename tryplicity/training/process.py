@@ -36,7 +36,7 @@ def tune_malloc() -> None:
         pass  # another C library: slower, nothing else
 
 
-def polite_threads() -> None:
+def limit_spinning() -> None:
     """Before torch is imported: let a waiting OpenMP thread spin about a tenth of a millisecond, then sleep.
 
     GNU OpenMP spins much longer by itself, which ruins both sides when the cores are shared; sleeping at once

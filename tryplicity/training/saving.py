@@ -19,7 +19,8 @@ import torch
 from tryplicity.components import Parallelism
 from tryplicity.files import begin_folder, commit_folder, sync
 from tryplicity.model import Model
-from tryplicity.training.checkpoint import Options, Progress, digest_of, random_state, steps, to_keep
+from tryplicity.spec.made_with import packages_of
+from tryplicity.training.checkpoint import PLUGINS, Options, TrainingProgress, digest_of, random_state, steps, to_keep
 from tryplicity.training.saved import INDEX, write_tensors
 from tryplicity.training.storage import Buffers, Staged, stage
 from tryplicity.world import World
@@ -67,7 +68,7 @@ class Saver:
         self._buffers = Buffers()
 
     def begin(self, strategy: Parallelism, model: Model, optimizer: torch.optim.Optimizer, options: Options,
-              progress: Progress) -> None:
+              progress: TrainingProgress) -> None:
         """Copy what is to be saved and begin to write it to `folder/step-N`; the one before must be finished. Raises
         one of checkpoint.WRITE_ERRORS where it cannot be begun."""
         assert self.job is None
@@ -88,7 +89,8 @@ class Saver:
                 torch.save({"groups": state["optimizer"]["groups"], "others": others, "options": asdict(options),
                             "random": random}, plain)
                 texts = {INDEX: json.dumps(staged.index, separators=(",", ":")).encode(), "state.pt": plain.getvalue(),
-                         "progress.json": json.dumps(asdict(progress), indent=1, sort_keys=True).encode()}
+                         "progress.json": json.dumps(asdict(progress), indent=1, sort_keys=True).encode(),
+                         PLUGINS: json.dumps(packages_of(model.spec), indent=1).encode()}
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

@@ -28,7 +28,7 @@ from tryplicity.promises import check_factor, check_optimizer, check_state
 from tryplicity.run import Run
 from tryplicity.training import checkpoint
 from tryplicity.training import resume as resuming
-from tryplicity.training.checkpoint import Progress
+from tryplicity.training.checkpoint import TrainingProgress
 from tryplicity.training.compiling import compile_blocks
 from tryplicity.training.evaluate import bits_per_byte
 from tryplicity.training.folder import check_free
@@ -82,7 +82,8 @@ class Session:
         self.plan = self.stages.plan
         self.pretraining = next(i for i, phase in enumerate(self.spec.phases) if phase.kind == "pretrain")
         identities = dict.fromkeys(prepared.identity for prepared in data.values())
-        self.progress = Progress(identity=self.spec.identity(), data="+".join(identities), seed=self.training.seed)
+        self.progress = TrainingProgress(identity=self.spec.identity(), data="+".join(identities),
+                                         seed=self.training.seed)
         self.saver = Saver(run.checkpoints, world, self.training.keep_checkpoints, self.training.checkpoint_every,
                            holder)
         self.saved_step = -1
@@ -368,7 +369,7 @@ def mean_losses(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple
     return numbers[count > 0], total[count > 0] / count[count > 0]
 
 
-def _check_belongs(saved: Path, progress: Progress, run: Run, build: Build, other_data: bool) -> None:
+def _check_belongs(saved: Path, progress: TrainingProgress, run: Run, build: Build, other_data: bool) -> None:
     """Raises UserError when a checkpoint is of another architecture, another seed or, unless that is wanted, other
     data."""
     theirs = checkpoint.read_progress(saved)

@@ -193,7 +193,7 @@ def _follow(ledger: Ledger, model: Model, optimizer: torch.optim.Optimizer) -> N
     model.register_forward_pre_hook(forward_begins)
     model.register_forward_hook(forward_ends)
     model.embedding.register_forward_pre_hook(enters("the embedding"))
-    for i, block in enumerate(model.layers):
+    for i, block in model.layers.named_children():  # a shared one as the first of its layers
         block.register_forward_pre_hook(enters(f"layer {i}"))
         block.register_forward_hook(comes_back(f"layer {i}"))
     model.norm.register_forward_pre_hook(enters("the losses"))

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from tryplicity.components import Brain, Stage
 from tryplicity.data import Mixture, Prepared
-from tryplicity.data.documents import Progress, no_progress
 from tryplicity.errors import UserError, did_you_mean
+from tryplicity.progress import Progress, no_progress
 from tryplicity.promises import check_stage
 from tryplicity.registry import Registry
 from tryplicity.spec import Spec

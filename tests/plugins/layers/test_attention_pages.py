@@ -61,7 +61,7 @@ def test_the_values_are_those_of_the_pytorch_path(shape, monkeypatch):
     state = layer.new_state(2)
     actual = in_pieces(layer, qkv, [100, 28, 1, 81], state)
     assert_same([actual], [layer(qkv)], 2e-6)
-    monkeypatch.setattr(native, "works_on", lambda x: False)
+    monkeypatch.setattr(native, "for_inference", lambda x: False)
     theirs = layer.new_state(2)
     assert_same([actual], [in_pieces(layer, qkv, [100, 28, 1, 81], theirs)], 2e-6)
     kept = state["freed"] * 64
@@ -104,7 +104,7 @@ def test_rows_without_c(monkeypatch):
     qkv, lengths = qkv_of(layer, 2), [3, 70]
     expected = [in_pieces(layer, qkv[i:i + 1, :length + 2], [length, 2])[:, length:]
                 for i, length in enumerate(lengths)]
-    monkeypatch.setattr(native, "works_on", lambda x: False)
+    monkeypatch.setattr(native, "for_inference", lambda x: False)
     rows = [layer.new_state(1) for _ in lengths]
     for i, length in enumerate(lengths):
         layer(qkv[i:i + 1, :length].contiguous(), state=rows[i])

@@ -23,7 +23,7 @@ def both(run, *inputs):
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         grads = [rand(*out.shape, seed=7 + i).to(dtype) for i, out in enumerate(outputs)]
         found.append([*outputs, *torch.autograd.grad(outputs, own, grads)])
-        asked.append(fused.works_on(*own))
+        asked.append(fused.readable(*own))
     assert asked == [True, False]
     return found
 

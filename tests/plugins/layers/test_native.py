@@ -131,13 +131,13 @@ def test_without_a_compiler_the_answers_are_the_same(tmp_path):
 
 def test_what_c_must_not_touch():
     x = torch.randn(2, 4)
-    assert not native.works_on(x)  # gradients are on
+    assert not native.for_inference(x)  # gradients are on
     with torch.no_grad():
-        assert native.works_on(x)
-        assert not native.works_on(x.double()) and not native.works_on(x.T) and not native.works_on(x.to("meta"))
-        assert not native.works_on(torch.nn.Parameter(x))
+        assert native.for_inference(x)
+        for other in (x.double(), x.T, x.to("meta"), torch.nn.Parameter(x)):
+            assert not native.for_inference(other)
         with torch.autocast("cpu", torch.bfloat16):
-            assert not native.works_on(x)
+            assert not native.for_inference(x)
 
 
 def test_moved_parameters_are_noticed():

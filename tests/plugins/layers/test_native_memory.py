@@ -12,7 +12,7 @@ PROGRAM = """
     from tryplicity_plugins.layers import native
     from tryplicity_plugins.layers.attention import AttentionInC
     from tryplicity_plugins.layers.router import RouterInC
-    from tryplicity_plugins.layers.prepared import Products
+    from tryplicity_plugins.layers.c_structs import Products
 
     def within(room, call):
         # what a call gives where the process may have so many more bytes

@@ -77,7 +77,7 @@ def test_it_is_the_layer_of_the_rounded_weights_in_any_pieces(name, form):
     assert torch.equal(run(kept, x_BTD, [37, LENGTH - 37]), whole)
     assert torch.equal(run(kept, x_BTD, [1] * 20 + [LENGTH - 20]), whole)
     if name in WHOLE:
-        told = getattr(kept.__dict__["_prepared"].struct, WHOLE[name])
+        told = getattr(kept.__dict__["_c_struct"].struct, WHOLE[name])
         assert all(told) if name == "mamba2" else told
 
 

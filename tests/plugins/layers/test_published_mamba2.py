@@ -126,7 +126,7 @@ def test_values_and_gradients(name):
 def test_decoding(name, native_code, monkeypatch):
     """In chunks and token by token, with C and without."""
     if not native_code:
-        monkeypatch.setattr(native, "works_on", lambda x: False)
+        monkeypatch.setattr(native, "for_inference", lambda x: False)
     theirs, ours = both(name)
     x = torch.randn(2, TIME, HIDDEN)
     with torch.no_grad():

@@ -6,7 +6,7 @@ import pytest
 
 from tryplicity.hardware import Hardware
 from tryplicity.planner.measure import Cost
-from tryplicity.planner.memory import Facts, Stage
+from tryplicity.planner.memory import Facts, ModelStage
 
 GPUS = Hardware(name="test", device="cuda", accelerator="GPU", memory_gb=100, tflops=1000, memory_bandwidth_gbs=4000,
                 count=4, link_bandwidth_gbs=500, batch=1, accumulation=2)
@@ -25,8 +25,8 @@ def facts(asked=None):
         made = 0 if gradients_exist else 4 * BLOCK
         return [quiet, *[Cost(KEPT, KEPT, WORK, made, made // 2, 0, 0)] * 3, quiet]
 
-    return Facts([Stage("the embedding", TABLE), *(Stage(f"layer {i}", BLOCK) for i in range(3)),
-                  Stage("the losses", REST)], buffer_bytes=7, tokens=4096, optimizer_state_bytes=8,
+    return Facts([ModelStage("the embedding", TABLE), *(ModelStage(f"layer {i}", BLOCK) for i in range(3)),
+                  ModelStage("the losses", REST)], buffer_bytes=7, tokens=4096, optimizer_state_bytes=8,
                  optimizer_step_bytes=0, measured=measured)
 
 

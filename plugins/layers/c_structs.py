@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tryplicity import Linear, kernels
 from tryplicity_plugins.layers import native
 
-#: a struct, the tensors whose addresses it holds, and the linears whose packed matrices it names, if they are packed
-Told = tuple[ctypes.Structure, Sequence[Tensor], Sequence[Linear]]
+#: a struct for C, the tensors whose addresses it holds, and the linears whose packed matrices it names, if they are
+Description = tuple[ctypes.Structure, Sequence[Tensor], Sequence[Linear]]
 
 
 class Products(ctypes.Structure):
@@ -20,7 +20,7 @@ class Products(ctypes.Structure):
     _fields_ = [("linear", ctypes.c_void_p), ("experts", ctypes.c_void_p)]
 
 
-class Prepared:
+class KeptStruct:
     """A struct and where it lies."""
 
     def __init__(self, module: nn.Module, struct: ctypes.Structure, tensors: Sequence[Tensor],
@@ -49,15 +49,15 @@ def _places(module: nn.Module, tensors: Sequence[Tensor]) -> list[tuple[dict, st
             for name, thing in held.items() if id(thing) in told or held is owner._modules]
 
 
-def prepared(module: nn.Module, tell: Callable[[], Told | None]) -> Prepared | None:
+def kept_struct(module: nn.Module, tell: Callable[[], Description | None]) -> KeptStruct | None:
     """What `tell` told of the module, asked again when something has moved or another is in its place; None where C
     cannot do it."""
-    kept = module.__dict__.get("_prepared")
+    kept = module.__dict__.get("_c_struct")
     if kept is not None and kept.holds():
         return kept
     told = tell() if native.library() is not None else None
-    kept = None if told is None or not native.plain(*told[1]) else Prepared(module, *told)
-    module.__dict__["_prepared"] = kept
+    kept = None if told is None or not native.plain(*told[1]) else KeptStruct(module, *told)
+    module.__dict__["_c_struct"] = kept
     return kept
 
 
