@@ -26,8 +26,8 @@ from tryplicity.spec.loader import dump_yaml, parse_yaml
 from tryplicity.training.saved import Entry, SavedTensors, open_files, write_entries
 
 #: how a tokenizer of ours writes a conversation (`ChatFormat`), for other programs
-CHATML = ("{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
-          "+ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
+CHATML = ("{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' "
+          "+ message['content'] + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
 SHARD = 5_000_000_000  # bytes of a file, where no tensor is larger
 
 
