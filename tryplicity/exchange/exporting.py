@@ -27,7 +27,8 @@ from tryplicity.training.saved import Entry, SavedTensors, open_files, write_ent
 
 #: how a tokenizer of ours writes a conversation (`ChatFormat`), for other programs
 CHATML = ("{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' "
-          "+ message['content'] + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
+          "+ message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
 SHARD = 5_000_000_000  # bytes of a file, where no tensor is larger
 
 
