@@ -124,7 +124,7 @@ class _ConvSiLU(Function):
             dw_WC[-1] += (dpre * x[:, lead:]).sum((0, 1))
             kept = dx_BTC[rows]
             dx = _room(kept, wide)
-            dx[:, :lead] = 0
+            dx[:, :lead].zero_()
             torch.mul(dpre, w_WC[-1], out=dx[:, lead:])
             for lag in range(1, width):
                 start = max(0, lag - lead)
@@ -231,7 +231,7 @@ class _Scan(Function):
         dtype, wide = x.dtype, dt.dtype
         y = x.new_empty(batch, k, Q, H, P)
         states, last = dt.new_empty(batch, k, H, P, N), dt.new_empty(batch, H, P, N)  # at the start of each chunk
-        states[:, 0] = 0 if start is None else start
+        states[:, 0].zero_() if start is None else states[:, 0].copy_(start)
         ctx.blocks, befores = _row_blocks(x, batch, k * Q * H * P), []
         for rows in ctx.blocks:
             x_nQHP, dt_nQH, a_nQH = x[rows].flatten(0, 1), dt[rows].flatten(0, 1), a[rows].flatten(0, 1)

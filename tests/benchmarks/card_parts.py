@@ -138,20 +138,22 @@ def once(place: Place) -> dict[str, Any]:
 
 
 def waits(place: Place) -> dict[str, Any]:
-    """Where the host waits for the device within forward and backward."""
+    """Where the host waits for the device within a step, from the batch in its memory to the optimizer."""
     import warnings
 
     import torch
 
-    from tryplicity.training.step import forward_backward
+    from tryplicity.training.step import on_device
 
     trainer = Trainer(place, "on" if place.device == "cuda" else "off")
     trainer.step()
+    batch = on_device(trainer.batch, torch.device("cpu"))
+    trainer.wait()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if place.device == "cuda":
             torch.cuda.set_sync_debug_mode("warn")
-        forward_backward(trainer.model, trainer.batch, place.rows, place.precision)
+        trainer.step(on_device(batch, torch.device(place.device)))
         if place.device == "cuda":
             torch.cuda.set_sync_debug_mode("default")
     where = sorted({f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)})

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tryplicity.components import Mean
-from tryplicity.training.step import decay_groups, forward_backward, training_step
+from tryplicity.training.step import ONE, decay_groups, forward_backward, training_step
 
 
 def run(model, batch, micro_batch, checkpointing=False):
@@ -88,3 +88,81 @@ def test_vectors_and_what_modules_name_are_not_decayed(make_model):
     left = {names[id(p)] for p in undecayed}
     assert {"norm.weight", "layers.0.mixer.layer.A_log", "layers.0.mixer.layer.dt_bias"} <= left
     assert "layers.0.mixer.residual.static" in left and "embedding.weight" not in left
+
+
+@pytest.fixture
+def steps_of(registry, batch):
+    """`steps_of(model, fused, batches)`: the results of steps with AdamW, and the optimizer."""
+
+    def run(model, fused, batches):
+        optimizer = registry.part("optimizer", {"type": "adamw", "fused": fused}).build().build(*decay_groups(model))
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        strategy = registry.part("parallelism", "single").build()
+        return [training_step(model, optimizer, strategy, one, step=number, micro_batch=4, precision="fp32",
+                              max_norm=1.0, learning_rate_factor=1.0)
+                for number, one in enumerate(batches)], optimizer
+
+    return run
+
+
+def everything(model, optimizer):
+    state = {(i, name): value.clone() for i, held in enumerate(optimizer.state.values())
+             for name, value in held.items()}
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()} | state
+
+
+@pytest.mark.parametrize("settings", [[], ["blocks.memory.feed_forward.activation=spike"]], ids=["plain", "spike"])
+def test_an_optimizer_that_looks_for_itself_changes_nothing_after_a_bad_step(make_model, batch, steps_of, settings):
+    """Weights, moments, counts of steps and what modules adapt: after a good step, a bad one and a good one they are
+    as without the bad one."""
+    bad = batch._replace(targets_BT=torch.full_like(batch.targets_BT, -100))
+    models = [make_model(*settings) for _ in range(2)]
+    (_, skipped, _), optimizer = steps_of(models[0], True, [batch, bad, batch])
+    _, other = steps_of(models[1], True, [batch, batch])
+    assert skipped.finite and not skipped.objectives["next_token"].count
+    found, wanted = everything(models[0], optimizer), everything(models[1], other)
+    assert found.keys() == wanted.keys() and any(name[1] == "step" for name in found if isinstance(name, tuple))
+    for name, tensor in wanted.items():
+        if "step" not in name:  # what modules remember of which step it was
+            assert torch.equal(found[name], tensor), name
+    assert all(float(held["step"]) == 2 for held in optimizer.state.values())
+
+
+def test_a_gradient_that_is_not_finite_undoes_what_modules_adapt(make_model, batch, steps_of):
+    model = make_model("blocks.memory.feed_forward.activation=spike")
+    _, optimizer = steps_of(model, True, [batch])
+    adapted = [name for name, _ in model.named_buffers() if name.endswith(("bias", "use_E", "offset", "zero_rate"))]
+    assert len(adapted) >= 4
+    before = everything(model, optimizer)
+    model.layers[0].mixer.register_forward_hook(lambda module, given, out: (out[0] * torch.nan, out[1]))
+    result = training_step(model, optimizer, ONE, batch, step=1, micro_batch=8, precision="fp32", max_norm=1.0,
+                           learning_rate_factor=1.0)
+    assert not result.finite
+    for name, tensor in everything(model, optimizer).items():
+        if "step" not in name:
+            assert torch.equal(before[name], tensor), name
+
+
+def test_the_two_ways_to_step_are_one(make_model, batch, steps_of):
+    """An optimizer that is asked on the device, and one that the host asks: torch's fused and plain AdamW."""
+    models = [make_model(dtype=torch.float64) for _ in range(2)]
+    results = [steps_of(model, fused, [batch] * 3)[0] for model, fused in zip(models, (True, False), strict=True)]
+    for own, plain in zip(*results, strict=True):
+        torch.testing.assert_close(own.loss.value, plain.loss.value, rtol=1e-9, atol=0)
+    for (name, own), plain in zip(models[0].state_dict().items(), models[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(own, plain, rtol=1e-7, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_what_the_host_reads_is_what_the_device_has(make_model, batch, steps_of):
+    (result,), _ = steps_of(make_model(), True, [batch])
+    read = result.on_host()
+    assert read.stats.keys() == result.stats.keys() and len(read.stats) > 5 and read.nll is result.nll
+    for kind in ("objectives", "stats"):
+        for name, mean in getattr(result, kind).items():
+            for own, wanted in zip(getattr(read, kind)[name], mean, strict=True):
+                assert type(own) is type(wanted) and (torch.equal(own, wanted) if torch.is_tensor(own)
+                                                      else own == wanted), name
+    assert all(torch.equal(read.auxiliary[name], value) for name, value in result.auxiliary.items())
+    assert torch.equal(read.gradient_norm, result.gradient_norm) and read.finite.dtype == torch.bool and read.finite
+    assert torch.equal(read.nats, result.nats)

@@ -80,7 +80,9 @@ class Module(nn.Module, Component):
         step's forward passes will do beside the usual."""
 
     def after_step(self, step: int, stats: Mapping[str, Mean]) -> None:
-        """Adapt buffers once per optimizer step, from this module's own statistics summed over the batch."""
+        """Adapt buffers once per optimizer step, from this module's own statistics summed over the batch: tensors on
+        the device, of which nothing is to be read by the host. What this does to buffers is undone after a step whose
+        loss is not finite."""
 
     def consolidate(self, min_use: float, generator: torch.Generator) -> Repair | None:
         """Called at a sleep: repair what has gone unused or astray; None where there is nothing of the kind.
@@ -91,5 +93,6 @@ class Module(nn.Module, Component):
         return None
 
     def metrics(self, stats: Mapping[str, Mean]) -> dict[str, float | list[float]]:
-        """What to log of this module's summed statistics; by default the mean of each."""
+        """What to log of this module's summed statistics, which are in the host's memory; by default the mean of
+        each."""
         return {name: stat.value.tolist() for name, stat in stats.items()}

@@ -37,7 +37,7 @@ from tryplicity.training.process import say
 from tryplicity.training.saving import Holder, Job, Saver
 from tryplicity.training.stages import NOTHING_TO_LEARN, Stages, brains_of
 from tryplicity.training.starting import Start, Taken, take
-from tryplicity.training.step import StepResult, decay_groups, is_finite, on_device, training_step
+from tryplicity.training.step import StepResult, decay_groups, on_device, training_step
 from tryplicity.world import World
 
 
@@ -123,8 +123,8 @@ class Session:
         factor = (check_factor(schedule, schedule.factor(self.plan.within(phase, spent), progress.phase_step))
                   * self.spec.phases[phase].learning_rate_factor * stage.learning_rate_factor)
         self.model.set_factors(stage.factors)
-        result = self._optimize(batch, micro_batch, factor)
-        good = is_finite(result)
+        result = self._optimize(batch, micro_batch, factor, rows).on_host()
+        good = bool(result.finite)
         if good and self.data[phase].identity == self.data[self.pretraining].identity:
             self._observe(batch, result)
         progress.positions[key] = positions
@@ -177,10 +177,11 @@ class Session:
         rows = max(1, round((stage.tokens_per_step or usual) / stage.context_length))
         return rows, max(1, self.hardware.batch * self.spec.context_length // stage.context_length)
 
-    def _optimize(self, batch: Batch, micro_batch: int, factor: float) -> StepResult:
+    def _optimize(self, batch: Batch, micro_batch: int, factor: float, rows: int) -> StepResult:
         return training_step(self.model, self.optimizer, self.strategy, on_device(batch, self.device),
                              step=self.progress.step, micro_batch=micro_batch, precision=self.hardware.precision,
-                             max_norm=self.training.gradient_clip, learning_rate_factor=factor, world=self.world)
+                             max_norm=self.training.gradient_clip, learning_rate_factor=factor, world=self.world,
+                             rows=rows)
 
     def _observe(self, batch: Batch, result: StepResult) -> None:
         """Tell brain modules which documents were seen, and how hard each was."""
@@ -239,7 +240,7 @@ class Session:
             if stopping():
                 break
             batch = stream.batch(number * rows * context, rows, context, self.world.part(rows))
-            result = self._optimize(batch, self.hardware.batch, factor)
+            result = self._optimize(batch, self.hardware.batch, factor, rows)
             losses.append(float(result.loss.value))
             self.progress.tokens += rows * context
         return sum(losses) / max(len(losses), 1)

@@ -99,7 +99,7 @@ def simulate(spec: Spec, hardware: Hardware, registry: Registry, strategy_name: 
         ledger.start()
         training_step(model, optimizer, strategy, batch, step=1, micro_batch=hardware.batch,
                       precision=hardware.precision, max_norm=spec.training.gradient_clip, learning_rate_factor=1.0,
-                      world=world)
+                      world=world, rows=rows * world.size)
         parts = ledger.parts()
     parts["buffers"] = parts.get("buffers", 0) + more
     return {"parts": parts, "moment": str(ledger.peak_at), "seconds": time.process_time() - started,
@@ -113,11 +113,7 @@ class Imagined(World):
     begin: Callable[[], object] = field(default=lambda: None)  # its process group
 
     def total(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        if self.size == 1:
-            return list(tensors)
-        return [torch.tensor(self.size * tensor.constant.item())  # that a fake tensor knows its one number stays so
-                if tensor.numel() == 1 and getattr(tensor, "constant", None) is not None
-                else tensor * self.size for tensor in tensors]
+        return list(tensors) if self.size == 1 else [tensor * self.size for tensor in tensors]
 
     def any(self, flag: bool) -> bool:
         return flag

@@ -5,7 +5,8 @@ Shapes: B sequences of the whole step, T time.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ ALONE, ONE = World(), Parallelism()  # this process alone, and how a model lies 
 
 @dataclass
 class StepResult:
-    """Sums over the whole batch, all ranks' rows; tensors, not yet read by the host."""
+    """Sums over the whole batch, all ranks' rows; tensors, which the host reads by `on_host`."""
 
     objectives: dict[str, Mean] = field(default_factory=dict)
     auxiliary: dict[str, Tensor] = field(default_factory=dict)  # weighted, by name, over all layers
@@ -29,11 +30,29 @@ class StepResult:
     nll: list[Tensor] = field(default_factory=list)  # nats of each next token, [rows, T], part by part; this rank's
     nats: Tensor | None = None  # their sum, all ranks'
     gradient_norm: Tensor | None = None
+    finite: Tensor | None = None  # bool: the loss and the gradient
 
     @property
     def loss(self) -> Mean:
         """The next token's, unweighted: what is compared between runs."""
         return Mean(self.nats, self.objectives[NEXT_TOKEN].count)
+
+    def on_host(self) -> StepResult:
+        """The same in the host's memory, but for `nll`; all in one transfer, which waits until the step is done."""
+        names = [(kind, name) for kind in ("objectives", "stats") for name in getattr(self, kind)]
+        held = [part for kind, name in names for part in getattr(self, kind)[name]]
+        held += [*self.auxiliary.values(), self.nats, self.gradient_norm, self.finite]
+        tensors = [part for part in held if isinstance(part, Tensor)]
+        parts = iter(torch.cat([part.double().reshape(-1) for part in tensors]).cpu().split(
+            [part.numel() for part in tensors]))
+        read = iter([next(parts).view(part.shape).to(part.dtype) if isinstance(part, Tensor) else part
+                     for part in held])
+        result = StepResult(nll=self.nll)
+        for kind, name in names:
+            getattr(result, kind)[name] = Mean(next(read), next(read))
+        result.auxiliary = {name: next(read) for name in self.auxiliary}
+        result.nats, result.gradient_norm, result.finite = read
+        return result
 
 
 class Sums:
@@ -72,9 +91,10 @@ class Sums:
         """The sums over all ranks."""
         vector, counts = self.vector, self.counts
         if world.size > 1:
-            held = torch.tensor(list(counts.values()), dtype=torch.float64, device=vector.device)
+            held = to_device(torch.tensor(list(counts.values()), dtype=torch.float64), vector.device)
             vector, held = world.total([vector, held])
-            counts = dict(zip(counts, held.tolist(), strict=True))
+            counts = {name: count.to(self.like[*name[:-1], "total"].dtype)
+                      for name, count in zip(counts, held, strict=True)}
         parts = vector.split([like.numel() for like in self.like.values()])
         sums: dict[tuple[str, ...], Any] = {name: part.view(like.shape).to(like.dtype) for (name, like), part in
                                             zip(self.like.items(), parts, strict=True)}
@@ -95,14 +115,19 @@ def autocast(device_type: str, precision: str) -> Any:
     return nullcontext()
 
 
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's; a card fetches it when it comes to it, for which it must lie in memory that is pinned."""
+    return (x.pin_memory() if device.type == "cuda" and x.is_cpu else x).to(device, non_blocking=True)
+
+
 def on_device(batch: Any, device: torch.device) -> Any:
     """The batch with its tensors on the device."""
-    return batch._replace(**{name: value.to(device, non_blocking=True) for name, value in batch._asdict().items()
+    return batch._replace(**{name: to_device(value, device) for name, value in batch._asdict().items()
                              if isinstance(value, Tensor)})
 
 
-def forward_backward(model: Model, batch: Any, micro_batch: int, precision: str,
-                     strategy: Parallelism = ONE, world: World = ALONE) -> StepResult:
+def forward_backward(model: Model, batch: Any, micro_batch: int, precision: str, strategy: Parallelism = ONE,
+                     world: World = ALONE, rows: int | None = None) -> StepResult:
     """Forward and backward over this rank's rows of a batch, `micro_batch` sequences at a time; gradients and sums are
     of the mean loss of the whole batch, all ranks' rows, however it is cut.
 
@@ -115,10 +140,11 @@ def forward_backward(model: Model, batch: Any, micro_batch: int, precision: str,
         batch = _nothing(batch)
     targets = model.targets(batch.ids_BT, batch.targets_BT, batch.doc_ids_BT)
     weights = model.weights()
-    rows, *counts = world.total([torch.tensor(own, device=batch.ids_BT.device),
-                                 *((t != IGNORE).sum() for t in targets.values())])
+    counts = world.total([(t != IGNORE).sum() for t in targets.values()])
     scale = {name: weights[name] / count.clamp(min=1) for name, count in zip(targets, counts, strict=True)}
-    rows, sums, nll = int(rows), Sums(), []
+    if rows is None:
+        rows = own if world.size == 1 else int(world.total([torch.tensor(own, device=batch.ids_BT.device)])[0])
+    sums, nll = Sums(), []
     micro_batch = 1 if strategy.row_by_row else micro_batch
     passes = -(-world.most(rows) // micro_batch)
     for number in range(passes):
@@ -163,25 +189,53 @@ def decay_groups(model: torch.nn.Module) -> tuple[list, list]:
 
 def training_step(model: Model, optimizer: torch.optim.Optimizer, strategy: Parallelism, batch: Any, *, step: int,
                   micro_batch: int, precision: str, max_norm: float, learning_rate_factor: float,
-                  world: World = ALONE) -> StepResult:
+                  world: World = ALONE, rows: int | None = None) -> StepResult:
     """One optimizer step. A loss or gradient that is not finite changes nothing: the caller sees it in the result. Nor
-    does a batch without a target."""
+    does a batch without a target.
+
+    The host hands all of it to the device and does not wait, if the optimizer can look for itself whether to step
+    (torch's fused ones can), and `rows` are given or this rank is alone: see `forward_backward`.
+    """
     for module in model.modules():
         if hasattr(module, "before_step"):
             module.before_step(step)
-    result = forward_backward(model, batch, micro_batch, precision, strategy, world)
+    result = forward_backward(model, batch, micro_batch, precision, strategy, world, rows)
     result.gradient_norm = strategy.clip_gradients(model, max_norm)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * learning_rate_factor
-    if is_finite(result, with_targets=True):
+    total, count = result.objectives[NEXT_TOKEN]
+    result.finite = torch.isfinite(total) & torch.isfinite(result.gradient_norm)
+    good = result.finite & (count > 0)
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        _step_if(good, optimizer)
+        with _kept_unless(good, model, result.stats):
+            model.after_step(step, result.stats)
+    elif bool(good):
         optimizer.step()
         model.after_step(step, result.stats)
     optimizer.zero_grad(set_to_none=True)
     return result
 
 
-def is_finite(result: StepResult, with_targets: bool = False) -> bool:
-    """Whether the step's loss and gradient are finite, and, if asked, there was a target; where a step waits for the
-    device."""
-    total, count = result.objectives[NEXT_TOKEN]
-    return bool(torch.isfinite(total) & torch.isfinite(result.gradient_norm) & ((count > 0) | (not with_targets)))
+def _step_if(good: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """A step of the optimizer if `good` is true, which the device finds out: as torch.amp.GradScaler tells a fused
+    optimizer of gradients that are not finite."""
+    optimizer.grad_scale, optimizer.found_inf = None, (~good).float()
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.grad_scale, optimizer.found_inf
+
+
+@contextmanager
+def _kept_unless(good: Tensor, model: Model, stats: Mapping[str, Mean]) -> Iterator[None]:
+    """What happens inside to the buffers of the modules that have statistics is undone, on the device, unless `good`
+    is true."""
+    modules = dict.fromkeys(part for path in stats for part in model.get_submodule(path.rpartition(".")[0]).modules())
+    before = [(module, name, buffer, buffer._version, buffer.clone()) for module in modules
+              for name, buffer in module._buffers.items() if buffer is not None]
+    yield
+    for module, name, buffer, version, old in before:
+        new = module._buffers[name]
+        if new is not buffer or new._version != version:
+            new.copy_(torch.where(good, new, old))
