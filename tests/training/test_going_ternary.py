@@ -8,7 +8,7 @@ from tests.training.conftest import SPEC
 from tryplicity import UserError, World
 from tryplicity.builder import build
 from tryplicity.inference.packed import export, load_model
-from tryplicity.model import assemble
+from tryplicity.model import assemble, initialise
 from tryplicity.spec import load_spec
 from tryplicity.training import starting
 
@@ -58,7 +58,7 @@ def test_it_is_resumed_exactly_and_ends_as_a_ternary_model(go, registry, plain, 
     # at the end: packed, unpacked, and as the same linear without a warm-up
     packed, floats = load_model(whole.folder, registry)[0], load_model(whole.folder, registry, ternary=False)[0]
     spec = load_spec(str(SPEC), registry, [*FEW, "linear=bitlinear"])
-    ternary = assemble(spec).to_empty(device="cpu")
+    ternary = initialise(assemble(spec), "cpu", 0)
     ternary.load_state_dict({name: tensor for name, tensor in weights.items() if name not in fades})
     with torch.no_grad():
         due = ternary.eval()(IDS)
@@ -74,7 +74,7 @@ def test_it_is_resumed_exactly_and_ends_as_a_ternary_model(go, registry, plain, 
 def test_half_way_it_is_served_as_it_is_and_not_exported(go, registry, plain, tmp_path):
     run = go("half", settings(steps=10), steps=1, start=starting.opened(plain.folder))
     model, info = (load_model(run.folder, registry)[i] for i in (0, 3))
-    trained = assemble(load_spec(str(SPEC), registry, settings(steps=10))).to_empty(device="cpu")
+    trained = initialise(assemble(load_spec(str(SPEC), registry, settings(steps=10))), "cpu", 0)
     trained.load_state_dict(load_file(run.weights))
     with torch.no_grad():
         torch.testing.assert_close(model(IDS), trained.eval()(IDS), rtol=0, atol=1e-5)

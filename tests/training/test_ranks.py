@@ -175,12 +175,14 @@ def test_two_ranks_that_begin_from_trained_weights_train_as_one_does(uneven, tmp
              "inner_size: 16}", "hardware.strategy=single"]
     moe = ["layers=[attention, attention]", "heads=[]", "hardware.accumulation=2", "training.checkpoint_every=2",
            "linear={type: bitlinear, warmup_steps: 3}"]
-    together(1, training, str(uneven), str(tmp_path / "cache"), str(tmp_path / "dense"), SMALL, dense, 2)
+    together(1, training, str(uneven), str(tmp_path / "cache"), str(tmp_path / "dense"), SMALL, dense, 2,
+             limit=600)
     found = []
     for size, strategy, more in ((1, "{type: single, exact: true}", []),
                                  (2, "{type: ddp, exact: true}", ["hardware.count=2", "hardware.accumulation=1"])):
         found.append(together(size, begun, str(tmp_path / "dense"), str(uneven), str(tmp_path / "cache"),
-                              str(tmp_path / f"of{size}"), SMALL, [*moe, *more, f"hardware.strategy={strategy}"], 4)[0])
+                              str(tmp_path / f"of{size}"), SMALL, [*moe, *more, f"hardware.strategy={strategy}"], 4,
+                              limit=600)[0])
     compare(found[1], found[0])
     lines, weights = found[0]
     assert "validation_bits_per_byte_after" in lines[-1] and lines[0]["step"] == 0
