@@ -62,7 +62,7 @@ class Llama(Architecture):
     def config(cls, spec: dict[str, Any]) -> dict[str, Any] | None:
         mixer = spec["layers"][0]["mixer"]
         return {**pieces.config_of_sizes(spec), "rms_norm_eps": spec["norm"]["eps"],
-                **pieces.config_of_gqa(mixer), "attention_bias": mixer.get("bias", False),
+                **pieces.config_of_gqa(spec, mixer), "attention_bias": mixer.get("bias", False),
                 "sliding_window": mixer.get("window"), **cls.config_of_feed_forwards(spec)}
 
     @classmethod

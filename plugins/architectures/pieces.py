@@ -148,7 +148,7 @@ def config_of_sizes(spec: Config) -> dict[str, Any]:
             "tie_word_embeddings": spec["tied_embeddings"]}
 
 
-def config_of_gqa(mixer: Config) -> dict[str, Any]:
+def config_of_gqa(spec: Config, mixer: Config) -> dict[str, Any]:
     """Of attention with positions. Raises KeyError for another mixer, or what no Llama has."""
     heads, base, scaling = mixer["heads"], mixer["rope_base"], mixer.get("rope_scaling")
     said = {"rope_type": "default", "rope_theta": base}
@@ -158,7 +158,7 @@ def config_of_gqa(mixer: Config) -> dict[str, Any]:
         if "original_context" in said:
             said["original_max_position_embeddings"] = said.pop("original_context")
     return {"num_attention_heads": heads, "num_key_value_heads": mixer["kv_heads"] or heads,
-            "head_dim": mixer["head_dim"], "rope_theta": base, "rope_parameters": said}
+            "head_dim": mixer["head_dim"] or spec["hidden_size"] // heads, "rope_theta": base, "rope_parameters": said}
 
 
 def inner_size(spec: Config, feed_forward: Config) -> int:

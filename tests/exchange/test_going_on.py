@@ -61,13 +61,13 @@ def test_a_chat_phase_writes_conversations_in_the_models_own_template(run, texts
                           "--set", "hardware.batch=2", "--set", "hardware.accumulation=1")
     assert code == 0, err
     assert "held-out bits per byte of answers: " in out + err and " before the first step, " in out + err
-    (mask,) = (tmp_path / "cache" / "tokens").glob("*/train.mask.bin")
-    tokenizer, mask = load_tokenizer(run / "tokenizer.json"), np.fromfile(mask, np.uint8)
-    ids = np.fromfile(next((tmp_path / "cache" / "tokens").glob("*/train.mask.bin")).with_name("train.bin"), "<u2")
+    (path,) = (tmp_path / "cache" / "tokens").glob("*/train.mask.bin")
+    tokenizer, mask = load_tokenizer(run / "tokenizer.json"), np.fromfile(path, np.uint8)
+    ids = np.fromfile(path.with_name("train.bin"), "<u2")
     written = tokenizer.decode(ids.tolist(), skip_special_tokens=False)
     assert written.count("<s>[user] the thing ") == written.count("</s>\n[assistant] No ") > 30
     learnt = tokenizer.decode(ids[mask == 1].tolist(), skip_special_tokens=False)
-    assert re.fullmatch(r"(No \d+\.</s>)+", learnt), learnt
+    assert re.fullmatch(r"(No \d+\.</s>)+", learnt), repr(learnt[:60])
     engine, before = Engine.load(tmp_path / "mine", REGISTRY), Engine.load(run, REGISTRY)
     messages = rows[0]["messages"][:1]
     assert chat.prompt(engine, messages) == chat.prompt(before, messages)
