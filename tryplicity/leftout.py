@@ -8,23 +8,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+FIRST = 3       # places that are kept for each reason
+
 
 @dataclass
 class LeftOut:
-    """Counts by reason, and the first example of each. `kind` and the reasons are plural nouns and short phrases:
-    LeftOut("files"); add("of another kind (.py)", "setup.py"); str() is then
-    "left out 60 files: 58 of another kind (.py) (setup.py, ...), 2 not UTF-8 (old.txt, ...)".
+    """Counts by reason, and the first three examples of each. `kind` and the reasons are plural nouns and short
+    phrases: LeftOut("files"); add("of another kind (.py)", "setup.py"); str() is then
+    "left out 60 files: 58 of another kind (.py) (setup.py, a.py, b.py, ...), 2 not UTF-8 (old.txt, x.txt)".
     """
 
     kind: str
     counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, str] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # files of earlier versions hold one for each reason, as a text
+        self.examples = {reason: [some] if isinstance(some, str) else list(some)
+                         for reason, some in self.examples.items()}
 
     def add(self, reason: str, example: object = None, count: int = 1) -> None:
         """One more (or `count` more) left out for this reason; example: a name or place a person can look at."""
         self.counts[reason] = self.counts.get(reason, 0) + count
         if example is not None:
-            self.examples.setdefault(reason, str(example))
+            held = self.examples.setdefault(reason, [])
+            if len(held) < FIRST and str(example) not in held:
+                held.append(str(example))
+
+    def update(self, more: LeftOut) -> None:
+        """What was left out further on."""
+        for reason, count in more.counts.items():
+            self.add(reason, count=count)
+            for example in more.examples.get(reason, ()):
+                self.add(reason, example, 0)
 
     @property
     def total(self) -> int:
@@ -38,9 +54,9 @@ class LeftOut:
         return dict(sorted(self.counts.items(), key=lambda item: (-item[1], item[0])))
 
     @classmethod
-    def of(cls, kind: str, counts: Mapping[str, int]) -> LeftOut:
-        """From what `as_dict` gave."""
-        return cls(kind, dict(counts))
+    def of(cls, kind: str, counts: Mapping[str, int], examples: Mapping[str, list[str]] | None = None) -> LeftOut:
+        """From what `as_dict` gave, and the examples."""
+        return cls(kind, dict(counts), dict(examples or {}))
 
     def __str__(self) -> str:
         """One line, or nothing where nothing was left out."""
@@ -52,5 +68,5 @@ class LeftOut:
         return f"left out {self.total:,} {noun}: {reasons}"
 
     def _example(self, reason: str, count: int) -> str:
-        example = self.examples.get(reason)
-        return "" if example is None else f" ({example}{', ...' if count > 1 else ''})"
+        some = self.examples.get(reason, [])
+        return f" ({', '.join(some)}{', ...' if count > len(some) else ''})" if some else ""

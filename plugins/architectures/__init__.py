@@ -10,6 +10,7 @@ def tryplicity_components():
     from tryplicity_plugins.architectures.mamba import Jamba, Mamba
     from tryplicity_plugins.architectures.mixtures import Mixtral, OLMoE, Qwen2MoE, Qwen3MoE
     from tryplicity_plugins.architectures.side_by_side import LFM2, FalconH1
+    from tryplicity_plugins.architectures.zamba import Zamba2
 
     return [Llama, Mistral, Qwen2, Qwen3, Olmo2, BitNet, Mixtral, Qwen2MoE, Qwen3MoE, OLMoE, Mamba2, Bamba,
-            GraniteMoEHybrid, NemotronH, FalconH1, LFM2, Mamba, Jamba]
+            GraniteMoEHybrid, NemotronH, FalconH1, LFM2, Mamba, Jamba, Zamba2]

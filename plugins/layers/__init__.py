@@ -23,8 +23,9 @@ def tryplicity_layers():
     from tryplicity_plugins.layers.parallel import Parallel
     from tryplicity_plugins.layers.residual import Add
     from tryplicity_plugins.layers.router import TopKRouter
+    from tryplicity_plugins.layers.shared_attention import SharedAttention
     from tryplicity_plugins.layers.short_conv import ShortConv
 
     return [PlainLinear, BitLinear, UnnormedBitLinear, RMSNorm, LayerNorm, SiLU, GELU, ReLU2, GatedMLP, MLP,
             MixtureOfExperts, TopKRouter, Mamba1, Mamba2, GatedDeltaNet, ShortConv, GroupedQueryAttention,
-            LatentAttention, Parallel, Add, HyperConnections, MultiTokenPrediction]
+            LatentAttention, Parallel, SharedAttention, Add, HyperConnections, MultiTokenPrediction]

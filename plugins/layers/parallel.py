@@ -5,6 +5,7 @@ Shapes: B batch, T time, D hidden.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -39,6 +40,12 @@ class Parallel(Mixer):
     class Config:
         of: Annotated[list[Branch], Field(min_length=1, max_length=64)]
         """the mixers: [{mixer: gqa}, {mixer: mamba2, output_multiplier: 0.5}]"""
+
+    @classmethod
+    def check(cls, config: Config, site) -> Iterator[tuple[str, str]]:
+        for branch in config.of:
+            if branch.mixer.component.takes_embedding or branch.mixer.component.takes_use:
+                yield "of", f"{branch.mixer.name} needs to be a block's whole mixer, not one of several"
 
     def __init__(self, config: Config, site) -> None:
         super().__init__()

@@ -84,10 +84,16 @@ class HuggingFace(Source):
 
     def documents(self) -> Iterator[Document]:
         """Raises UserError when the data set cannot be reached and, unless they are skipped, for a row without text."""
-        yield from self.reading()
+        yield from _Stream(self)
 
     def reading(self, position: Any = None) -> Reading:
-        """The position is `datasets`' own state of the stream: what was read is not asked for again."""
+        """The position is `datasets`' own state of the stream: what was read is not asked for again. Where the server
+        does not answer this ends at once, since who asks waits, as long as the server wishes, and goes on."""
+        from datasets import config
+
+        config.STREAMING_READ_MAX_RETRIES = 1
+        for kind in ("", "_SERVER_UNAVAILABLE", "_RATE_LIMIT"):
+            setattr(config, f"STREAMING_READ{kind}_RETRY_INTERVAL", 0)
         return _Stream(self, position)
 
     def read(self, rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[Document]:

@@ -7,8 +7,9 @@ import threading
 
 @contextlib.contextmanager
 def serving(body, answers, more=None):
-    """The address of the file. answers: what becomes of the next requests for it, taken from the front: a status, or
-    "cut"; then all goes well. more: {path: (status, headers, body)} of other pages."""
+    """The address of the file. answers: what becomes of the next requests for it, taken from the front: a status,
+    "cut", or a status and the first byte of the file that it is given for; then all goes well. more: {path: (status,
+    headers, body)} of other pages."""
     seen = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -24,7 +25,12 @@ def serving(body, answers, more=None):
             seen.append((self.path, self.headers.get("Range")))
             if self.path in (more or {}):
                 return self._answer(*more[self.path], head)
-            how = answers.pop(0) if answers and not head else None
+            how = None if head else next(iter(answers), None)
+            if isinstance(how, tuple):
+                first = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
+                how = how[0] if first >= how[1] else None
+            if how is not None:
+                answers.pop(0)
             if isinstance(how, int):
                 return self._answer(how, {"Retry-After": "0.3"}, b"", head)
             data, status, headers = body, 200, {"Accept-Ranges": "bytes"}

@@ -25,6 +25,7 @@ def at_once(monkeypatch, tmp_path):
     """What `datasets` waits by itself is not what is tested."""
     for name in ("READ", "OPEN", "READ_RATE_LIMIT", "READ_SERVER_UNAVAILABLE"):
         monkeypatch.setattr(datasets.config, f"STREAMING_{name}_RETRY_INTERVAL", 0.01)
+    monkeypatch.setattr(datasets.config, "STREAMING_READ_MAX_RETRIES", 20)      # put back behind a download
 
 
 def recipe(url, shard_mb=0.02):
@@ -48,6 +49,18 @@ def test_a_busy_server_and_a_cut_connection_are_tried_again_and_every_row_comes_
     assert done.states["huggingface"].done and fetched(tmp_path / "c") == ROWS and not answers
     if busy:        # then it waits as long as the server wishes, which is longer than ours
         assert said and all("is busy, or down (status" in line and "trying again in 0.3 s" in line for line in said)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_one_that_is_busy_in_the_middle_is_waited_for_as_long_as_it_asks(tmp_path, status):
+    """The file is longer than what is asked for at once; of its first part more is read than fills a shard."""
+    long = [f"{n} {'y' * 45_000}" for n in range(600)]
+    body = "".join(json.dumps({"text": row}) + "\n" for row in long).encode()
+    answers, said = [(status, 20_900_000)] * 2, []
+    with serving(body, answers) as (url, _):
+        done = download(recipe(url, shard_mb=1), tmp_path / "c", no_progress, waits=(0.0, 0.0), say=said.append)
+    assert done.states["huggingface"].done and fetched(tmp_path / "c") == long and not answers
+    assert len(said) == 2 and all(f"(status {status})" in line and "trying again in 0.3 s" in line for line in said)
 
 
 def test_one_that_stays_busy_ends_with_its_status_and_keeps_what_is_there(tmp_path):

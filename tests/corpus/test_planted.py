@@ -19,6 +19,7 @@ def became(registry, folder, judges, expected, say=print, unread=()):
     done = download(load_recipe(recipe(folder, judges), registry), corpus, lambda *_: None)
     # a row without text is no document, and is counted, as is one that is too long to be read
     assert done.states["rows"].left_out == {"empty": 1, **dict.fromkeys(unread, 1)}
+    assert list(map(len, done.states["rows"].first_places.values())) == [1] * (1 + len(unread))
     summaries = filter_corpus(corpus, registry, lambda *_: None, say=say)
     kept = {document.id: None for path in (corpus / "filtered").glob("*.parquet")
             for document, _ in shards.read_shard(path)}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tryplicity import UserError
 from tryplicity.data.documents import collect
-from tryplicity.data.packing import IGNORE, PackedStream, permutation
+from tryplicity.data.packing import IGNORE, PackedStream, Piece, permutation
 from tryplicity.data.prepared import prepare
 from tryplicity.data.tokenizer import BOS, EOS, load_tokenizer
 
@@ -90,7 +90,7 @@ def delivered(stream, cuts):
         for _ in range(rows):
             row, state = stream.next_row(json.loads(json.dumps(state)), length)
             pieces += row
-        places += [stream._places(p.epoch * stream.tokens_per_epoch + p.start, p.end - p.start)[0] for p in pieces]
+        places.append(stream.stretches(pieces).places())
     return np.concatenate(places)
 
 
@@ -101,7 +101,7 @@ def test_the_rows_of_an_epoch_hold_every_token_once(stream, length):
     for epoch in (0, 1):
         assert sorted(places[epoch * n:(epoch + 1) * n]) == list(range(n))
     if n / length > 20:
-        assert not np.array_equal(places[:length], stream._places(0, length)[0])
+        assert not np.array_equal(places[:length], stream.stretches([Piece(0, 0, length)]).places())
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 700)), min_size=1, max_size=12))

@@ -52,8 +52,8 @@ and objectives left out. `--format gguf` writes a Llama for llama.cpp, its matri
 | model_type | |
 |---|---|
 %s
-What is not read, and said so: Zamba2 (one block shared by several layers, with adapters), Gemma (norms whose weights
-count from one), BitNet whose weights are packed already, Nemotron 3 with latent experts or several predicted tokens;
+What is not read, and said so: Gemma (norms whose weights count from one), BitNet whose weights are packed already,
+Nemotron 3 with latent experts or several predicted tokens, Zamba2 with a context extended by other positions;
 of GGUF other architectures than Llama, scaled positions (Llama 3.1 and later) and SentencePiece's tokenizers; folders
 without a tokenizer.json; pickles. What is not written: runs of any other spec; as GGUF, tokenizers that llama.cpp has
 no name for, those trained here among them.

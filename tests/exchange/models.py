@@ -63,6 +63,8 @@ def sizes(**options):
 
 MAMBA = {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_expand": 2,
          "mamba_chunk_size": 4}
+ZAMBA2 = {**sizes(num_key_value_heads=4), "mamba_d_state": 8, "n_mamba_heads": 6, "mamba_ngroups": 2, "chunk_size": 4,
+          "adapter_rank": 5, "initializer_range": 0.03}
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32}
@@ -113,5 +115,10 @@ def configs() -> dict:
         "jamba": t.JambaConfig(**sizes(num_hidden_layers=4, num_experts=4, num_experts_per_tok=2, attn_layer_period=4,
                                        attn_layer_offset=2, expert_layer_period=2, expert_layer_offset=1,
                                        mamba_d_state=8, mamba_dt_rank=6, use_mamba_kernels=False)),
+        "zamba2": t.Zamba2Config(**ZAMBA2 | {"num_hidden_layers": 7}, num_mem_blocks=2, layers_block_type=[
+            "mamba", "hybrid", "mamba", "hybrid", "hybrid", "mamba", "hybrid"]),
+        "zamba2 with positions and adapted attention": t.Zamba2Config(
+            **ZAMBA2 | {"num_hidden_layers": 5}, num_mem_blocks=1, use_mem_rope=True, use_shared_attention_adapter=True,
+            layers_block_type=["mamba", "hybrid", "mamba", "hybrid", "mamba"]),
         "lfm2": t.Lfm2Config(**sizes(layer_types=["conv", "full_attention", "conv"], block_multiple_of=16)),
     }

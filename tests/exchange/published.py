@@ -84,4 +84,11 @@ CONFIGS = {
         "mamba_d_state": 16, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_dt_rank": 256, "mamba_conv_bias": True,
         "mamba_proj_bias": False, "rms_norm_eps": 1e-6, "max_position_embeddings": 262144,
         "tie_word_embeddings": False, "hidden_act": "silu"},
+    "zamba2-2.7b": {
+        "model_type": "zamba2", "vocab_size": 32000, "hidden_size": 2560, "num_hidden_layers": 54, "mamba_d_state": 64,
+        "mamba_d_conv": 4, "mamba_expand": 2, "mamba_ngroups": 1, "n_mamba_heads": 80, "intermediate_size": 10240,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "num_mem_blocks": 2, "adapter_rank": 128,
+        "use_shared_attention_adapter": False, "use_mem_rope": False, "add_bias_linear": False, "hidden_act": "gelu",
+        "layers_block_type": ["hybrid" if i in (6, 12, 18, 24, 30, 36, 42, 47, 51) else "mamba" for i in range(54)],
+        "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "tie_word_embeddings": True},
 }

@@ -110,7 +110,7 @@ def test_what_is_left_out_is_counted_and_said(tmp_path, monkeypatch, cached):
     assert told["left_out"] == {"of another kind (.o)": 2, "not UTF-8": 1} and told["repeated"] == 2
     assert set(told) == {"index", "passages", "left_out", "repeated", "megabytes", "seconds"}
     assert command.index_page(done).split("\n")[1:-1] == [
-        "left out 3 files: 2 of another kind (.o) (a.o, ...), 1 not UTF-8 (old .txt)",
+        "left out 3 files: 2 of another kind (.o) (a.o, b.o), 1 not UTF-8 (old .txt)",
         "left out 2 passages: 2 the same as one before (Page, ...)"]
 
 

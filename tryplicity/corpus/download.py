@@ -45,6 +45,7 @@ class State:
     done: bool = False  # its budget is met, or it has no more
     position: Any = None  # where its reading goes on
     left_out: dict[str, int] = field(default_factory=dict)
+    first_places: dict[str, list[str]] = field(default_factory=dict)  # of what was left out, by reason
 
     @classmethod
     def of(cls, folder: Path) -> State:
@@ -134,29 +135,68 @@ def _fetch(portion: Portion, folder: Path, name: str, budget: int, shard_bytes: 
            progress: Callable[[State], None], stopping: Callable[[], bool], waits: tuple[float, ...],
            say: Callable[[str], None]) -> State:
     folder.mkdir(parents=True, exist_ok=True)
-    state, failures = State.of(folder), 0
+    state = State.of(folder)
     for path in shards.shards(folder)[state.shards:]:
         path.unlink()  # written, and not yet counted when the process was killed
     progress(state)
-    while not state.done and not stopping():
-        before = state.shards
-        try:
-            for part in _parts(portion, state, budget, shard_bytes, stopping):
-                shards.write(shards.path_of(folder, part.state.shards - 1), part.documents, name)
-                state = part.state
-                write_text(folder / "state.json", json.dumps(asdict(state), indent=1, sort_keys=True))
-                progress(state)
-        except Unreachable as error:
-            failures = 1 if state.shards > before else failures + 1
-            if failures > len(waits):
-                raise UserError(f"{error} (tried {failures} times; what is there is kept: run the same command again "
-                                "to go on)") from error
-            wait = max(waits[failures - 1], min(error.wait, LONGEST_WAIT))
-            say(f"{name}: {error}; trying again in {wait:g} s")
-            until = time.monotonic() + wait
-            while time.monotonic() < until and not stopping():
-                time.sleep(min(0.1, wait))
+    if state.done or stopping():
+        return state
+
+    def wait(error: Unreachable, failures: int) -> None:
+        if failures > len(waits):
+            raise UserError(f"{error} (tried {failures} times; what is there is kept: run the same command again "
+                            "to go on)") from error
+        seconds = max(waits[failures - 1], min(error.wait, LONGEST_WAIT))
+        say(f"{name}: {error}; trying again in {seconds:g} s")
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not stopping():
+            time.sleep(min(0.1, seconds))
+
+    for part in _parts(_Patient(portion.source.build(), state, wait, stopping), state, budget, shard_bytes):
+        shards.write(shards.path_of(folder, part.state.shards - 1), part.documents, name)
+        state = part.state
+        write_text(folder / "state.json", json.dumps(asdict(state), indent=1, sort_keys=True))
+        progress(state)
     return state
+
+
+class _Patient:
+    """A source's documents from a state on. Where it cannot be reached for a while it is read on from where it stood,
+    and what was read before is kept."""
+
+    def __init__(self, source: Any, state: State, wait: Callable[[Unreachable, int], None],
+                 stopping: Callable[[], bool]) -> None:
+        self.source, self.wait, self.stopping = source, wait, stopping
+        self.reading: Any = None
+        self.stopped = False
+        self.position = state.position  # where reading goes on, while there is no `reading`
+        self.earlier = LeftOut.of("items", state.left_out, state.first_places)
+
+    def next(self) -> Document | None:
+        """None at the end, and where it is to stop."""
+        failures = 0
+        while True:
+            if self.stopping():
+                self.stopped = True
+                return None
+            try:
+                if self.reading is None:
+                    self.reading = self.source.reading(self.position)
+                return next(self.reading, None)
+            except Unreachable as error:
+                if self.reading is not None:
+                    self.position, self.earlier = self.reading.position(), self.left_out()
+                    self.reading = None
+                failures += 1
+                self.wait(error, failures)
+
+    def left_out(self) -> LeftOut:
+        """All that the source passed over up to here."""
+        whole = LeftOut("items")
+        if not self.reading.rereads:
+            whole.update(self.earlier)
+        whole.update(self.source.left_out)
+        return whole
 
 
 @dataclass(frozen=True)
@@ -165,29 +205,25 @@ class _Part:
     state: State  # after them
 
 
-def _parts(portion: Portion, state: State, budget: int, shard_bytes: float,
-           stopping: Callable[[], bool]) -> Iterator[_Part]:
+def _parts(patient: _Patient, state: State, budget: int, shard_bytes: float) -> Iterator[_Part]:
     """Documents enough for a shard each, and at the end what is left; where each begins depends on nothing but the
     documents."""
-    source = portion.source.build()
-    reading = source.reading(state.position)
     held: list[Document] = []
     size, total, number = 0, state.bytes, state.documents
     ended = False
 
     def part(done: bool) -> _Part:
-        left_out = LeftOut.of("items", {} if reading.rereads else state.left_out)
-        for reason, count in source.left_out.as_dict().items():
-            left_out.add(reason, count=count)
-        return _Part(held, State(state.shards + parts, number, total, done, reading.position(), left_out.as_dict()))
+        left_out = patient.left_out()
+        return _Part(held, State(state.shards + parts, number, total, done, patient.reading.position(),
+                                 left_out.as_dict(), left_out.examples))
 
     parts = 0
     while not ended:
-        document = next(reading, None)
+        document = patient.next()
+        if patient.stopped:
+            return
         if document is None or total >= budget:
             ended = True
-        elif stopping():
-            return
         else:
             length = len(document.text.encode("utf-8", "replace"))
             held.append(document)
@@ -199,7 +235,7 @@ def _parts(portion: Portion, state: State, budget: int, shard_bytes: float,
             held, size = [], 0
         elif ended:
             if state.shards + parts == 0:
-                raise UserError(f"source {source.name}: it has no document with any text in it")
+                raise UserError(f"source {patient.source.name}: it has no document with any text in it")
             parts += 1  # the last shard was full exactly where the source ended
             held = []
             yield part(True)
@@ -232,7 +268,7 @@ def page(done: Downloaded) -> str:
     """What is on the disk, for a person."""
     lines = []
     for name, state in done.states.items():
-        passed = LeftOut.of("items", state.left_out)
+        passed = LeftOut.of("items", state.left_out, state.first_places)
         lines.append(f"{name:<24}{state.documents:>10,} documents {state.bytes / 1e6:>10,.1f} MB in {state.shards} "
                      f"files{'' if state.done else '; not done'}{f'; {passed}' if passed else ''}")
     after = (f"interrupted; go on with the same command: what is in {done.folder} is kept" if done.interrupted else

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import numpy as np
 
 from tryplicity.data.ordering import numbers
-from tryplicity.data.packing import Batch, PackedStream, TokenFile, joined
+from tryplicity.data.packing import Batch, PackedStream, Piece, TokenFile, joined
 from tryplicity.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,15 +93,24 @@ class Mixture:
               made: slice = slice(None)) -> tuple[Batch, dict[str, Any]]:
         """Of the `rows` rows that follow on `positions` ({} at the beginning) those that are to be `made`, and the
         positions after all of them."""
-        positions, found, wanted = dict(positions), [], range(rows)[made]
+        positions, wanted = dict(positions), range(rows)[made]
+        found: dict[str, list[tuple[int, list[Piece]]]] = {}
         for number in range(rows):
             domain = self._next(positions, context_length)
             at, delivered = self._names[domain]
             pieces, positions[at] = self._streams[domain].next_row(positions.get(at, {}), context_length)
-            found += [self._streams[domain].row(pieces)] if number in wanted else []
+            if number in wanted:
+                found.setdefault(domain, []).append((number, pieces))
             if self.shares:
                 positions[delivered] = positions.get(delivered, 0) + context_length
-        return joined(found, context_length), positions
+        whole = joined([self._streams[domain].rows([pieces for _, pieces in some], context_length)
+                        for domain, some in found.items()], context_length)
+        if len(found) > 1:      # as they came
+            order = np.argsort([number for some in found.values() for number, _ in some])
+            whole = whole._replace(ids_BT=whole.ids_BT[order], targets_BT=whole.targets_BT[order],
+                                   doc_ids_BT=whole.doc_ids_BT[order],
+                                   documents=tuple(whole.documents[row] for row in order))
+        return whole, positions
 
     def tokens(self) -> dict[str, int]:
         """Tokens of each stream's documents; a stage that asks for more goes over them again."""

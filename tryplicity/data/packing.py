@@ -12,7 +12,7 @@ delivered since: any batch size or number of ranks goes on from there with the s
 that is how many tokens were delivered. Where several ranks share the rows of a step, each asks for all of them and says
 which it wants made (`World.part`): the order is the same on any number of ranks, and all go on behind the step's last.
 
-Shapes: B rows, T time (tokens of a row), N tokens in a run of the stream.
+Shapes: B rows, T time (tokens of a row), N tokens in a run of the stream, M those of all rows, S stretches, P pieces.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 
 from tryplicity.data.ordering import AT_ONCE, filled, numbers, permutation, slices, sums
 from tryplicity.data.remainder import Runs, without
+from tryplicity.data.stretches import Stretches, joined_stretches, stretches
 from tryplicity.errors import UserError
 
 if TYPE_CHECKING:
@@ -180,8 +181,8 @@ class PackedStream:
         found, wanted = [], range(rows)[made]
         for number in range(rows):
             pieces, state = self.next_row(state, context_length)
-            found += [self.row(pieces)] if number in wanted else []
-        return joined(found, context_length), state
+            found += [pieces] if number in wanted else []
+        return self.rows(found, context_length), state
 
     def batch(self, position: int, rows: int, context_length: int, made: slice = slice(None)) -> Batch:
         """Of the `rows` rows that are delivered from `position` (in tokens) on, where all rows are of one length, those
@@ -225,49 +226,31 @@ class PackedStream:
     # --- the tokens ---
 
     def run(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """`count` tokens of the stream from `position` on, and for each the number of its document, counted
-        along the stream from the beginning (a document is another one in each epoch). int64 [N] both."""
-        places_N, docs_N = self._places(position, count)
-        return self.tokens.tokens_N[places_N].astype(np.int64), docs_N
-
-    def _places(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `run`, with where in the file each token stands."""
-        found = []
+        """`count` tokens of the stream from `position` on, and for each the number of its document in the file. int64
+        [N] both."""
+        pieces = []
         while count:
-            epoch, offset = divmod(position, self.tokens_per_epoch)
-            taken = min(count, self.tokens_per_epoch - offset)
-            places_N, docs_N = _places_in(self.tokens, *self._epoch(epoch), offset, taken)
-            found.append((places_N, docs_N + epoch * len(self.chosen)))
-            position, count = position + taken, count - taken
-        return found[0] if len(found) == 1 else tuple(map(np.concatenate, zip(*found, strict=True)))
+            epoch, start = divmod(position, self.tokens_per_epoch)
+            end = min(start + count, self.tokens_per_epoch)
+            pieces.append(Piece(epoch, start, end))
+            position, count = position + end - start, count - (end - start)
+        found = self.stretches(pieces)
+        return self.tokens.tokens_N[found.places()].astype(np.int64), found.document_S.repeat(found.size_S)
 
-    def row(self, pieces: list[Piece]) -> Batch:
-        """The row that these pieces make up."""
-        found = [self._places(piece.epoch * self.tokens_per_epoch + piece.start, piece.end - piece.start)
-                 for piece in pieces]
-        places_N, docs_N = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
-        # a new number for each document, and where something is missing in between
-        begins_N = np.append(True, (docs_N[1:] != docs_N[:-1]) | (places_N[1:] != places_N[:-1] + 1))
-        epochs, in_epoch = np.divmod(docs_N[begins_N], len(self.chosen))
-        documents = np.empty(len(epochs), dtype=np.int64)
-        for epoch in dict.fromkeys(epochs.tolist()):
-            documents[epochs == epoch] = self._epoch(epoch)[0][in_epoch[epochs == epoch]]
-        return _row(self.tokens, places_N, np.cumsum(begins_N) - 1, documents)
+    def stretches(self, pieces: Sequence[Piece]) -> Stretches:
+        """Where in the file these pieces stand, which come in the order of their epochs."""
+        epoch_P, begin_P, end_P = np.array(pieces).T
+        return joined_stretches([
+            stretches(self.tokens.end_D, *self._epoch(epoch), begin_P[epoch_P == epoch], end_P[epoch_P == epoch])
+            for epoch in dict.fromkeys(epoch_P.tolist())])
 
-
-def _places_in(tokens: TokenFile, documents: np.ndarray, end_D: np.ndarray, begin: int, count: int,
-               ) -> tuple[np.ndarray, np.ndarray]:
-    """Of these documents one after the other, each of which ends at `end_D`, `count` tokens from `begin` on: where in
-    the file each stands, and the number among the documents of the one that it is of."""
-    first, last = np.searchsorted(end_D, [begin, begin + count - 1], side="right")
-    some = slice(int(first), int(last) + 1)
-    # to where in each document they go, from its end
-    missing = np.maximum(end_D[some] - (begin + count), 0)
-    end = np.minimum(end_D[some], begin + count) - begin
-    size = end.copy()
-    size[1:] -= end[:-1]
-    start = tokens.end_D[documents[some]] - missing
-    return (start - end).repeat(size) + np.arange(count), np.arange(some.start, some.stop).repeat(size)
+    def rows(self, rows: Sequence[Sequence[Piece]], context_length: int) -> Batch:
+        """The rows that are made of these pieces each; each row's come after those of the one before."""
+        if not rows:
+            return joined([], context_length)
+        found = self.stretches([piece for row in rows for piece in row])
+        row_P = np.arange(len(rows)).repeat([len(row) for row in rows])
+        return _rows(self.tokens, found, row_P[found.piece_S], len(rows), context_length)
 
 
 def _pieces(epoch: int, left_at: np.ndarray, left_end: np.ndarray, begin: int, end: int) -> list[Piece]:
@@ -309,35 +292,46 @@ class HeldOut:
         if max_rows is not None and max_rows < total:
             taken = [number * total // max_rows for number in range(max_rows)]
         for first in range(0, len(taken), rows):
-            parts = [self._row(number, context_length) for number in taken[first:first + rows]]
-            yield joined(parts)
-
-    def _row(self, number: int, context_length: int) -> Batch:
-        begin = number * context_length
-        count = min(context_length, self.length - begin)
-        places_N, docs_N = _places_in(self.tokens, self.chosen, self.end_D, begin, count)
-        missing = context_length - count
-        documents = self.chosen[docs_N[0]:docs_N[-1] + 1]
-        docs_N = np.append(docs_N - docs_N[0], np.full(missing, len(documents)))
-        return _row(self.tokens, places_N, docs_N, np.append(documents, -1) if missing else documents)
+            begin_P = np.array(taken[first:first + rows]) * context_length
+            found = stretches(self.tokens.end_D, self.chosen, self.end_D, begin_P,
+                              np.minimum(begin_P + context_length, self.length))
+            yield _rows(self.tokens, found, found.piece_S, len(begin_P), context_length)
 
 
-def _row(tokens: TokenFile, places_N: np.ndarray, docs_T: np.ndarray, documents: np.ndarray) -> Batch:
-    """One row: where in the file its tokens stand (those missing at the end are padding), a number for each document,
-    0, 1, ..., and which these are. What a token's target is, the token behind it in the file says."""
+def _rows(tokens: TokenFile, found: Stretches, row_S: np.ndarray, rows: int, context_length: int) -> Batch:
+    """The rows that these stretches make up; what is missing at the end of the last is padding. What a token's target
+    is, the token behind it in the file says."""
     import torch
 
-    ids_T, targets_T = np.zeros(len(docs_T), dtype=np.int64), np.full(len(docs_T), IGNORE)
-    there, next_N = slice(len(places_N)), np.minimum(places_N + 1, len(tokens) - 1)
-    ids_T[there] = tokens.tokens_N[places_N]
-    wanted_N = places_N + 1 < tokens.end_D[documents[docs_T[there]]]
+    last_S, behind_S = np.cumsum(found.size_S) - 1, found.place_S + found.size_S
+    count = int(last_S[-1]) + 1
+    ids_M, targets_M = np.zeros(rows * context_length, dtype=np.int64), np.full(rows * context_length, IGNORE)
+    ids_N, targets_N = ids_M[:count], targets_M[:count]
+    places_N = found.places()
+    ids_N[:] = tokens.tokens_N[places_N]
+    targets_N[:-1] = ids_N[1:]
+    targets_N[last_S] = tokens.tokens_N[np.minimum(behind_S, len(tokens) - 1)]
+    wanted_N = np.ones(count, dtype=bool)
+    wanted_N[last_S] = behind_S < tokens.end_D[found.document_S]
     if tokens.mask_N is not None:
-        wanted_N &= tokens.mask_N[next_N] != 0
-    targets_T[there][wanted_N] = tokens.tokens_N[next_N[wanted_N]]
-    return Batch(ids_BT=torch.from_numpy(ids_T[None]), targets_BT=torch.from_numpy(targets_T[None]),
-                 doc_ids_BT=torch.from_numpy(docs_T[None].astype(np.int32)),
-                 bytes=int(tokens.token_bytes_V[targets_T[there][wanted_N]].sum(dtype=np.int64)),
-                 documents=(documents,))
+        wanted_N &= tokens.mask_N[np.minimum(places_N + 1, len(tokens) - 1)] != 0
+    size = int(tokens.token_bytes_V[targets_N[wanted_N]].sum(dtype=np.int64))
+    targets_N[~wanted_N] = IGNORE
+    # a new number for each document, and where something is missing in between
+    first_S = np.append(True, row_S[1:] != row_S[:-1])
+    begins_S = first_S | np.append(True, (found.document_S[1:] != found.document_S[:-1])
+                                   | (found.place_S[1:] != behind_S[:-1]))
+    number_S = np.cumsum(begins_S) - 1
+    starts = number_S[first_S]
+    numbers_M = np.empty(rows * context_length, dtype=np.int32)
+    numbers_M[:count] = (number_S - starts[row_S]).repeat(found.size_S)
+    numbers_M[count:] = number_S[-1] - starts[-1] + 1
+    documents = np.split(found.document_S[begins_S], starts[1:])
+    if count < len(numbers_M):
+        documents[-1] = np.append(documents[-1], -1)
+    ids_BT, targets_BT, doc_ids_BT = (torch.from_numpy(all_M.reshape(rows, context_length))
+                                      for all_M in (ids_M, targets_M, numbers_M))
+    return Batch(ids_BT, targets_BT, doc_ids_BT, size, tuple(documents))
 
 
 def joined(batches: Sequence[Batch], context_length: int = 0) -> Batch:

@@ -129,7 +129,7 @@ def test_not_utf8_inside_a_list_spoils_one_entry(tmp_path):
     (tmp_path / "x.json").write_bytes(b'[{"text": "a"}, {"text": "\xff"}, {"text": "\\udcff b"}]')
     source = source_of(tmp_path / "x.json", bad_rows="skip")
     assert [d.text for d in source.documents()] == ["a", "\udcff b"]
-    assert source.left_out.as_dict() == {"not UTF-8": 1} and source.left_out.examples == {"not UTF-8": "x.json:2"}
+    assert source.left_out.as_dict() == {"not UTF-8": 1} and source.left_out.examples == {"not UTF-8": ["x.json:2"]}
 
 
 @given(st.lists(st.tuples(st.text(st.characters(exclude_characters="\r\0", exclude_categories=["Cs"]), min_size=1)

@@ -79,7 +79,8 @@ def test_text_that_is_not_utf8_can_be_left_out_and_is_counted(tmp_path):
     pq.write_table(table, tmp_path / "d.parquet")
     source = Files(Files.Config(str(tmp_path), bad_rows="skip"))
     assert [d.text for d in source.documents()] == ["good", "fine", "ok"]
-    assert source.left_out.counts == {"not UTF-8": 3} and source.left_out.examples == {"not UTF-8": "a.txt"}
+    assert source.left_out.counts == {"not UTF-8": 3}
+    assert source.left_out.examples == {"not UTF-8": ["a.txt", "c.jsonl:2", "d.parquet:2"]}
     (tmp_path / "c.jsonl").unlink()
     with pytest.raises(UserError, match=r"d\.parquet:2: not UTF-8"):
         read(tmp_path)
@@ -137,7 +138,7 @@ with tempfile.TemporaryDirectory() as folder:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == ("['a.txt', 'open/c.txt'] left out 2 items: 2 unreadable (Permission denied) "
-                           "(locked/, ...)\n"), done.stderr
+                           "(locked/, secret.txt)\n"), done.stderr
 
 
 def test_pages_and_source_code_are_read(tmp_path):
@@ -194,7 +195,8 @@ def test_odd_rows_stop_with_their_place_or_are_counted(tmp_path, line, reason):
         read(tmp_path)
     source = Files(Files.Config(str(tmp_path), bad_rows="skip"))
     assert [d.text for d in source.documents()] == ["fine", "too"]
-    assert str(source.left_out) == f"left out 2 items: 2 {'with ' * reason.startswith('no ')}{reason} (x.jsonl:2, ...)"
+    assert str(source.left_out) == (f"left out 2 items: 2 {'with ' * reason.startswith('no ')}{reason} "
+                                    "(x.jsonl:2, x.jsonl:4)")
 
 
 def test_a_row_longer_than_the_limit_is_odd(tmp_path, monkeypatch):

@@ -87,7 +87,7 @@ def test_odd_rows_stop_with_their_place_or_are_counted(tmp_path):
     assert [d.text for d in empty.documents()] == ["a", "b"] and empty.left_out.as_dict() == {"empty": 2}
     odd = source(str(tmp_path / "x.jsonl"), bad_rows="skip", text_key="body", limit=3)
     assert not list(odd.documents()) and str(odd.left_out) == (
-        "left out 3 items: 3 with no text under the key 'body' (row 0, ...)")
+        "left out 3 items: 3 with no text under the key 'body' (row 0, row 1, row 2)")
 
 
 def test_offline_is_told_at_once_and_in_a_line():
