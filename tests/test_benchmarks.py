@@ -41,5 +41,5 @@ def test_the_command_itself_trains_under_fsdp_on_one_device(tmp_path):
 def test_all_parts(tmp_path):
     done, found = benchmark(tmp_path)
     assert done.returncode == 0, done.stderr + done.stdout
-    assert list(found["parts"])[:2] == ["right", "compiled"] and len(found["parts"]) == 10
+    assert list(found["parts"])[:2] == ["right", "compiled"] and len(found["parts"]) == 11
     assert not found["parts"]["compiled"]["fell_back"]

@@ -426,14 +426,13 @@ def initialise(model: Model, device: torch.device | str, seed: int,
 @torch.no_grad()
 def _initialise(model: Model, path: str, part: nn.Module, device: torch.device | str) -> None:
     part.to_empty(device=device)
-    tensors = dict(part.named_parameters(path)) | dict(part.named_buffers(path))
-    for tensor in tensors.values():
+    for tensor in (*part.parameters(), *part.buffers()):
         if tensor.is_floating_point():
             tensor.fill_(torch.nan)
     for module in part.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-    for name, tensor in tensors.items():
+    for name, tensor in (*part.named_parameters(path), *part.named_buffers(path)):  # some share what others filled
         if tensor.is_floating_point() and tensor.isnan().any():
             raise broken(_component_of(model, name),
                          f"{name} is uninitialised: reset_parameters must fill what the module itself holds")

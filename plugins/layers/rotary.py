@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, H heads, K head dim, R dims of a head that are turned
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -86,17 +87,41 @@ def speeds(base: float, dims: int, scaling: RopeScaling | None) -> tuple[Tensor,
     return slowed_P * slow_P + (1 - slowed_P) * speed_P, factor
 
 
+#: one table for all layers of this process that turn alike on a device, for as long as one of them has it; of fake
+#: tensors, one for each of their modes
+_TABLES: weakref.WeakValueDictionary[tuple, Tensor] = weakref.WeakValueDictionary()
+
+
 class Rotary(nn.Module):
-    """Turns neighbouring pairs of the first `dims` dimensions of each head by angles that grow with the position."""
+    """Turns neighbouring pairs of the first `dims` dimensions of each head by angles that grow with the position.
+
+    `rotation` is a table that others may have too: it is replaced and never written into.
+    """
 
     def __init__(self, base: float, dims: int, scaling: RopeScaling | None, positions: int) -> None:
         """positions: to begin with; a longer text makes more."""
         super().__init__()
         self.base, self.dims, self.scaling = base, dims, scaling
         self.register_buffer("rotation", torch.empty(positions, dims // 2, 2), persistent=False)
+        if self.rotation.is_meta:  # so that a plan counts it once
+            self.rotation = _TABLES.setdefault((*self._key(), positions), self.rotation)
 
     def reset_parameters(self) -> None:
-        self.rotation.copy_(self._rotation(len(self.rotation)))
+        self.rotation = self._shared(len(self.rotation))
+
+    def _key(self) -> tuple:
+        return (self.base, self.dims, self.scaling, self.rotation.device, type(self.rotation),
+                getattr(self.rotation, "fake_mode", None))
+
+    def _shared(self, positions: int) -> Tensor:
+        """The table of so many positions at least."""
+        key = self._key()
+        table = _TABLES.get(key)
+        if table is None or len(table) < positions:
+            with torch.inference_mode(False), torch.no_grad():  # others may learn with it
+                table = self._rotation(positions).to(self.rotation.device)
+            _TABLES[key] = table
+        return table
 
     def _rotation(self, positions: int) -> Tensor:
         """cos and sin of every position's angles, [positions, P, 2] in fp32."""
@@ -107,8 +132,12 @@ class Rotary(nn.Module):
 
     def table(self, end: int) -> Tensor:
         """The rotations of positions up to `end` at least."""
-        if end > len(self.rotation) or self.rotation.dtype != torch.float32:  # longer text, or model.to(bf16)
-            self.rotation = self._rotation(capacity(end)).to(self.rotation.device)
+        rotation = self.rotation
+        if torch.compiler.is_compiling() or type(rotation) is not Tensor:
+            if end > len(rotation) or rotation.dtype != torch.float32:
+                self.rotation = self._rotation(capacity(end)).to(rotation.device)
+        elif rotation is not _TABLES.get(self._key()) or end > len(rotation):  # moved, of another dtype; a longer text
+            self.rotation = self._shared(max(len(rotation), end if end <= len(rotation) else capacity(end)))
         return self.rotation
 
     def forward(self, x_BTHK: Tensor, start: int) -> Tensor:

@@ -30,7 +30,8 @@ Mappings are laid over each other key by key, lists are replaced, and a part of 
 
 %s
 Totals are those of transformers' own model, to the parameter; active are all but the experts that a token does not
-choose, the embedding table included.
+choose, the embedding table included. So count the cards of Qwen3-30B-A3B (3.3B of 30.5B), OLMoE (1.3B of 6.9B) and
+Jamba (12B of 52B), too; Granite 4.0 H Tiny's says 1B of 7B, which is 1.31B without the table, in whole billions.
 
 ## Weights in and out
 

@@ -30,7 +30,7 @@ STEP, SESSION = "tryplicity/training/step.py", "tryplicity/training/session.py"
 ADAMW, WSD = "plugins/optimization/adamw.py", "plugins/optimization/wsd.py"
 
 PLANTED = [
-    Fault("after_step is never called", STEP, "        model.after_step(step, result.stats)\n", ""),
+    Fault("after_step is never called", STEP, "model.after_step(step, result.stats)", "pass"),
     Fault("the heads' weights are all one", "tryplicity/model.py",
           "{name: head.weight for name, head in self.heads.items()}", "{name: 1.0 for name in self.heads}"),
     Fault("activation checkpointing is never switched on", SESSION,

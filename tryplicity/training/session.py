@@ -28,6 +28,7 @@ from tryplicity.promises import check_factor, check_optimizer, check_state
 from tryplicity.run import Run
 from tryplicity.training import checkpoint
 from tryplicity.training import resume as resuming
+from tryplicity.training.ahead import Ahead
 from tryplicity.training.checkpoint import TrainingProgress
 from tryplicity.training.compiling import compile_blocks
 from tryplicity.training.evaluate import bits_per_byte
@@ -87,6 +88,7 @@ class Session:
         self.saver = Saver(run.checkpoints, world, self.training.keep_checkpoints, self.training.checkpoint_every,
                            holder)
         self.saved_step = -1
+        self.next_rows = Ahead(self._rows_to_learn)
         self.left_out = LeftOut("rows")
         self.told: set[str] = set()  # what is said once
         self.taken: Taken | None = None
@@ -116,14 +118,20 @@ class Session:
         stage = self.stages.at(phase, spent)
         rows, micro_batch = self._rows(stage)
         key = self.data[phase].identity[:16]  # a phase of the same data goes on where the one before it stopped
-        batch, rows, positions, left_out = self._rows_to_learn(
-            self.stages.mixture(phase, stage), progress.positions.get(key, {}), rows, stage.context_length)
+        mixture, asked = self.stages.mixture(phase, stage), rows
+        batch, rows, positions, left_out = self.next_rows(mixture, progress.positions.get(key, {}), rows,
+                                                          stage.context_length)
+        if left_out:
+            self.left_out.add("without a word to learn", count=left_out)
         tokens = rows * stage.context_length
         schedule = self.schedules[phase]
         factor = (check_factor(schedule, schedule.factor(self.plan.within(phase, spent), progress.phase_step))
                   * self.spec.phases[phase].learning_rate_factor * stage.learning_rate_factor)
         self.model.set_factors(stage.factors)
-        result = self._optimize(batch, micro_batch, factor, rows).on_host()
+        result = self._optimize(batch, micro_batch, factor, rows)
+        if self.looks_ahead:
+            self.next_rows.foresee(mixture, positions, asked, stage.context_length)
+        result = result.on_host()
         good = bool(result.finite)
         if good and self.data[phase].identity == self.data[self.pretraining].identity:
             self._observe(batch, result)
@@ -133,6 +141,11 @@ class Session:
         progress.tokens += tokens
         seconds = time.perf_counter() - started
         return Stepped(result, batch, stage, good, tokens, seconds, left_out)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the host has time while the device is at work on a step."""
+        return self.device.type != "cpu"
 
     def _rows_to_learn(self, mixture: Mixture, positions: Mapping[str, int], rows: int, context: int,
                        ) -> tuple[Batch, int, dict[str, int], int]:
@@ -165,8 +178,6 @@ class Session:
         if not found:
             raise UserError(NOTHING_TO_LEARN)
         left_out = passed - rows + missing
-        if left_out:
-            self.left_out.add("without a word to learn", count=left_out)
         whole = joined(found)
         count = len(whole.ids_BT)
         return rows_of(whole, self.world.part(count)), count, positions, left_out

@@ -206,25 +206,26 @@ def training_step(model: Model, optimizer: torch.optim.Optimizer, strategy: Para
     total, count = result.objectives[NEXT_TOKEN]
     result.finite = torch.isfinite(total) & torch.isfinite(result.gradient_norm)
     good = result.finite & (count > 0)
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
-        _step_if(good, optimizer)
+    if _stepped(optimizer, good):
         with _kept_unless(good, model, result.stats):
             model.after_step(step, result.stats)
-    elif bool(good):
-        optimizer.step()
-        model.after_step(step, result.stats)
     optimizer.zero_grad(set_to_none=True)
     return result
 
 
-def _step_if(good: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """A step of the optimizer if `good` is true, which the device finds out: as torch.amp.GradScaler tells a fused
-    optimizer of gradients that are not finite."""
+def _stepped(optimizer: torch.optim.Optimizer, good: Tensor) -> bool:
+    """A step of the optimizer if `good` is true; False where the host knows that it was not. A fused optimizer is told
+    as torch.amp.GradScaler tells it of gradients that are not finite, and the device finds out; else the host asks."""
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if bool(good):
+            optimizer.step()
+        return bool(good)
     optimizer.grad_scale, optimizer.found_inf = None, (~good).float()
     try:
         optimizer.step()
     finally:
         del optimizer.grad_scale, optimizer.found_inf
+    return True
 
 
 @contextmanager
