@@ -34,6 +34,7 @@ from tryplicity_plugins.layers.activations import Elementwise, activated
 from tryplicity_plugins.layers.c_structs import kept_struct, matrix_of
 from tryplicity_plugins.layers.moe_decoding import decode_one, decode_packed, mixture_in_c
 from tryplicity_plugins.layers.moe_repair import redraw, sketch
+from tryplicity_plugins.layers.moe_upcycling import from_dense
 from tryplicity_plugins.layers.router import full_precision, groups_that_fail
 from tryplicity_plugins.layers.slots import collect, lay_out, spread
 
@@ -176,6 +177,9 @@ class MixtureOfExperts(FeedForward):
         sketch_EM = sketch([self.first, self.down]) if asking else None
         for part in asking:
             part.take_sketch(sketch_EM)
+
+    def converted(self, given, generator):
+        return from_dense(self, given, generator)
 
     @torch.no_grad()
     def consolidate(self, min_use: float, generator: torch.Generator) -> Repair | None:
