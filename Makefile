@@ -32,8 +32,11 @@ quickstart: $(VENV)/.tryplicity
 chat: $(VENV)/.tryplicity-smollm2
 	$(BIN)/tryplicity serve smollm2
 
+# as many processes as the machine has cores, a file's tests in one of them; JOBS=0 for one after the other
+JOBS ?= auto
+
 test: $(VENV)/.tryplicity-test
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # in an environment of its own, whatever is active
 test-oldest:

@@ -7,6 +7,9 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
+# processes that share the tests (pytest-xdist) share the cores
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 # who else is busy on this machine must not change a bit of what tests compare
 os.environ.setdefault("TRYPLICITY_THREADS", str(torch.get_num_threads()))
 # before anything imports triton: without a card its kernels run in its interpreter

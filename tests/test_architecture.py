@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"bounds", "errors", "hookspecs", "leftout", "names", "progress"},
     {"parts", "functional", "kernels", "guard", "world"},
-    {"components", "registry"},
+    {"components", "configs", "registry"},
     {"watching", "plugins", "spec", "hardware", "files", "run"},
     {"model", "planner", "promises"},
     {"builder"},

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tryplicity import PluginFault, UserError, load_plugins
 from tryplicity.builder import build
+from tryplicity.configs import config_schema
 from tryplicity.hardware import hardware_schema
-from tryplicity.registry import config_schema
 from tryplicity.spec import load_spec, parse_yaml, spec_schema
 
 

@@ -41,9 +41,12 @@ def environment(tmp_path):
         else:
             source.mkdir(exist_ok=True)
             shutil.copy(ROOT / name, source / name)
+    # the source distribution, and the wheel out of that
+    subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path / "built", source],
+                   check=True, stdout=subprocess.DEVNULL)
+    assert [path.suffix for path in sorted((tmp_path / "built").iterdir())] == [".whl", ".gz"]
+    (wheel,) = (tmp_path / "built").glob("tryplicity-*.whl")
     own = [sys.executable, "-m", "pip", "-q"]
-    subprocess.run([*own, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path / "wheel", source], check=True)
-    (wheel,) = (tmp_path / "wheel").glob("tryplicity-*.whl")
     subprocess.run([*own, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
     tool = home / "bin" / "pip"
     tool.write_text(f"#!/bin/sh\nexec {sys.executable} -m pip -q --python {python} \"$@\" --no-deps "
@@ -79,6 +82,19 @@ def test_every_line_of_the_page_works(environment, tmp_path):
     done = subprocess.run(["bash", "-c", "tryplicity generate runs/mine x"], cwd=folder, env=environment,
                           capture_output=True, text=True)
     assert done.returncode == 2 and "pip install my-mixer==0.1.0" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_quickstart_from_the_wheel(environment, tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    done = subprocess.run(["tryplicity", "quickstart", "--minutes", "0.05", "--no-page"], cwd=folder, env=environment,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    assert (folder / "runs/quickstart/model.safetensors").is_file()
+    where = subprocess.run(["python", "-c", "import tryplicity; print(tryplicity.__file__)"], cwd=folder,
+                           env=environment, capture_output=True, text=True).stdout
+    assert Path(where.strip()).is_relative_to(tmp_path / "environment")
 
 
 def _answers(line: str, folder: Path, environment: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tryplicity.components import Source
+from tryplicity.configs import Problem
 from tryplicity.errors import UserError
 from tryplicity.guard import guarded
 from tryplicity.hardware import Hardware, load_hardware
@@ -14,7 +15,7 @@ from tryplicity.model import Model, assemble
 from tryplicity.parts import Part
 from tryplicity.planner import Plan, plan
 from tryplicity.promises import check_promises
-from tryplicity.registry import Problem, Registry
+from tryplicity.registry import Registry
 from tryplicity.spec import Spec, find_file, load_spec, source_value
 
 MOST_TOKENS = 2**24  # in one forward pass: far beyond any device

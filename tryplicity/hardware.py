@@ -104,7 +104,7 @@ class Hardware:
 
 def hardware_schema(registry: Registry) -> dict[str, Any]:
     """The JSON Schema of a profile, with the strategies of the installed plugins."""
-    from tryplicity.registry import FREE, config_schema
+    from tryplicity.configs import FREE, config_schema
 
     schema = config_schema(Hardware)
     names = registry.names("parallelism")
@@ -121,8 +121,8 @@ def load_hardware(path_or_name: str | Path, registry: Registry, settings: Sequen
 
     Raises UserError with every problem of the file, each `file:line:column: path: message`.
     """
+    from tryplicity.configs import Problem
     from tryplicity.guard import guarded
-    from tryplicity.registry import Problem
     from tryplicity.spec.loader import apply_settings, check_kind, find_file, read_yaml
 
     source = read_yaml(find_file(path_or_name, "hardware"))

@@ -26,10 +26,11 @@ from typing import Any
 import pluggy
 
 from tryplicity import hookspecs
+from tryplicity.configs import check_config
 from tryplicity.errors import UserError, did_you_mean
 from tryplicity.hookspecs import COMPONENT_HOOKS
 from tryplicity.parts import Component
-from tryplicity.registry import Registry, check_config
+from tryplicity.registry import Registry
 from tryplicity.run import Run, file_digest
 from tryplicity.watching import quick, quiet, top, untouched
 

@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tryplicity.registry import Registry, config_schema, referencing_schema
+from tryplicity.configs import config_schema, referencing_schema
+from tryplicity.registry import Registry
 
 
 class Option(NamedTuple):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tryplicity import UserError, load_plugins
+from tryplicity.configs import config_schema
 from tryplicity.hardware import Hardware
 from tryplicity.names import FOREIGN, NOT_HERE, PROFILE
-from tryplicity.registry import config_schema
 from tryplicity.spec import load_spec, parse_yaml
 from tryplicity.spec.model import Phase, Training, _SpecFile
 

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from pydantic import Field
 
 from tryplicity import Mixer, load_plugins
-from tryplicity.registry import config_schema
+from tryplicity.configs import config_schema
 from tryplicity.spec import installed_files, parse_yaml, read_yaml, spec_schema
 
 

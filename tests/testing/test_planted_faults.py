@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from tryplicity import FeedForward, Mixer, Report, State
-from tryplicity.testing import check, check_layer
+from tryplicity import Document, FeedForward, Mixer, Report, Source, State
+from tryplicity.testing import check, check_layer, findings
+from tryplicity_plugins.sources.huggingface import HuggingFace
 
 D = 32
 
@@ -356,6 +357,43 @@ def test_so_is_one_that_shows_in_a_spec_alone(layer, promise, said):
 @pytest.mark.parametrize("layer", [Kept, DrawsWhenInitialised])
 def test_a_layer_that_keeps_them_all_is_said_to(layer):
     assert check_layer(layer, D) == []
+
+
+class FromFarAway(Source):
+    name = "far"
+
+    @dataclass(frozen=True)
+    class Config:
+        pass
+
+    def __init__(self, config):
+        pass
+
+    def fingerprint(self):
+        return "far"
+
+    def documents(self):
+        from urllib.request import urlopen
+
+        for line in urlopen("http://documents.example/all.txt"):
+            yield Document(line.decode(), line.decode(), "text", "")
+
+
+class OnTheHub(HuggingFace):
+    """`datasets` asks twenty times, five seconds apart, where the network is down."""
+
+    name = "hub"
+    trials = ({"dataset": "nobody/nothing"},)
+
+
+@pytest.mark.parametrize("source", [FromFarAway, OnTheHub])
+def test_it_is_asked_without_a_network(source):
+    import socket
+
+    before = socket.getaddrinfo, socket.socket.connect
+    (finding,) = [one for one in findings(source) if one.promise.what.startswith("It gives the same documents")]
+    assert finding.verdict == "not asked" and "the kit asks without a network" in finding.why
+    assert (socket.getaddrinfo, socket.socket.connect) == before
 
 
 def test_the_old_name_says_where_it_went():

@@ -120,7 +120,7 @@ def load_recipe(path_or_name: str | Path, registry: Registry, settings: Sequence
 
     Raises UserError with every problem of the file, each `file:line:column: path: message`.
     """
-    from tryplicity.registry import Problem
+    from tryplicity.configs import Problem
     from tryplicity.spec import source_value
     from tryplicity.spec.loader import apply_settings, check_kind, find_file, read_yaml
 

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tryplicity.planner.measure import BLOCK
-from tryplicity.planner.shapes import kind_of
+from tryplicity.planner.operations import kind_of
 
 #: namespaces of operators between devices
 _BETWEEN_DEVICES = ("c10d", "_c10d_functional", "fsdp", "symm_mem")

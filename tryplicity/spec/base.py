@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tryplicity.configs import Problem, said
 from tryplicity.errors import UserError
-from tryplicity.registry import Problem, said
 from tryplicity.spec.loader import YamlFile, check_kind, find_file, read_yaml
 
 KEY = "base"

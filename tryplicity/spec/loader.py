@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
+from tryplicity.configs import Path as Keys
+from tryplicity.configs import Problem, path_text, said
 from tryplicity.errors import PluginFault, UserError, did_you_mean, nearest
-from tryplicity.registry import Path as Keys
-from tryplicity.registry import Problem, Registry, path_text, said
+from tryplicity.registry import Registry
 
 
 class _Loader(yaml.SafeLoader):

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tryplicity.configs import Problem
 from tryplicity.parts import OWNERS, Component, Part
-from tryplicity.registry import Problem, Registry
+from tryplicity.registry import Registry
 
 MADE_WITH = "x-plugins"
 FILE = "a file"  # in place of the version of what no package brought

@@ -15,18 +15,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from tryplicity.bounds import Length, Positive, Seed, Size, Steps
+from tryplicity.configs import FREE, Path, Problem, config_schema, referencing_schema, said, value_problems
 from tryplicity.errors import did_you_mean, nearest
 from tryplicity.parts import Part, config_as_dict, later, uses
-from tryplicity.registry import (
-    FREE,
-    Path,
-    Problem,
-    Registry,
-    config_schema,
-    referencing_schema,
-    said,
-    value_problems,
-)
+from tryplicity.registry import Registry
 from tryplicity.spec.base import KEY, laid_over, with_base
 from tryplicity.spec.loader import YamlFile, apply_settings, check_kind, dump_yaml, find_file, read_yaml
 from tryplicity.spec.made_with import MADE_WITH, explained, packages_of

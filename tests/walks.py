@@ -1,0 +1,141 @@
+"""How far a reader goes: the product's files that are entered on three ways through the program, and the lines of the
+functions entered there.
+
+    python -m tests.walks [--files]
+
+- hidden_size from the YAML to a product: functions that hold the number, from reading the spec to the logits;
+- a token from its file to the loss: all that runs from the end of a training step to the next backward pass;
+- a request from the socket to its token: all that runs from a request to the first piece of its answer, in a server
+  that has answered one before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+
+import tryplicity
+import tryplicity_plugins
+
+HERE = Path(__file__).parent
+CORE, PLUGINS = (Path(package.__file__).parent for package in (tryplicity, tryplicity_plugins))
+HIDDEN = 88  # no other number of the spec
+SETTINGS = (f"hidden_size={HIDDEN}",)
+
+
+class Walk:
+    """The functions of the product that run, in any thread, while `on`, and of which `holds` is true when they end."""
+
+    def __init__(self, holds: Callable[[FrameType], bool] = lambda frame: True) -> None:
+        self.holds, self.on, self.entered = holds, False, set[CodeType]()
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if self.on and event == "return" and code not in self.entered and code.co_filename.startswith(
+                (f"{CORE}{os.sep}", f"{PLUGINS}{os.sep}")) and code.co_name != "<module>" and self.holds(frame):
+            self.entered.add(code)
+
+    def told(self, way: str, files: bool) -> None:
+        lines: dict[str, set[int]] = {}
+        for code in self.entered:
+            lines.setdefault(code.co_filename, set()).update(line for *_, line in code.co_lines() if line)
+        print(f"{way}: {len(lines)} files, {sum(map(len, lines.values()))} lines")
+        for name, own in sorted(lines.items()) if files else ():
+            print(f"    {Path(name).relative_to(CORE.parent)} {len(own)}")
+
+
+def hidden_size(registry: Any) -> Walk:
+    from tryplicity.model import assemble, initialise
+    from tryplicity.spec import load_spec
+
+    walk = Walk(lambda frame: any(type(value) is int and value == HIDDEN for value in frame.f_locals.values()))
+    sys.setprofile(walk)
+    walk.on = True
+    initialise(assemble(load_spec(str(HERE / "small.yaml"), registry, SETTINGS)), "cpu", 0)(torch.zeros(1, 8).long())
+    sys.setprofile(None)
+    return walk
+
+
+def token(folder: Path) -> Walk:
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    from tryplicity.cli import main
+
+    (folder / "texts").mkdir()
+    for i in range(40):
+        text = f"the model {i} reads a list of numbers and returns their sum.\n" * 12
+        (folder / "texts" / f"{i}.txt").write_text(text)
+    walk, backward = Walk(), torch.Tensor.backward
+
+    def stop(*arguments: Any, **options: Any) -> Any:
+        walk.on = False
+        return backward(*arguments, **options)
+
+    hook = register_optimizer_step_post_hook(lambda *_: setattr(walk, "on", not walk.entered))
+    torch.Tensor.backward = stop
+    sys.setprofile(walk)
+    try:
+        main(["train", str(HERE / "small.yaml"), "--hw", "cpu", "--data", str(folder / "texts"), "--run",
+              str(folder / "run"), "--steps", "3"])
+    except SystemExit as end:
+        assert not end.code, end.code
+    finally:
+        sys.setprofile(None)
+        torch.Tensor.backward = backward
+        hook.remove()
+    return walk
+
+
+def request(folder: Path) -> Walk:
+    from tryplicity import load_plugins
+    from tryplicity.server.app import serve
+
+    walk = Walk()
+
+    def ask(url: str) -> None:
+        body = {"model": "small", "prompt": "the model", "max_tokens": 2, "stream": True}
+        for walk.on in (False, True):
+            wanted = urllib.request.Request(f"{url.rstrip('/')}/v1/completions", json.dumps(body).encode(),
+                                            {"Content-Type": "application/json"})
+            with urllib.request.urlopen(wanted) as answer:
+                answer.readline()
+                walk.on = False
+                answer.read()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.setprofile(walk)
+    sys.setprofile(walk)
+    serve(folder / "run", plugins=load_plugins(), port=0,
+          say=lambda url: threading.Thread(target=ask, args=(url,), daemon=True).start())
+    sys.setprofile(None)
+    threading.setprofile(None)
+    return walk
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", action="store_true", help="also which they are")
+    files = parser.parse_args().files
+    walks = {"hidden_size from the YAML to a product": hidden_size(tryplicity.load_plugins().registry)}
+    with tempfile.TemporaryDirectory() as name:
+        os.environ["TRYPLICITY_CACHE"] = f"{name}/cache"
+        walks["a token from its file to the loss"] = token(Path(name))
+        walks["a request from the socket to its token"] = request(Path(name))
+    for way, walk in walks.items():
+        walk.told(way, files)
+
+
+if __name__ == "__main__":
+    main()
