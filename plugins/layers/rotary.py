@@ -146,20 +146,30 @@ class Rotary(nn.Module):
             return self._turned(x_BTHK, start)
         return torch.cat((self._turned(x_BTHK[..., :self.dims], start), x_BTHK[..., self.dims:]), -1)
 
+    def turned(self, x: Tensor, turn: Tensor) -> Tensor:
+        """x [..., K] by rotations of its own, rows of the table [..., P, 2]."""
+        if self.dims == x.shape[-1]:
+            return _by_parts(x, turn)
+        return torch.cat((_by_parts(x[..., :self.dims], turn), x[..., self.dims:]), -1)
+
     def _turned(self, x_BTHR: Tensor, start: int) -> Tensor:
         B, T, H, R = x_BTHR.shape
         end, dtype = start + T, x_BTHR.dtype
         if torch.compiler.is_compiling():  # which fuses no complex numbers
-            cos_T1P, sin_T1P = self.table(end)[start:end, None].unbind(-1)
-            wide_BTHR = x_BTHR.to(torch.promote_types(dtype, torch.float32))
-            even_BTHP, odd_BTHP = wide_BTHR.unflatten(-1, (R // 2, 2)).unbind(-1)
-            turned = (even_BTHP * cos_T1P - odd_BTHP * sin_T1P, even_BTHP * sin_T1P + odd_BTHP * cos_T1P)
-            return torch.stack(turned, -1).view(B, T, H, R).to(dtype)
+            return _by_parts(x_BTHR, self.table(end)[start:end, None])
         turn_T1P = torch.view_as_complex(self.table(end)[start:end, None])
         if dtype.itemsize < 4:
             x_BTHR = x_BTHR.float()  # complex numbers have no bf16
         pairs_BTHP = torch.view_as_complex(x_BTHR.unflatten(-1, (R // 2, 2)))
         return torch.view_as_real(pairs_BTHP * turn_T1P).view(B, T, H, R).to(dtype)
+
+
+def _by_parts(x: Tensor, turn: Tensor) -> Tensor:
+    """x [..., R] turned by the cosines and sines of its pairs [..., P, 2]."""
+    cos, sin = turn.unbind(-1)
+    even, odd = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
+    return turned.flatten(-2).to(x.dtype)
 
 
 def capacity(tokens: int) -> int:
