@@ -6,8 +6,8 @@ from pathlib import Path
 # before torch loads OpenMP: threads that wait for work take nothing from the others that this machine runs
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 HERE = Path(__file__).parent
 # processes that share the tests (pytest-xdist) share the cores
