@@ -29,6 +29,7 @@ _EXPORTS = {
     "tryplicity.errors": ["PluginFault", "Unreachable", "UserError"],
     "tryplicity.leftout": ["LeftOut"],
     "tryplicity.data.documents": ["escaped", "unit_hash"],
+    "tryplicity.data.grades": ["grade"],
     "tryplicity.evaluation.texts": ["TextScorer"],
     "tryplicity.corpus.shards": ["read_shard"],
     "tryplicity.files": ["whole_file", "write_text"],

@@ -69,6 +69,7 @@ from tryplicity.errors import UserError as UserError
 from tryplicity.leftout import LeftOut as LeftOut
 from tryplicity.data.documents import escaped as escaped
 from tryplicity.data.documents import unit_hash as unit_hash
+from tryplicity.data.grades import grade as grade
 from tryplicity.evaluation.texts import TextScorer as TextScorer
 from tryplicity.corpus.shards import read_shard as read_shard
 from tryplicity.files import whole_file as whole_file

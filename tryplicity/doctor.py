@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from tryplicity import kernels
-from tryplicity.components import Component, Linear
+from tryplicity.components import Component, Linear, Rows
 from tryplicity.errors import UserError
 from tryplicity.functional import grouped_product_works
 from tryplicity.guard import cause
 from tryplicity.hardware import Hardware
+from tryplicity.inference.fixed import way
 from tryplicity.model import Block, Model, assemble
 from tryplicity.spec import Spec
 from tryplicity.training.compiling import cache_folder, compiled, differs, kinds_of, wanted
@@ -193,6 +194,24 @@ def _trials(model: Model, block: Block, device: torch.device, precision: str,
             parts += [block(few[:, t:t + 1], state)[0] for t in range(DECODED // 2, few.shape[1])]
         return _compared(torch.cat(parts, 1), whole, False, "the whole text, and half of it token by token")
 
+    def fixed() -> tuple[bool, str]:
+        block.eval()
+        few, like = streams[:, :DECODED].float().detach(), {"device": device, "dtype": torch.float32}
+        states = [block.new_state(1, **like) for _ in range(ROWS)]
+        with torch.no_grad():
+            for row, (own, read) in enumerate(zip(states, (DECODED // 2, DECODED // 3), strict=True)):
+                block(few[row:row + 1, :read], own)
+            room = [own and own.fixed(ROWS, DECODED) for own in states[0]]
+            if [own is None for own in room] != [own is None for own in states[0]]:
+                return True, "its state cannot be kept at one address: steps of decoding are not recorded"
+            for row, own in enumerate(states):
+                for part, mine in zip(room, own, strict=True):
+                    if part is not None:
+                        part.put(row, mine)
+            got = block(few[:, -1:], room)[0]
+            wanted = block(few[:, -1:], [None if own[0] is None else Rows(own) for own in zip(*states, strict=True)])[0]
+        return _compared(got, wanted, False, "a token of sequences of two lengths, at fixed addresses and each its own")
+
     def packed(linear: Linear) -> tuple[bool, str]:
         twin = type(linear)(linear.config, linear.in_features, linear.out_features, experts=linear.experts,
                             bias=linear.bias is not None)
@@ -210,6 +229,8 @@ def _trials(model: Model, block: Block, device: torch.device, precision: str,
         yield "training, compiled", training
     yield "training, packed documents", documents
     yield "decoding with its state", decoding
+    if way(device) != "eager":
+        yield "decoding, recorded", fixed
     linear = next((m for m in block.modules() if isinstance(m, Linear) and m.experts is None and m.packed_like()), None)
     if linear is not None and device.type == "cpu":
         yield "decoding, packed weights", lambda: packed(linear)

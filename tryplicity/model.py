@@ -79,7 +79,7 @@ def unembed(table: Table, h_BTD: Tensor) -> Tensor:
     """Logits [B, T, V]. Decoding in fp32 on a CPU gives a token the same bits however many there are."""
     weight_VD, scale_V = table.weight, table.scale_V
     if (not torch.is_grad_enabled() and type(h_BTD) is Tensor and h_BTD.device.type == "cpu"
-            and h_BTD.dtype == torch.float32 and weight_VD.is_contiguous()):
+            and h_BTD.dtype == torch.float32 and weight_VD.is_contiguous() and not torch.compiler.is_compiling()):
         return kernels.rows_linear(h_BTD.flatten(0, -2), weight_VD, scale_V).unflatten(0, h_BTD.shape[:-1])
     logits_BTV = F.linear(h_BTD, weight_VD.to(h_BTD.dtype))
     return logits_BTV if scale_V is None else logits_BTV * scale_V.to(h_BTD.dtype)
@@ -245,8 +245,9 @@ class Model(nn.Module):
         return logits_BTV if cap is None else (logits_BTV / cap).tanh() * cap
 
     def hidden(self, ids_BT: Tensor, *, state: list | None = None, doc_ids_BT: Tensor | None = None,
-               ) -> tuple[Tensor, Report]:
-        """The hidden state after the last norm, times `logits_multiplier`, [B, T, D], and what the layers reported."""
+               run: Callable = nn.Module.__call__) -> tuple[Tensor, Report]:
+        """The hidden state after the last norm, times `logits_multiplier`, [B, T, D], and what the layers reported.
+        run: calls a block."""
         residual = self.layers[0].residual
         x_BTD = self.embedding(ids_BT)
         if torch.is_autocast_enabled(x_BTD.device.type):
@@ -261,7 +262,7 @@ class Model(nn.Module):
                 streams, said = checkpoint(block, streams, None, doc_ids_BT, *more, use_reentrant=False,
                                            preserve_rng_state=False)
             else:
-                streams, said = block(streams, state and state[i], doc_ids_BT, *more)
+                streams, said = run(block, streams, state and state[i], doc_ids_BT, *more)
             report.include(f"layers.{self.layers.first[i]}", said)
         return last_hidden(self.norm(residual.reduce(streams)), self.spec.logits_multiplier), report
 
@@ -426,14 +427,13 @@ def initialise(model: Model, device: torch.device | str, seed: int,
 @torch.no_grad()
 def _initialise(model: Model, path: str, part: nn.Module, device: torch.device | str) -> None:
     part.to_empty(device=device)
-    tensors = dict(part.named_parameters(path)) | dict(part.named_buffers(path))
-    for tensor in tensors.values():
+    for tensor in (*part.parameters(), *part.buffers()):
         if tensor.is_floating_point():
             tensor.fill_(torch.nan)
     for module in part.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-    for name, tensor in tensors.items():
+    for name, tensor in (*part.named_parameters(path), *part.named_buffers(path)):  # some share what others filled
         if tensor.is_floating_point() and tensor.isnan().any():
             raise broken(_component_of(model, name),
                          f"{name} is uninitialised: reset_parameters must fill what the module itself holds")

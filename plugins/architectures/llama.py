@@ -59,6 +59,19 @@ class Llama(Architecture):
         return {**cls.top(config), "blocks": blocks, "layers": pieces.stack(names)}
 
     @classmethod
+    def config(cls, spec: dict[str, Any]) -> dict[str, Any] | None:
+        mixer = spec["layers"][0]["mixer"]
+        return {**pieces.config_of_sizes(spec), "rms_norm_eps": spec["norm"]["eps"],
+                **pieces.config_of_gqa(spec, mixer), "attention_bias": mixer.get("bias", False),
+                "sliding_window": mixer.get("window"), **cls.config_of_feed_forwards(spec)}
+
+    @classmethod
+    def config_of_feed_forwards(cls, spec: dict[str, Any]) -> dict[str, Any]:
+        first = spec["layers"][0]["feed_forward"]
+        return {"intermediate_size": pieces.inner_size(spec, first), "mlp_bias": first.get("bias", False),
+                "hidden_act": pieces.config_of_activation(first["activation"])}
+
+    @classmethod
     def tensors(cls, config: Config) -> Iterator[Piece]:
         yield from pieces.ends(config, tied_by_default=cls.tied)
         for i in range(config["num_hidden_layers"]):

@@ -25,6 +25,12 @@ def _moe(config: Config, normalize: bool, **options: Any) -> dict[str, Any]:
             "router": pieces.softmax_router(config, normalize), **options}
 
 
+def _config_of_moe(first: dict[str, Any], **options: Any) -> dict[str, Any]:
+    return {"num_experts": first["experts"], "num_experts_per_tok": first["top_k"],
+            "norm_topk_prob": first["router"]["normalize"],
+            "hidden_act": pieces.config_of_activation(first["activation"]), **options}
+
+
 class Mixtral(Llama):
     """Mixtral 8x7B (arXiv:2401.04088)."""
 
@@ -39,6 +45,12 @@ class Mixtral(Llama):
     @classmethod
     def feed_forward(cls, config: Config, layer: int) -> dict[str, Any]:
         return _moe(config, True)
+
+    @classmethod
+    def config_of_feed_forwards(cls, spec: dict[str, Any]) -> dict[str, Any]:
+        first = spec["layers"][0]["feed_forward"]
+        found = _config_of_moe(first, intermediate_size=first["inner_size"])
+        return {**found, "num_local_experts": found.pop("num_experts")}
 
     @classmethod
     def feed_forward_tensors(cls, config: Config, layer: int, theirs: str, ours: str) -> Iterator[Piece]:
@@ -62,6 +74,15 @@ class Qwen3MoE(Qwen3):
         if cls.dense(config, layer):
             return pieces.mlp(config)
         return _moe(config, bool(config.get("norm_topk_prob", False)))
+
+    @classmethod
+    def config_of_feed_forwards(cls, spec: dict[str, Any]) -> dict[str, Any]:
+        feed_forwards = [layer["feed_forward"] for layer in spec["layers"]]
+        dense = [i for i, one in enumerate(feed_forwards) if one["type"] == "gated_mlp"]
+        first = next(one for one in feed_forwards if one["type"] == "moe")
+        inner = pieces.inner_size(spec, feed_forwards[dense[0]]) if dense else first["inner_size"]
+        return _config_of_moe(first, moe_intermediate_size=first["inner_size"], intermediate_size=inner,
+                              mlp_only_layers=dense, decoder_sparse_step=1)
 
     @classmethod
     def feed_forward_tensors(cls, config: Config, layer: int, theirs: str, ours: str) -> Iterator[Piece]:
@@ -110,6 +131,11 @@ class OLMoE(Llama):
     @classmethod
     def feed_forward(cls, config: Config, layer: int) -> dict[str, Any]:
         return _moe(config, bool(config.get("norm_topk_prob", False)))
+
+    @classmethod
+    def config_of_feed_forwards(cls, spec: dict[str, Any]) -> dict[str, Any]:
+        first = spec["layers"][0]["feed_forward"]
+        return _config_of_moe(first, intermediate_size=first["inner_size"])
 
     @classmethod
     def feed_forward_tensors(cls, config: Config, layer: int, theirs: str, ours: str) -> Iterator[Piece]:

@@ -140,6 +140,37 @@ def mamba_head_dim(config: Config, heads: str = "mamba_n_heads", head_dim: str =
     return said if said != "auto" else config.get("mamba_expand", 2) * config["hidden_size"] // config[heads]
 
 
+# --- and back: a config.json from a spec's layers with all their options ---
+
+def config_of_sizes(spec: Config) -> dict[str, Any]:
+    return {"vocab_size": spec["vocab_size"], "hidden_size": spec["hidden_size"],
+            "num_hidden_layers": len(spec["layers"]), "max_position_embeddings": spec["context_length"],
+            "tie_word_embeddings": spec["tied_embeddings"]}
+
+
+def config_of_gqa(spec: Config, mixer: Config) -> dict[str, Any]:
+    """Of attention with positions. Raises KeyError for another mixer, or what no Llama has."""
+    heads, base, scaling = mixer["heads"], mixer["rope_base"], mixer.get("rope_scaling")
+    said = {"rope_type": "default", "rope_theta": base}
+    if scaling:
+        said = {"rope_theta": base, "rope_type": scaling["type"],
+                **{name: value for name, value in scaling.items() if name != "type" and value is not None}}
+        if "original_context" in said:
+            said["original_max_position_embeddings"] = said.pop("original_context")
+    return {"num_attention_heads": heads, "num_key_value_heads": mixer["kv_heads"] or heads,
+            "head_dim": mixer["head_dim"] or spec["hidden_size"] // heads, "rope_theta": base, "rope_parameters": said}
+
+
+def inner_size(spec: Config, feed_forward: Config) -> int:
+    """Of a gated_mlp, its default too."""
+    return feed_forward["inner_size"] or -(-8 * spec["hidden_size"] // (3 * 64)) * 64
+
+
+def config_of_activation(part: Config) -> str:
+    """Raises KeyError for one that transformers does not have."""
+    return {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}[part["type"]]
+
+
 # --- tables of tensors ---
 
 def attention(config: Config, theirs: str, ours: str, *, bias: bool = False, out_bias: bool = False,

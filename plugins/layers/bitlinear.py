@@ -6,13 +6,14 @@ Shapes: D in, O out, E experts, ... any leading axes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tryplicity import Linear, UserError, grouped_linear, kernels
+from tryplicity import Linear, Some, UserError, grouped_linear, kernels, later
 from tryplicity_plugins.layers.products import packed_product
 
 WEIGHT_FLOOR = 1e-5  # least weight scale, so that an all-zero matrix divides by something
@@ -104,27 +105,54 @@ class BitLinear(Linear):
     parameters. Gradients pass the rounding unchanged. While decoding (no gradients, not in training mode, few
     tokens) the ternary weights are kept until the parameter changes; after `adopt` there is no parameter, and `matrix`
     holds them at two bits each.
+
+    With `warmup_steps` a model that was trained without all this becomes ternary bit by bit: for a weight w and its
+    rounded value q(w), w + fade (q(w) - w) is what multiplies, and x + fade (q(x) - x) what is multiplied (norm and
+    rounding are one q), where fade goes from 0, a plain linear, to 1 in as many steps. It is a buffer: saved, and
+    nothing that compiled code depends on; it never goes back.
     """
 
     name = "bitlinear"
     packed_bits = 1.6  # five ternary digits to a byte
     packed_format = "ternary"
 
+    @dataclass(frozen=True)
+    class Config:
+        warmup_steps: Some = later(0)
+        """Optimizer steps in which the rounding fades in, for a training that begins from plain weights."""
+
     def __init__(self, config, in_features: int, out_features: int, **options) -> None:
         super().__init__(config, in_features, out_features, **options)
+        self.register_buffer("fade", torch.empty(()) if config is not None and config.warmup_steps else None)
         self._kept: tuple[Tensor, int, Tensor] | None = None  # parameter, its version, its ternary weights
         self.matrix: kernels.TernaryMatrix | None = None
 
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.fade is not None:
+            nn.init.zeros_(self.fade)
+
+    def before_step(self, step: int) -> None:
+        if self.fade is not None:
+            self.fade.clamp_(min=min(1.0, (step + 1) / self.config.warmup_steps))
+
+    def faded(self, plain: Tensor, rounded: Tensor) -> Tensor:
+        """What lies between them; at the end `rounded` itself, to the bit."""
+        return rounded if self.fade is None else torch.lerp(plain, rounded, self.fade.to(plain.dtype))
+
+    def ready_to_pack(self) -> bool:
+        return self.fade is None or bool(self.fade == 1)
+
     def path(self, device: torch.device, compiled: bool) -> str:
-        if compiled:
+        if compiled and self.fade is None:
             return "products of integers, scaled afterwards: in bf16 exact, as ternary inference has them"
         return "weights and inputs rounded, in their own dtype again when they are multiplied"
 
     def effective_weight(self, weight: Tensor) -> Tensor:
-        return _TernaryWeight.apply(weight)
+        return self.faded(weight, _TernaryWeight.apply(weight))
 
     def effective_input(self, x: Tensor) -> Tensor:
-        return _Int8Input.apply(x) if torch.is_grad_enabled() else int8_input(x)[0]
+        return self.faded(x, _Int8Input.apply(x) if torch.is_grad_enabled() else int8_input(x)[0])
 
     def packed_like(self) -> dict[str, Tensor]:
         stack = () if self.experts is None else (self.experts,)
@@ -154,7 +182,7 @@ class BitLinear(Linear):
     def forward(self, x: Tensor, offsets_E: Tensor | None = None, spread=None) -> Tensor:
         if self.matrix is not None:
             return packed_product(self, x, offsets_E, spread)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and self.fade is None:
             return self._by_integers(x, offsets_E, spread)
         if not self._decoding(x):
             return super().forward(x, offsets_E, spread)
@@ -193,7 +221,7 @@ class BitLinear(Linear):
 
     def _can_keep(self) -> bool:
         # an inference tensor has no version to notice a change by
-        return not (self.training or torch.is_grad_enabled() or self.weight.is_inference())
+        return self.fade is None and not (self.training or torch.is_grad_enabled() or self.weight.is_inference())
 
     def _kept_weight(self) -> Tensor:
         kept, weight = self._kept, self.weight

@@ -44,12 +44,13 @@ class UnnormedBitLinear(BitLinear):
         self._scale: Tensor | None = None  # [..., 1, O] of what is packed
 
     def effective_weight(self, weight: Tensor) -> Tensor:
-        return torch.cat([_TernaryWeight.apply(part) for part in weight.split(self.parts, -2)], -2)
+        rounded = torch.cat([_TernaryWeight.apply(part) for part in weight.split(self.parts, -2)], -2)
+        return self.faded(weight, rounded)
 
     def effective_input(self, x: Tensor) -> Tensor:
         wide = x.to(_wide(x.dtype))
         step = wide.detach().abs().amax(-1, keepdim=True).clamp(min=INPUT_FLOOR) / 127
-        return (_straight_through((wide / step).round(), wide / step) * step).to(x.dtype)
+        return self.faded(x, (_straight_through((wide / step).round(), wide / step) * step).to(x.dtype))
 
     def _rounded(self, weight: Tensor) -> Tensor:
         return torch.cat([ternary_weight(part) for part in weight.split(self.parts, -2)], -2)

@@ -283,7 +283,8 @@ class Mamba2(Mixer):
         # F.rms_norm is a dozen operations on a CPU
         g_BGX = g_B1I.view(batch, self.norm_groups, -1)
         size, one = g_BGX.shape[-1], batch * self.norm_groups == 1
-        if one and g_BGX.device.type == "cpu" and type(g_BGX) is Tensor and g_BGX.dtype == torch.float32:
+        if (one and g_BGX.device.type == "cpu" and type(g_BGX) is Tensor and g_BGX.dtype == torch.float32
+                and not torch.compiler.is_compiling()):
             # one number, and on the host: see RMSNorm
             rstd = (float(torch.linalg.vector_norm(g_BGX)) ** 2 / size + config.norm_eps) ** -0.5
             return self.out_proj(torch.addcmul(ZERO, g_BGX, self.norm_weight, value=rstd).to(z_B1I.dtype))

@@ -34,6 +34,7 @@ from tryplicity_plugins.layers.activations import Elementwise, activated
 from tryplicity_plugins.layers.c_structs import kept_struct, matrix_of
 from tryplicity_plugins.layers.moe_decoding import decode_one, decode_packed, mixture_in_c
 from tryplicity_plugins.layers.moe_repair import redraw, sketch
+from tryplicity_plugins.layers.moe_upcycling import from_dense
 from tryplicity_plugins.layers.router import full_precision, groups_that_fail
 from tryplicity_plugins.layers.slots import collect, lay_out, spread
 
@@ -131,7 +132,8 @@ class MixtureOfExperts(FeedForward):
             return out_BTD
         # a FakeTensor or DTensor has no values to read on the host
         if (x_BTD.shape[0] * x_BTD.shape[1] <= FEW_TOKENS and not torch.is_grad_enabled()
-                and type(x_BTD) is Tensor and x_BTD.device.type == "cpu" and not torch.is_autocast_enabled("cpu")):
+                and type(x_BTD) is Tensor and x_BTD.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+                and not torch.compiler.is_compiling()):
             if x_BTD.shape[0] == 1 and x_BTD.shape[1] == 1:
                 return decode_one(self, x_BTD.view(-1)).view(x_BTD.shape)
             return torch.stack([decode_one(self, x_D) for x_D in x_BTD.flatten(0, 1)]).view(x_BTD.shape)
@@ -175,6 +177,9 @@ class MixtureOfExperts(FeedForward):
         sketch_EM = sketch([self.first, self.down]) if asking else None
         for part in asking:
             part.take_sketch(sketch_EM)
+
+    def converted(self, given, generator):
+        return from_dense(self, given, generator)
 
     @torch.no_grad()
     def consolidate(self, min_use: float, generator: torch.Generator) -> Repair | None:

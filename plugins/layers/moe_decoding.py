@@ -30,14 +30,20 @@ class MixtureInC(ctypes.Structure):
 
 
 def pairs(router: Router, experts: int, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A router's choice as its pairs: the token, the expert and the weight of each [S], a token's one after another."""
+    """A router's choice as its pairs: the token, the expert and the weight of each [S], a token's one after another. On
+    a card, of few tokens, the unused slots are among them, with the number of experts for an expert: how many there
+    are is not to be waited for."""
     found = router.pairs(x_ND) if isinstance(router, BalancedRouter) else None
-    if found is None:
-        routing = router(x_ND[None])
-        check_routing(router, routing, len(x_ND), experts)
-        used_NK = routing.experts_NK < experts
-        found = used_NK.nonzero()[:, 0], routing.experts_NK[used_NK], routing.weights_NK[used_NK].float()
-    return found
+    if found is not None:
+        return found
+    routing = router(x_ND[None])
+    check_routing(router, routing, len(x_ND), experts)
+    chosen_NK, weights_NK = routing.experts_NK, routing.weights_NK.float()
+    if torch.compiler.is_compiling() or (not x_ND.is_cpu and chosen_NK.numel() <= kernels.FEW_PAIRS):
+        token_N1 = torch.arange(len(x_ND), device=x_ND.device)[:, None]
+        return token_N1.expand_as(chosen_NK).flatten(), chosen_NK.flatten(), weights_NK.flatten()
+    used_NK = chosen_NK < experts
+    return used_NK.nonzero()[:, 0], chosen_NK[used_NK], weights_NK[used_NK]
 
 
 def mixture_in_c(moe: MixtureOfExperts) -> Description | None:

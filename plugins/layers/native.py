@@ -75,7 +75,7 @@ def for_inference(x: Tensor) -> bool:
     """Whether C may compute on x here and now: fp32 in this machine's memory, contiguous, no subclass of Tensor, and
     neither gradients nor autocast to heed."""
     return (not torch.is_grad_enabled() and type(x) is Tensor and x.dtype is torch.float32 and x.is_cpu
-            and x.is_contiguous() and not torch.is_autocast_enabled("cpu"))
+            and x.is_contiguous() and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling())
 
 
 def plain(*parameters: Tensor) -> bool:

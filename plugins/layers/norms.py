@@ -92,14 +92,14 @@ class RMSNorm(Norm):
                 y = torch.empty_like(x)
                 norm(x.data_ptr(), *weight, y.data_ptr(), x.numel() // self.size, self.size, self.eps)
                 return y
+        if torch.compiler.is_compiling():
+            return plain_rms_norm(x, self.weight, self.eps)
         if (x.numel() == self.size and x.dtype == torch.float32 and x.device.type == "cpu"
                 and not torch.is_grad_enabled()):
             # one decoded token: the scalar part costs less on the host than as five operations, and addcmul
             # multiplies by it on the way, where a product with a number first makes a tensor of that
             mean_square = float(torch.linalg.vector_norm(x)) ** 2 / self.size
             return torch.addcmul(ZERO, x, self.weight, value=(mean_square + self.eps) ** -0.5)
-        if torch.compiler.is_compiling():
-            return plain_rms_norm(x, self.weight, self.eps)
         if x.device.type == "cpu":  # elsewhere torch has a fused kernel
             return _RMSNorm.apply(x, self.weight, self.eps) if torch.is_grad_enabled() else _rms_norm(
                 x, self.weight, self.eps)[0]

@@ -48,6 +48,13 @@ class PagedState(State):
             twin["documents"] = self["documents"].clone()
         return twin
 
+    def fixed(self, rows: int, tokens: int) -> State | None:
+        from tryplicity_plugins.layers.fixed_pages import FixedPages
+
+        if not self["pages"] or "documents" in self:
+            return None
+        return FixedPages.like(self, rows, tokens)
+
     def make_room(self, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         """Pages for so many more."""
         pages = self["pages"]

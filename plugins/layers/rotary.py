@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, H heads, K head dim, R dims of a head that are turned
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -86,17 +87,41 @@ def speeds(base: float, dims: int, scaling: RopeScaling | None) -> tuple[Tensor,
     return slowed_P * slow_P + (1 - slowed_P) * speed_P, factor
 
 
+#: one table for all layers of this process that turn alike on a device, for as long as one of them has it; of fake
+#: tensors, one for each of their modes
+_TABLES: weakref.WeakValueDictionary[tuple, Tensor] = weakref.WeakValueDictionary()
+
+
 class Rotary(nn.Module):
-    """Turns neighbouring pairs of the first `dims` dimensions of each head by angles that grow with the position."""
+    """Turns neighbouring pairs of the first `dims` dimensions of each head by angles that grow with the position.
+
+    `rotation` is a table that others may have too: it is replaced and never written into.
+    """
 
     def __init__(self, base: float, dims: int, scaling: RopeScaling | None, positions: int) -> None:
         """positions: to begin with; a longer text makes more."""
         super().__init__()
         self.base, self.dims, self.scaling = base, dims, scaling
         self.register_buffer("rotation", torch.empty(positions, dims // 2, 2), persistent=False)
+        if self.rotation.is_meta:  # so that a plan counts it once
+            self.rotation = _TABLES.setdefault((*self._key(), positions), self.rotation)
 
     def reset_parameters(self) -> None:
-        self.rotation.copy_(self._rotation(len(self.rotation)))
+        self.rotation = self._shared(len(self.rotation))
+
+    def _key(self) -> tuple:
+        return (self.base, self.dims, self.scaling, self.rotation.device, type(self.rotation),
+                getattr(self.rotation, "fake_mode", None))
+
+    def _shared(self, positions: int) -> Tensor:
+        """The table of so many positions at least."""
+        key = self._key()
+        table = _TABLES.get(key)
+        if table is None or len(table) < positions:
+            with torch.inference_mode(False), torch.no_grad():  # others may learn with it
+                table = self._rotation(positions).to(self.rotation.device)
+            _TABLES[key] = table
+        return table
 
     def _rotation(self, positions: int) -> Tensor:
         """cos and sin of every position's angles, [positions, P, 2] in fp32."""
@@ -107,8 +132,12 @@ class Rotary(nn.Module):
 
     def table(self, end: int) -> Tensor:
         """The rotations of positions up to `end` at least."""
-        if end > len(self.rotation) or self.rotation.dtype != torch.float32:  # longer text, or model.to(bf16)
-            self.rotation = self._rotation(capacity(end)).to(self.rotation.device)
+        rotation = self.rotation
+        if torch.compiler.is_compiling() or type(rotation) is not Tensor:
+            if end > len(rotation) or rotation.dtype != torch.float32:
+                self.rotation = self._rotation(capacity(end)).to(rotation.device)
+        elif rotation is not _TABLES.get(self._key()) or end > len(rotation):  # moved, of another dtype; a longer text
+            self.rotation = self._shared(max(len(rotation), end if end <= len(rotation) else capacity(end)))
         return self.rotation
 
     def forward(self, x_BTHK: Tensor, start: int) -> Tensor:
@@ -117,20 +146,30 @@ class Rotary(nn.Module):
             return self._turned(x_BTHK, start)
         return torch.cat((self._turned(x_BTHK[..., :self.dims], start), x_BTHK[..., self.dims:]), -1)
 
+    def turned(self, x: Tensor, turn: Tensor) -> Tensor:
+        """x [..., K] by rotations of its own, rows of the table [..., P, 2]."""
+        if self.dims == x.shape[-1]:
+            return _by_parts(x, turn)
+        return torch.cat((_by_parts(x[..., :self.dims], turn), x[..., self.dims:]), -1)
+
     def _turned(self, x_BTHR: Tensor, start: int) -> Tensor:
         B, T, H, R = x_BTHR.shape
         end, dtype = start + T, x_BTHR.dtype
         if torch.compiler.is_compiling():  # which fuses no complex numbers
-            cos_T1P, sin_T1P = self.table(end)[start:end, None].unbind(-1)
-            wide_BTHR = x_BTHR.to(torch.promote_types(dtype, torch.float32))
-            even_BTHP, odd_BTHP = wide_BTHR.unflatten(-1, (R // 2, 2)).unbind(-1)
-            turned = (even_BTHP * cos_T1P - odd_BTHP * sin_T1P, even_BTHP * sin_T1P + odd_BTHP * cos_T1P)
-            return torch.stack(turned, -1).view(B, T, H, R).to(dtype)
+            return _by_parts(x_BTHR, self.table(end)[start:end, None])
         turn_T1P = torch.view_as_complex(self.table(end)[start:end, None])
         if dtype.itemsize < 4:
             x_BTHR = x_BTHR.float()  # complex numbers have no bf16
         pairs_BTHP = torch.view_as_complex(x_BTHR.unflatten(-1, (R // 2, 2)))
         return torch.view_as_real(pairs_BTHP * turn_T1P).view(B, T, H, R).to(dtype)
+
+
+def _by_parts(x: Tensor, turn: Tensor) -> Tensor:
+    """x [..., R] turned by the cosines and sines of its pairs [..., P, 2]."""
+    cos, sin = turn.unbind(-1)
+    even, odd = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
+    return turned.flatten(-2).to(x.dtype)
 
 
 def capacity(tokens: int) -> int:

@@ -28,7 +28,7 @@ PARTS: dict[str, tuple[Callable[[Place], dict[str, Any]], float]] = {
     "command": (card_train.command, 0.25), "once": (card_parts.once, 0.25), "profile": (card_parts.profile, 0.2),
     "waits": (card_parts.waits, 0.2), "compiled_again": (card_parts.compiled_again, 0.2),
     "decoding": (card_parts.decoding, 0.1), "operators": (card_operators.operators, 0.2),
-    "choices": (card_choices.choices, 0.1)}
+    "choices": (card_choices.choices, 0.2)}
 
 
 def run_part(name: str, options: Sequence[str], limit: float) -> dict[str, Any]:

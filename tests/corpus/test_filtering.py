@@ -56,8 +56,12 @@ def test_copies_and_what_the_panel_votes_against_are_left_out_and_counted(regist
     texts = kept(corpus)
     assert texts == [story(n, 60 if n == 9 else 12) for n in range(60)]
     assert said["bytes"] == sum(len(text.encode()) for text in texts)
+    named = {reason: [one["id"] for one in some] for reason, some in said["examples"].items() if reason != "kept"}
+    assert named == {"copies: the same text": ["960.txt"], "copies: nearly the same text": ["970.txt"],
+                     "statistical: words too short": ["980.txt"]}
     page = markdown(said)
-    assert "60 documents kept" in page and "copies: the same text" in page and "960.txt" in page
+    assert "60 documents kept" in page and "| copies: the same text | 1 | 960.txt: " in page
+    assert f"| stories | 60 | {said['bytes'] / 1e6:,.1f} | 3 |" in page and "| statistical | 60 | 1 | 0 |" in page
 
 
 def test_two_processes_give_the_same_bytes_and_so_does_going_on(registry, corpus, tmp_path):

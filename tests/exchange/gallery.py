@@ -30,7 +30,8 @@ Mappings are laid over each other key by key, lists are replaced, and a part of 
 
 %s
 Totals are those of transformers' own model, to the parameter; active are all but the experts that a token does not
-choose, the embedding table included.
+choose, the embedding table included. So count the cards of Qwen3-30B-A3B (3.3B of 30.5B), OLMoE (1.3B of 6.9B) and
+Jamba (12B of 52B), too; Granite 4.0 H Tiny's says 1B of 7B, which is 1.31B without the table, in whole billions.
 
 ## Weights in and out
 
@@ -44,9 +45,10 @@ choose, the embedding table included.
 GGUF file of a Llama with a byte-level tokenizer (`pip install "tryplicity[gguf]"`; whatever it is quantised to becomes
 floats again). The run has the model's own tokenizer, special tokens and chat template. Every tensor has its place: one
 too many, too few or of another shape is an error, and nothing is left behind. Tensors keep their dtype and go through
-one at a time. `export --format transformers` writes a run that was imported, trained further or not, as transformers
-reads it; without training in between the tensors are the same, bit for bit. `--format gguf` writes a Llama for
-llama.cpp, its matrices as they are and not quantised.
+one at a time. `export --format transformers` writes a run that was imported as transformers reads it, the tensors the
+same, bit for bit; and one that was trained here, from an imported one or from nothing, where its spec is that of a
+`llama`, `mistral`, `qwen2`, `qwen3`, `olmo2`, `mixtral`, `qwen3_moe` or `olmoe` (routers that score by softmax), heads
+and objectives left out. `--format gguf` writes a Llama for llama.cpp, its matrices as they are and not quantised.
 
 | model_type | |
 |---|---|
@@ -54,7 +56,8 @@ llama.cpp, its matrices as they are and not quantised.
 What is not read, and said so: Gemma (norms whose weights count from one), BitNet whose weights are packed already,
 Nemotron 3 with latent experts or several predicted tokens, Zamba2 with a context extended by other positions;
 of GGUF other architectures than Llama, scaled positions (Llama 3.1 and later) and SentencePiece's tokenizers; folders
-without a tokenizer.json; pickles. What is not written: runs that were not imported, or whose spec is another by now.
+without a tokenizer.json; pickles. What is not written: runs of any other spec; as GGUF, tokenizers that llama.cpp has
+no name for, those trained here among them.
 
 Another architecture is a plugin: a class that says how its config.json reads as a spec, and which tensor goes where
 (`tryplicity.Architecture`; the contract is in its docstring):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 
+import numpy as np
 import pytest
 
 from tests.command_line import call
@@ -12,6 +14,7 @@ from tryplicity import load_plugins
 from tryplicity.data.tokenizer import load_tokenizer
 from tryplicity.data.vocabulary import vocabulary_of
 from tryplicity.exchange.importing import import_model
+from tryplicity.inference import chat
 from tryplicity.inference.engine import Engine
 
 REGISTRY = load_plugins().registry
@@ -44,6 +47,33 @@ def test_a_training_with_its_tokenizer_keeps_what_the_special_tokens_are(run, te
     engine = Engine.load(tmp_path / "mine", REGISTRY)
     assert engine.vocabulary == due and engine.card.chat
     engine.close()
+
+
+def test_a_chat_phase_writes_conversations_in_the_models_own_template(run, texts, tmp_path, capfd, monkeypatch):
+    """From trained weights on: what is learnt is the assistant's words and the template's own end of them."""
+    monkeypatch.setenv("TRYPLICITY_CACHE", str(tmp_path / "cache"))
+    rows = [{"messages": [{"role": "user", "content": f"the thing {n}?"}, {"role": "assistant", "content": f"No {n}."}]}
+            for n in range(40)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = call(capfd, "train", str(run / "spec.yaml"), "--hw", "cpu", "--data", f"files:{texts}", "--run",
+                          str(tmp_path / "mine"), "--steps", "2", "--from", str(run), "--chat-data",
+                          str(tmp_path / "chats.jsonl"), "--set", "phases=[{kind: pretrain}, {kind: chat}]",
+                          "--set", "hardware.batch=2", "--set", "hardware.accumulation=1")
+    assert code == 0, err
+    assert "held-out bits per byte of answers: " in out + err and " before the first step, " in out + err
+    (path,) = (tmp_path / "cache" / "tokens").glob("*/train.mask.bin")
+    tokenizer, mask = load_tokenizer(run / "tokenizer.json"), np.fromfile(path, np.uint8)
+    ids = np.fromfile(path.with_name("train.bin"), "<u2")
+    written = tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+    assert written.count("<s>[user] the thing ") == written.count("</s>\n[assistant] No ") > 30
+    learnt = tokenizer.decode(ids[mask == 1].tolist(), skip_special_tokens=False)
+    assert re.fullmatch(r"(No \d+\.</s>)+", learnt), repr(learnt[:60])
+    engine, before = Engine.load(tmp_path / "mine", REGISTRY), Engine.load(run, REGISTRY)
+    messages = rows[0]["messages"][:1]
+    assert chat.prompt(engine, messages) == chat.prompt(before, messages)
+    assert engine.vocabulary.ends == before.vocabulary.ends == {260, 261} and engine.card.chat
+    engine.close()
+    before.close()
 
 
 def test_it_is_scored_on_texts(run, texts, capfd):

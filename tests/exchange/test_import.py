@@ -290,6 +290,21 @@ def _half(folder):
     path.write_bytes(path.read_bytes()[:1000])
 
 
+def _header(says):
+    """A shard whose first eight bytes say how long its header is, and what stands there."""
+    def lie(folder):
+        path = next(folder.glob("model-00002-*.safetensors"))
+        path.write_bytes(says.to_bytes(8, "little") + b'{"model.norm.weight": ')
+    return lie
+
+
+def _link(folder):
+    """A shard that is a link to itself."""
+    path = next(folder.glob("model-00002-*.safetensors"))
+    path.unlink()
+    path.symlink_to(path.name)
+
+
 def _tokenizer(text):
     return lambda folder: (folder / "tokenizer.json").write_text(text)
 
@@ -310,6 +325,17 @@ LIES = {
     "is in another file of": _tensors(lambda tensors: tensors.update({"model.embed_tokens.weight": torch.ones(2)})),
     "quantised in a way that is not read here": _tensors(
         lambda tensors: tensors.update({name: tensor.to(torch.int8) for name, tensor in tensors.items()})),
+    "config.json: cannot be read as JSON": lambda folder: (folder / "config.json").write_text("{'model_type': 1"),
+    "config.json: not a mapping of names": lambda folder: (folder / "config.json").write_text("[1]"),
+    "header too large": _header(10**15),
+    "header length": _header(500),
+    "model-00002-of-00007.safetensors is missing": _link,
+    "hidden_size: expected a whole number from 1 to 1,048,576": _edit("config.json", hidden_size=10**12),
+    "chat_template.jinja: cannot be read": lambda folder: (folder / "chat_template.jinja").write_bytes(b"\xff{{"),
+    "chat_template is no text": _edit("tokenizer_config.json", chat_template=[7]),
+    "says num_hidden_layers 1,000,000,000; at most 1,000": _edit("config.json", num_hidden_layers=10**9),
+    "weight_map does not say which file of the folder has which tensor": _edit(
+        "model.safetensors.index.json", weight_map={"model.norm.weight": "../model.safetensors"}),
     "tokenizer.json is none of Hugging Face's tokenizers": _tokenizer("{}"),
     "there is no tokenizer.json": lambda folder: (folder / "tokenizer.json").unlink(),
     "eos_token is '</nothing>', which the tokenizer does not have": _edit("tokenizer_config.json",

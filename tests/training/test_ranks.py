@@ -19,7 +19,7 @@ COMMON = ["vocab_size=300", "context_length=48", "phases=[]", "hardware.batch=1"
 CLOCKS = {"seconds", "tokens_per_second"}
 
 
-def training(world, corpus, cache, folder, spec, settings, steps, plugins=()):
+def training(world, corpus, cache, folder, spec, settings, steps, plugins=(), start=None):
     """A whole training; rank 0 gives what it wrote down, by step, and its weights."""
     from tryplicity import load_plugins
     from tryplicity.builder import build
@@ -33,7 +33,7 @@ def training(world, corpus, cache, folder, spec, settings, steps, plugins=()):
     built, run = build(spec, "cpu", plugins.registry, [*COMMON, *settings]), Run(Path(folder))
     world.decided(lambda: run.create(spec=built.spec.as_yaml(), hardware="", build={}, data={},
                                      tokenizer=prepared.tokenizer_path.read_text()))
-    outcome = train(built, prepared, run, Budget(steps=steps), plugins, world=world)
+    outcome = train(built, prepared, run, Budget(steps=steps), plugins, world=world, start=start)
     assert outcome.progress.step == steps
     if world.first_rank:
         return read_lines(run.metrics), load_file(run.weights)
@@ -160,3 +160,31 @@ def test_a_loss_that_is_no_number_on_one_rank_ends_all_and_says_where(uneven, tm
     assert said == same and "not a number 2 steps in a row" in said and "(rank 1: the document" in said
     assert "rank 0" not in said
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def begun(world, start, *arguments):
+    from tryplicity.training import starting
+
+    return training(world, *arguments, start=starting.opened(Path(start)))
+
+
+def test_two_ranks_that_begin_from_trained_weights_train_as_one_does(uneven, tmp_path):
+    """The dense feed-forwards become experts, and the linears ternary, on every rank alike; the scores before the
+    first step and after the last one are in the lines that are compared."""
+    dense = ["layers=[attention, attention]", "heads=[]", "blocks.attention.feed_forward={type: gated_mlp, "
+             "inner_size: 16}", "hardware.strategy=single"]
+    moe = ["layers=[attention, attention]", "heads=[]", "hardware.accumulation=2", "training.checkpoint_every=2",
+           "linear={type: bitlinear, warmup_steps: 3}"]
+    together(1, training, str(uneven), str(tmp_path / "cache"), str(tmp_path / "dense"), SMALL, dense, 2,
+             limit=600)
+    found = []
+    for size, strategy, more in ((1, "{type: single, exact: true}", []),
+                                 (2, "{type: ddp, exact: true}", ["hardware.count=2", "hardware.accumulation=1"])):
+        found.append(together(size, begun, str(tmp_path / "dense"), str(uneven), str(tmp_path / "cache"),
+                              str(tmp_path / f"of{size}"), SMALL, [*moe, *more, f"hardware.strategy={strategy}"], 4,
+                              limit=600)[0])
+    compare(found[1], found[0])
+    lines, weights = found[0]
+    assert "validation_bits_per_byte_after" in lines[-1] and lines[0]["step"] == 0
+    assert all(tensor == 1 for name, tensor in weights.items() if name.endswith(".fade"))
+    assert '"converted": {"layers.*' in (tmp_path / "of2" / "from.json").read_text().replace("\n", "").replace("  ", "")

@@ -84,7 +84,11 @@ def test_the_command_tells_scores_and_goes_on_from_it(command, before, capfd, tm
     assert first == {"step": 0, "tokens": 0, "validation_bits_per_byte": pytest.approx(scored, rel=1e-5)}
     assert "tensors taken" in out + err and f"before the first step: {scored:.3f}" in out + err
     kept = json.loads((run / "from.json").read_text())
-    assert kept["from"] == str(before.folder) and kept["initialised"] == kept["unused"] == {}
+    assert kept["from"] == str(before.folder) and kept["initialised"] == kept["unused"] == kept["converted"] == {}
+    last = read_lines(run / "metrics.jsonl")[-1]
+    name = "validation_bits_per_byte"
+    assert (last[f"{name}_before"], last[f"{name}_after"]) == (first[name], last[name]) and last[name] < first[name]
+    assert f"{first[name]:.3f} before the first step, {last[name]:.3f} after the last one" in out + err
     assert (run / "tokenizer.json").read_text() == before.tokenizer.read_text()
     weights = load_file(run / "model.safetensors")
 

@@ -16,8 +16,8 @@ from tryplicity.errors import UserError
 @click.argument("run")
 @click.option("--format", "format_", type=click.Choice(["packed", "ternary", "transformers", "gguf"]), default="packed",
               show_default=True, help="packed: every linear as it packs itself, bitlinear at 1.6 bits a weight; "
-                                      "ternary: the same; transformers: a folder of an imported run, as it was; gguf: "
-                                      "a file of an imported Llama.")
+                                      "ternary: the same; transformers: a folder of an imported run, as it was, or of "
+                                      "one whose spec is that of an architecture there; gguf: a file of a Llama.")
 @click.option("--rest", type=click.Choice(["bf16", "int8", "fp32"]), default="bf16", show_default=True,
               help="What is not packed; int8: the embedding, with a scale for each row, all else in bf16.")
 @click.option("--linear", metavar="FORM",
@@ -65,7 +65,7 @@ def _as_theirs(format_: str, run: str, out: Path | None, initialised: bool, regi
     from tryplicity.exchange.gguf_writing import export_gguf
 
     if out is None or initialised:
-        raise UserError(f"--format {format_}: give --out, and a run that was imported")
+        raise UserError(f"--format {format_}: give --out, and a run that was imported or trained")
     with pages.preparation() as progress:
         export_ = export_gguf if format_ == "gguf" else export_transformers
         done = export_(Path(run), out, registry, progress=lambda done, total: progress("writing", done, total))

@@ -87,6 +87,16 @@ class Architecture(Component):
         raise NotImplementedError
 
     @classmethod
+    def config(cls, spec: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The way back: a config.json for a model that was not imported, by which `spec` must give that model again,
+        or it is not taken; None, or a KeyError, where there is none. For `tryplicity export --format transformers`.
+
+        spec: vocab_size, hidden_size, context_length, tied_embeddings, norm and linear, and for each of `layers` its
+        mixer and feed_forward (None where it has none), with all their options.
+        """
+        return None
+
+    @classmethod
     def tensors(cls, config: Mapping[str, Any]) -> Iterable[Piece]:
         """Every tensor of its files that holds something. One that is not there although it is said here is an error,
         and so is one that is there and not said."""

@@ -5,8 +5,10 @@ Shapes: B batch, T time, D hidden.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from tryplicity.components.module import Module
@@ -41,6 +43,17 @@ class Layer(Module):
     #: True: forward takes `use` too, at which of the `Site.uses` layers of a shared block it works, from 0; what it has
     #: for each of them stands in a PerUse
     takes_use: ClassVar[bool] = False
+
+    def converted(self, given: Mapping[str, Tensor], generator: torch.Generator) -> Mapping[str, Tensor]:
+        """Own parameters and buffers, by their names in this layer and whole, made of those of another layer that
+        stood in its place: asked where a training begins from trained weights (`train --from`) and not all of its
+        own are there in their shapes. What is not given stays as it is initialised; here that is all.
+
+        given: the other's, by their names in it, in CPU memory. Called with tensors on the meta device too, for names
+        and shapes, and on every rank alike: draw what is random with the generator. Raises UserError where the other
+        layer cannot become this one, though it is of a kind that can.
+        """
+        return {}
 
     def extra_flops(self, tokens: int) -> int:
         """FLOPs of a custom kernel that torch's counter cannot see, forward only, for `tokens` tokens."""

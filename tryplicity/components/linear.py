@@ -89,6 +89,11 @@ class Linear(Module):
         """What an exported model stores in place of `weight`; the other parameters are there as they are."""
         return None
 
+    def ready_to_pack(self) -> bool:
+        """Whether what `pack` gives multiplies as this does now. One whose rounding still fades in says no, with its
+        buffers as they were saved: it is served as it is, and not exported."""
+        return True
+
     def adopt(self, packed: Mapping[str, Tensor]) -> None:
         """Take what `pack` gave, in place of `weight`, which is None from then on, for inference alone; the tensors
         may lie in a mapped file. Here each becomes a buffer of its name."""

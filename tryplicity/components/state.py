@@ -26,6 +26,49 @@ class State(dict):
         share memory in one share it in the other. Raises TypeError naming what cannot be copied."""
         return _Copying(self).state(self, "state")
 
+    # A step of decoding that is captured once and then replayed finds all it works on at the same addresses. What
+    # `fixed` gives is such a state: a layer gets it with one new token a row, no documents and no gradients, and
+    # writes into its tensors, never others in their places.
+
+    def fixed(self, rows: int, tokens: int) -> State | None:
+        """Of the state of one sequence: room for `rows` of its kind, of up to `tokens` tokens each, in tensors alone,
+        batch first, that keep shape and address. None: there is none. So it is with a state that holds more than
+        tensors of one row, unless its class overrides this, with `put` and `take`."""
+        room = type(self)() if type(self).__init__ is dict.__init__ and not vars(self) else None
+        if room is None:
+            return None
+        for key, value in self.items():
+            if isinstance(value, State):
+                room[key] = value.fixed(rows, tokens)
+            else:
+                one_row = isinstance(value, Tensor) and value.ndim and len(value) == 1
+                room[key] = value.new_zeros(rows, *value.shape[1:]) if one_row else None
+            if room[key] is None:
+                return None
+        return room
+
+    def put(self, row: int, own: State) -> None:
+        """Write the state of one sequence into a row of a fixed one."""
+        for key, value in self.items():
+            value.put(row, own[key]) if isinstance(value, State) else value[row].copy_(own[key][0])
+
+    def take(self, row: int, own: State) -> None:
+        """Bring the state of a sequence, which was put there, up to date with its row of a fixed one."""
+        for key, value in self.items():
+            value.take(row, own[key]) if isinstance(value, State) else own[key][0].copy_(value[row])
+
+    def move(self, row: int, to: int) -> None:
+        """Copy a row of a fixed state into another."""
+        for value in self.values():
+            value.move(row, to) if isinstance(value, State) else value[to].copy_(value[row])
+
+    def first(self, rows: int) -> State:
+        """So many rows of a fixed state, in its memory."""
+        part = copy.copy(self)
+        part.update({key: value.first(rows) if isinstance(value, State) else value[:rows]
+                     for key, value in self.items()})
+        return part
+
 
 class Rows(tuple):
     """One decoding state for each row of a batch, whose sequences are of different lengths."""

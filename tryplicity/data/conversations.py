@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tryplicity.components import Conversation, Document, Source
     from tryplicity.data.templates import TemplateFormat
 
-FORMAT = 2                          # raise when the files written here change
+FORMAT = 3                          # raise when the files written here change
 ROLES = ("system", "user", "assistant", "tool")
 
 Messages = Sequence[Mapping[str, Any]]

@@ -26,8 +26,9 @@ class TemplateFormat:
         from jinja2.ext import loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        self._vocabulary, self._tokenizer = vocabulary_of(tokenizer), tokenizer
-        self._plain = type(tokenizer).from_str(tokenizer.to_str())
+        self._vocabulary = vocabulary_of(tokenizer)
+        # copies: whoever gave it may have it read special tokens as text, as documents are
+        self._tokenizer, self._plain = (type(tokenizer).from_str(tokenizer.to_str()) for _ in range(2))
         self._plain.encode_special_tokens = True
         self._special = {tokenizer.id_to_token(id): id for id in sorted(self._vocabulary.special)}
         room = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])

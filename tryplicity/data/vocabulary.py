@@ -70,7 +70,7 @@ def attach(tokenizer: Tokenizer, config: Mapping[str, Any], where: str) -> Token
     begin = tuple(tokenizer.encode("", add_special_tokens=True).ids)
     begin = begin if begin == (bos,) else ()
     template = config.get("chat_template")
-    if isinstance(template, list):  # several by name
+    if isinstance(template, list) and all(isinstance(one, dict) for one in template):  # several by name
         template = next((one.get("template") for one in template if one.get("name") == "default"), None)
     if not (template is None or isinstance(template, str)):
         raise UserError(f"{where}: chat_template is no text; leave it out, or mend it")

@@ -10,19 +10,25 @@ from typing import Any
 
 from torch import Tensor
 
-from tryplicity.data.vocabulary import CONFIG, END_TOKENS, vocabulary_of
+from tryplicity.components import Architecture
+from tryplicity.data.vocabulary import BOS, CONFIG, END_TOKENS, EOS, PAD, SPECIAL_TOKENS, vocabulary_of
 from tryplicity.errors import UserError
 from tryplicity.exchange.foreign import INDEX, read_json
 from tryplicity.exchange.importing import architecture_of, spec_data
 from tryplicity.exchange.mapping import as_theirs, table
 from tryplicity.files import whole_folder
 from tryplicity.inference.packed import Opened, open_model
+from tryplicity.model import Model, assemble
 from tryplicity.progress import CountProgress, no_count_progress
 from tryplicity.run import Run
-from tryplicity.spec import load_spec
+from tryplicity.spec import Spec, load_spec
 from tryplicity.spec.loader import dump_yaml, parse_yaml
 from tryplicity.training.saved import Entry, SavedTensors, open_files, write_entries
 
+#: how a tokenizer of ours writes a conversation (`ChatFormat`), for other programs
+CHATML = ("{{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' "
+          "+ message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
 SHARD = 5_000_000_000  # bytes of a file, where no tensor is larger
 
 
@@ -42,7 +48,7 @@ def export_transformers(run_folder: Path, out: Path, registry: Any, progress: Co
                         shard: int = SHARD) -> Exported:
     """Write config.json, safetensors and the tokenizer's files into a new folder.
 
-    Raises UserError for a run that was not imported, or whose spec is not that of its origin any more.
+    Raises UserError for a run whose spec is none of an architecture that is there, or not that of its origin any more.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already; give another --out, or move it away")
@@ -65,24 +71,78 @@ def export_transformers(run_folder: Path, out: Path, registry: Any, progress: Co
 
 
 def origin(opened: Opened, run_folder: Path, registry: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config.json and generation_config.json that a run came with. Raises UserError without them, and where they
-    do not describe what the run is now."""
+    """The config.json and generation_config.json of a run: those that it came with, or those of an architecture whose
+    model it is. Raises UserError where there is none."""
     path = Run(run_folder).origin
     if not path.is_file():
-        raise UserError(f"{run_folder}: this run was not imported, so that nothing says which published architecture "
-                        "it is; export it as packed, or serve it")
+        return written_anew(opened, run_folder, registry)
     said = read_json(path)
     config, generation = said.get("config"), said.get("generation")
     if not isinstance(config, dict) or not isinstance(generation, dict):
         raise UserError(f"{path}: does not say what was imported; import the model again")
     architecture = architecture_of(config, str(path), registry)
-    data = {"name": opened.spec.name, **spec_data(architecture, config, str(path))}
-    data["context_length"] = opened.spec.context_length
-    there = load_spec(parse_yaml(dump_yaml(data), str(path)), registry)
-    if there.identity() != opened.spec.identity():
+    if not _gives(architecture, config, opened, str(path), registry):
         raise UserError(f"{run_folder}: its spec is not that of the {architecture.name} it came from any more; "
                         "transformers has no model of this kind")
     return config, generation
+
+
+def _gives(architecture: type[Architecture], config: Mapping[str, Any], opened: Opened, where: str,
+           registry: Any) -> bool:
+    """Whether the architecture reads the config as the run's model, but for what is there in training alone."""
+    data = {"name": opened.spec.name, **spec_data(architecture, config, where)}
+    data["context_length"] = opened.spec.context_length
+    there = load_spec(parse_yaml(dump_yaml(data), where), registry)
+    if not _alike(_served(opened.spec), _served(there)):
+        return False
+    found, due = (_shapes(model) for model in (opened.model, assemble(there)))
+    return found == due
+
+
+def _served(spec: Spec) -> dict[str, Any]:
+    """What the next token's logits come from."""
+    return {name: value for name, value in spec.architecture().items() if name not in ("heads", "brain")}
+
+
+def _alike(here: Any, there: Any) -> bool:
+    """Whether options are the same. A size that is left to its default here is what it is there where all shapes are
+    alike, which is looked at next."""
+    if isinstance(here, Mapping) and isinstance(there, Mapping):
+        return here.keys() == there.keys() and all(_alike(value, there[key]) for key, value in here.items())
+    if isinstance(here, list | tuple) and isinstance(there, list | tuple):
+        return len(here) == len(there) and all(map(_alike, here, there))
+    return here == there or (here is None and type(there) is int)
+
+
+def _shapes(model: Model) -> dict[str, Any]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()
+            if not name.startswith(("heads.", "objectives.")) and ".objectives." not in name}
+
+
+def written_anew(opened: Opened, run_folder: Path, registry: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json and generation_config.json of a run that was trained here: of the first architecture that takes its
+    spec for its own. Raises UserError where none does."""
+    spec, asked = opened.spec.architecture(), []
+    for name in registry.names("architecture"):
+        architecture = registry.get("architecture", name)
+        if architecture.config.__func__ is Architecture.config.__func__:
+            continue
+        asked.append(name)
+        try:
+            config = architecture.config(spec)
+            if config is None:
+                continue
+            config = {"model_type": name, **config}
+            if not _gives(architecture, config, opened, f"{run_folder} (as a {name})", registry):
+                continue
+        except (KeyError, TypeError, StopIteration, UserError):  # another kind of model
+            continue
+        words = vocabulary_of(opened.tokenizer)
+        ends = {"bos_token_id": words.bos, "eos_token_id": sorted(words.ends)}
+        return {**config, "bos_token_id": words.bos, "eos_token_id": words.eos, "pad_token_id": None,
+                "dtype": "float32"}, ends
+    raise UserError(f"{run_folder}: its spec is that of no architecture that is written from a spec alone (of "
+                    f"{', '.join(asked)}); export it as packed, or serve it")
 
 
 def saved(opened: Opened) -> SavedTensors:
@@ -135,6 +195,9 @@ def _write_shards(folder: Path, entries: Mapping[str, Entry], limit: int, progre
 
 def _write_tokenizer(folder: Path, opened: Opened) -> None:
     config = {key: value for key, value in vocabulary_of(opened.tokenizer).config.items() if key != END_TOKENS}
+    if not config:  # one of ours
+        config = {"pad_token": SPECIAL_TOKENS[PAD], "eos_token": SPECIAL_TOKENS[EOS], "bos_token": SPECIAL_TOKENS[BOS],
+                  **({"chat_template": CHATML} if opened.card["chat"] else {})}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
     (folder / "tokenizer.json").write_text(opened.tokenizer.to_str(), encoding="utf-8")
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")

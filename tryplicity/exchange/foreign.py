@@ -84,21 +84,24 @@ def _weights(folder: Path) -> SavedTensors:
 
 def _tokenizer(folder: Path, config: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """The text of tokenizer.json, what stands beside it, and generation_config.json."""
-    path = folder / "tokenizer.json"
+    path, template = folder / "tokenizer.json", folder / "chat_template.jinja"
     if not path.is_file():
         raise UserError(f"{folder}: there is no tokenizer.json; save the tokenizer there in that form (transformers' "
                         "AutoTokenizer does with save_pretrained)")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    text = _read(path)
     beside, generation = folder / "tokenizer_config.json", folder / "generation_config.json"
     said = read_json(beside) if beside.is_file() else {}
     generation_config = read_json(generation) if generation.is_file() else {}
-    template = folder / "chat_template.jinja"
     if template.is_file():
-        said["chat_template"] = template.read_text(encoding="utf-8")
+        said["chat_template"] = _read(template)
     return text, completed(said, text, {**config, **generation_config}, str(folder)), generation_config
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
 
 
 def completed(said: Mapping[str, Any], tokenizer: str, config: Mapping[str, Any], where: str) -> dict[str, Any]:

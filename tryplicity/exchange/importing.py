@@ -26,6 +26,8 @@ from tryplicity.spec import Spec, load_spec
 from tryplicity.spec.loader import dump_yaml, parse_yaml
 from tryplicity.training.saved import write_entries
 
+MOST_LAYERS = 1_000  # of a spec
+
 
 @dataclass(frozen=True)
 class Imported:
@@ -90,6 +92,9 @@ def architecture_of(config: Mapping[str, Any], where: str, registry: Any) -> typ
 
 def spec_data(architecture: type[Architecture], config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """What the architecture makes of a config.json. Raises UserError where it lacks something or says nonsense."""
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > MOST_LAYERS:  # an architecture lists them before anything counts them
+        raise UserError(f"{where}: config.json says num_hidden_layers {layers:,}; at most {MOST_LAYERS:,}")
     try:
         with guarded(architecture):
             return architecture.spec(config)

@@ -347,7 +347,8 @@ def _fill(model: Model, weights: _Weights | SavedTensors, device: torch.device, 
         elif packs:
             weight = fits(f"{prefix}weight", take(f"{prefix}weight"), module.weight.shape)
             module.weight = nn.Parameter(weight.float(), requires_grad=False)
-            module.adopt(_pack(path, module))
+            if module.ready_to_pack():
+                module.adopt(_pack(path, module))
     extra = sorted(name for name in weights.names - used if "objectives." not in name)
     if extra:
         raise UserError(f"{weights.path}: these weights belong to another spec: it has no {extra[0]}")
@@ -464,6 +465,9 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
                 held = module._parameters if name in module._parameters else module._buffers
                 tensor = tensor.float() if tensor.is_floating_point() else tensor
                 held[name] = nn.Parameter(tensor, requires_grad=False) if held is module._parameters else tensor
+            if not module.ready_to_pack():
+                raise UserError(f"{path} (linear {module.name}): its rounding has not faded in yet; train it to the "
+                                "end of its warmup_steps, or serve the run folder, as it is")
             numbers = module.weight.numel()
             for name, tensor in _pack(path, module).items():
                 writer.fill(f"{path}.{name}", tensor)

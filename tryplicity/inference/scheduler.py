@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tryplicity.components import Rows
+from tryplicity.inference import fixed
 from tryplicity.inference.generation import Busy, Finish, Generation, Piece, Scored, Token
 from tryplicity.inference.grammar import Grammar
 from tryplicity.inference.prefix import Prefixes, clone
@@ -78,6 +79,7 @@ class Scheduler:
         self.prefixes = Prefixes(prefix_bytes)
         self.read_threads, self.decode_threads = torch.get_num_threads(), decode_threads
         self.device = model.embedding.weight.device
+        self.fixed = self._fixed_steps()
         self.tokens_total = self.prompt_tokens_total = self.cached_tokens_total = self.finished_total = 0
         self._recent: collections.deque[tuple[float, int]] = collections.deque()
         self._waiting: collections.deque[Sequence] = collections.deque()
@@ -86,6 +88,11 @@ class Scheduler:
         self._closing = False
         self._thread: threading.Thread | None = None
         self._rounds = 0
+
+    def _fixed_steps(self) -> fixed.FixedSteps | None:
+        """None where steps are run as they come, as those that guess ahead are."""
+        how = fixed.way(self.device)
+        return None if how == "eager" or self.drafter else fixed.FixedSteps(self.model, self.slots, how)
 
     # --- from any thread ---
 
@@ -125,6 +132,7 @@ class Scheduler:
         self._changed, self._thread = threading.Condition(), None  # the lock may have been held
         self._active, self._waiting = [], collections.deque()
         self.prefixes = Prefixes(self.prefixes.most_bytes)  # may have been in the middle of a change
+        self.fixed = self._fixed_steps()
         for sequence in orphans:
             generation = sequence.generation
             generation._finished = threading.Event()
@@ -346,19 +354,22 @@ class Scheduler:
         """The next token of each."""
         for sequence in writing:
             self._catch_up(sequence)
-        h_BTD, logits_BV = self._pass([sequence.ids[-1:] for sequence in writing], writing, logits=True)
-        logits_BV = logits_BV[:, 0]
-        likeliest: list[int] | None = None
-        if any(sequence.sampler.greedy and sequence.grammar is None for sequence in writing):
-            best_B, token_B = logits_BV.max(-1)
-            likeliest = [token if finite else -1 for token, finite in
-                         zip(token_B.tolist(), best_B.isfinite().tolist(), strict=True)]
-        for row, sequence in enumerate(writing):
+        written = self.fixed.write(writing) if self.fixed else None
+        if written is not None:
+            rows, logits_BV, likeliest = written
+        else:
+            h_BTD, logits_BTV = self._pass([sequence.ids[-1:] for sequence in writing], writing, logits=True)
+            rows, logits_BV, likeliest = list(range(len(writing))), logits_BTV[:, 0], []
+            if any(sequence.sampler.greedy and sequence.grammar is None for sequence in writing):
+                best_B, token_B = logits_BV.max(-1)
+                likeliest = [token if finite else -1 for token, finite in
+                             zip(token_B.tolist(), best_B.isfinite().tolist(), strict=True)]
+        for row, sequence in zip(rows, writing, strict=True):
             known = likeliest[row] if likeliest and sequence.sampler.greedy and sequence.grammar is None else None
             try:
                 self._choose(sequence, logits_BV[row], known)
                 sequence.drafts = []
-                if len(writing) == 1:
+                if len(writing) == 1 and written is None:
                     self._guess(sequence, h_BTD[0, -1])
             except BaseException as error:
                 log.exception("choosing a token failed")
@@ -459,6 +470,8 @@ class Scheduler:
 
     def _finish(self, sequence: Sequence, finish: Finish, shown: str = "") -> None:
         """Free the slot, keep the state, and give out the rest."""
+        if self.fixed:
+            self.fixed.leave(sequence)
         generation, state = sequence.generation, sequence.state
         with self._changed:
             if sequence in self._active:

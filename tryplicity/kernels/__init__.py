@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from tryplicity.kernels import cards, plain
+from tryplicity.kernels.cards import FEW_PAIRS
 from tryplicity.kernels.compiling import compile_library
 from tryplicity.kernels.library import entry, native, why_not
 from tryplicity.kernels.matrices import KINDS, PackedMatrix, RowsMatrix, TernaryMatrix, int8_rows
 from tryplicity.kernels.trying import constant, on_its_device, tried
 
-__all__ = ["PackedMatrix", "RowsMatrix", "TernaryMatrix", "compile_library", "constant", "entry", "int8_rows",
-           "on_its_device", "pack", "packed_experts", "packed_linear", "quantise", "rows_linear", "tried", "unpack",
-           "why_not"]
+__all__ = ["FEW_PAIRS", "PackedMatrix", "RowsMatrix", "TernaryMatrix", "compile_library", "constant", "entry",
+           "int8_rows", "on_its_device", "pack", "packed_experts", "packed_linear", "quantise", "rows_linear", "tried",
+           "unpack", "why_not"]
 
 
 def pack(digits: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ def packed_linear(x: Tensor, matrix: PackedMatrix, bias: Tensor | None = None) -
     shape = x.shape
     if shape[-1] != matrix.in_features:
         raise ValueError(f"tokens of {shape[-1]} features for a matrix of {matrix.in_features}")
-    library = matrix._library
+    library = None if torch.compiler.is_compiling() else matrix._library
     if library is None or not x.is_cpu:
         return matrix.linear(_rows(x), bias).view(*shape[:-1], matrix.out_features).to(x.dtype)
     if x.dtype != torch.float32 or not x.is_contiguous():
@@ -91,15 +92,16 @@ def packed_experts(x_ND: Tensor, matrix: PackedMatrix, row_S: Tensor | None, exp
 
     With weight_S fp32 the weighted sum instead: out[into_S[s]] += weight_S[s] * y[s], in the order of s; into_S is
     row_S unless given, out zeros [N, O] unless given. A pair of a token or an expert that does not exist is an
-    IndexError; on a card, where nobody waits to look, one of few pairs gives zeros and adds nothing.
+    IndexError; where nobody waits to look, on a card and in compiled code, an expert that does not exist gives zeros.
     """
     if x_ND.shape[-1] != matrix.in_features:
         raise ValueError(f"tokens of {x_ND.shape[-1]} features for experts of {matrix.in_features}")
     library, pairs, columns = matrix._library, len(expert_S), matrix.out_features
+    library = None if torch.compiler.is_compiling() else library
     if weight_S is not None and out is None:
         out = x_ND.new_zeros((len(x_ND), columns), dtype=torch.float32)
     if library is None or not x_ND.is_cpu:
-        products = cards.products(x_ND, pairs, cards.FEW_PAIRS)
+        products = cards.products(x_ND, pairs, FEW_PAIRS)
         if row_S is None and (products is None or into_S is None):
             row_S = torch.arange(pairs, device=x_ND.device)
         y_SO = matrix.chosen(_rows(x_ND), row_S, expert_S)

@@ -13,8 +13,9 @@ from torch import Tensor
 from tryplicity.kernels import compiling, plain
 from tryplicity.kernels.trying import constant, tried
 
-#: up to so many it pays to read the weights as they are packed; of more, PyTorch's products of whole tiles are faster
-FEW_TOKENS, FEW_PAIRS = 16, 256
+#: up to so many tokens it pays to read the weights as they are packed; of more, PyTorch's products of whole tiles are
+#: faster. Of chosen experts as many pairs as decoding has: PyTorch's wait for the host.
+FEW_TOKENS, FEW_PAIRS = 16, 1024
 
 
 def products(x: Tensor, rows: int, most: int) -> ModuleType | None:

@@ -41,7 +41,9 @@ def library() -> ctypes.CDLL | None:
 
 
 def native(*tensors: Tensor | None) -> ctypes.CDLL | None:
-    """The library, if the tensors are where it can reach them."""
+    """The library, if the tensors are where it can reach them, and no compiler wants to see what is done."""
+    if torch.compiler.is_compiling():
+        return None
     return library() if all(t is None or t.is_cpu for t in tensors) else None
 
 

@@ -187,8 +187,13 @@ class RowsMatrix(PackedMatrix):
         return y_NO if bias is None else y_NO + bias
 
     def chosen(self, x_ND: Tensor, row_S: Tensor | None, expert_S: Tensor) -> Tensor:
-        y_SO = x_ND.new_empty((len(expert_S), self.out_features), dtype=torch.float32)
-        for expert in expert_S.unique().tolist():
+        if torch.compiler.is_compiling():  # which is not to look at what is chosen
+            own_S = expert_S.clamp(max=len(self.data) - 1)
+            y_SO = (self.data[own_S].float() @ (x_ND if row_S is None else x_ND[row_S])[..., None])[..., 0]
+            y_SO = y_SO if self.scale is None else y_SO * self.scale[own_S]
+            return y_SO.where((expert_S < len(self.data))[:, None], 0)
+        y_SO = x_ND.new_zeros((len(expert_S), self.out_features), dtype=torch.float32)
+        for expert in expert_S[expert_S < len(self.data)].unique().tolist():
             pairs = (expert_S == expert).nonzero().squeeze(-1)
             scale = None if self.scale is None else self.scale[expert]
             y_SO[pairs] = plain.rows_linear(x_ND[pairs if row_S is None else row_S[pairs]], self.data[expert], scale)

@@ -83,12 +83,24 @@ def linear(x_ND: Tensor, planes_EGB: Tensor, scale_E: Tensor, out: int, bias: Te
 
 def experts(x_ND: Tensor, planes_EGB: Tensor, scale_E: Tensor, out: int, row_S: Tensor, expert_S: Tensor) -> Tensor:
     q_ND, step_N, _ = quantise(x_ND, planes_EGB.shape[2] * COLUMNS)
-    y_SO = x_ND.new_empty((len(expert_S), out), dtype=torch.float32)
-    for expert in expert_S.unique().tolist():
+    if torch.compiler.is_compiling():
+        return _gathered(q_ND, step_N, planes_EGB, scale_E, out, row_S, expert_S)
+    y_SO = x_ND.new_zeros((len(expert_S), out), dtype=torch.float32)
+    for expert in expert_S[expert_S < len(planes_EGB)].unique().tolist():
         pairs = (expert_S == expert).nonzero().squeeze(-1)
         rows = row_S[pairs]
         y_SO[pairs] = product(q_ND[rows], planes_EGB[expert], out) * (step_N[rows] * scale_E[expert])[:, None]
     return y_SO
+
+
+def _gathered(q_ND: Tensor, step_N: Tensor, planes_EGB: Tensor, scale_E: Tensor, out: int, row_S: Tensor,
+              expert_S: Tensor) -> Tensor:
+    """The same without looking at what is chosen, each pair with digits of its own."""
+    there_S, own_S = expert_S < len(planes_EGB), expert_S.clamp(max=len(planes_EGB) - 1)
+    dtype = torch.float32 if q_ND.shape[-1] * 127 < EXACT else torch.float64
+    digits_SOD = digits(planes_EGB[own_S].flatten(0, 1)).view(len(own_S), -1, q_ND.shape[-1])[:, :out]
+    y_SO = (digits_SOD.to(dtype) @ q_ND[row_S].to(dtype)[..., None])[..., 0].float()
+    return (y_SO * (step_N[row_S] * scale_E[own_S])[:, None]).where(there_S[:, None], 0)
 
 
 def pack(digits_RD: Tensor) -> Tensor:

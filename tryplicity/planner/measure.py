@@ -370,8 +370,12 @@ def _measure_batch(model: Model, hardware: Hardware, batch: int, weights: str, g
         kind = (repr(block_spec), streams.shape, streams.dtype)
         if kind not in known:
             block = without_data(model.layers[layer], dtype)
-            known[kind] = _measure_block(block, streams, embedding_BTD, doc_ids_BT, autocast, gradients_exist,
-                                         hardware.activation_checkpointing)
+            cost, out = _measure_block(block, streams, embedding_BTD, doc_ids_BT, autocast, gradients_exist,
+                                       hardware.activation_checkpointing)
+            if spec.training.compile == "on":
+                cost = _as_compiled(cost, model.layers[layer], streams, doc_ids_BT, dtype, autocast, gradients_exist,
+                                    hardware.activation_checkpointing)
+            known[kind] = cost, out
         cost, streams = known[kind]
         # the gradients of a shared block are made at the last of its layers, and added to at the others
         again = model.layers.first[layer] in model.layers.first[layer + 1:]
@@ -381,6 +385,14 @@ def _measure_batch(model: Model, hardware: Hardware, batch: int, weights: str, g
     if gradients_exist and model.unembedding is None:
         last = replace(last, left=embedding.weight.numel() * embedding.weight.element_size())
     return [*costs, last]
+
+
+def _as_compiled(cost: Cost, block: Block, streams: Shape, doc_ids_BT: Tensor, dtype: torch.dtype | None,
+                 autocast: torch.dtype | None, gradients_exist: bool, checkpointing: bool) -> Cost:
+    from tryplicity.planner.compiled import passes_of, with_compiler  # which import the compiler
+
+    passes = passes_of(block, dtype, streams.shape, streams.dtype, doc_ids_BT.shape, autocast)
+    return with_compiler(cost, passes, gradients_exist, checkpointing)
 
 
 def _leaf(like: Shape) -> Tensor:

@@ -164,14 +164,13 @@ def filled(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
     with torch.device("meta"):
         module = build()
     module.to_empty(device="cpu")
-    own = dict(module.named_parameters()) | dict(module.named_buffers())
-    for tensor in own.values():
+    for tensor in (*module.parameters(), *module.buffers()):
         tensor.fill_(torch.nan if tensor.is_floating_point() else _MARK.get(tensor.dtype, 0))
     torch.manual_seed(seed)
     for child in module.modules():
         if hasattr(child, "reset_parameters"):
             child.reset_parameters()
-    for name, tensor in own.items():
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         left = tensor.isnan() if tensor.is_floating_point() else tensor == _MARK.get(tensor.dtype, tensor + 1)
         if left.any():
             raise Broken(f"{name} is left as it was: reset_parameters must fill it")

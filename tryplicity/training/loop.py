@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ import torch
 from tryplicity.builder import Build
 from tryplicity.data import Prepared
 from tryplicity.errors import Refused
-from tryplicity.files import write_text
 from tryplicity.guard import guarded
 from tryplicity.leftout import LeftOut
 from tryplicity.model import NEXT_TOKEN
@@ -29,7 +27,7 @@ from tryplicity.training.pace import Pace
 from tryplicity.training.process import STOPPING, Stopped, StopSignals, say
 from tryplicity.training.session import Session, Stepped
 from tryplicity.training.stages import data_of_phases
-from tryplicity.training.starting import STARTED_FROM, Start
+from tryplicity.training.starting import Start, keep, scored_before
 from tryplicity.training.threads import Threads
 from tryplicity.world import World
 
@@ -179,7 +177,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     to_score = {kind: max(i for i, p in enumerate(build.spec.phases) if p.kind == kind)
                 for kind in dict.fromkeys(p.kind for p in build.spec.phases if p.kind != "sleep")}
     rows = {kind: session.rows_to_score(data[phase]) for kind, phase in to_score.items()}
-    bad_steps, announced, scores = 0, None, {}
+    bad_steps, announced, scores, gained = 0, None, {}, {}
     session.pace = Pace(progress.tokens, budget.spent(progress))
 
     with (StopSignals(STOPPING if world.first_rank else "") as signals, _saying_what_is_lost(session, copier),
@@ -188,7 +186,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
             watcher.note(threads.chosen)
         together, undone, cut_short = Together(world, signals, progress), False, False
         if session.taken is not None:
-            _tell_of_the_start(session, run, metrics_file, watcher, together.stopping)
+            _tell_of_the_start(session, to_score, metrics_file, watcher, together.stopping)
         while not together.stopping():
             phase = session.plan.at(budget.spent(progress), progress.sleeps)
             if phase is None:
@@ -264,9 +262,10 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                 raise Refused(f"{run.weights}: could not be written: {error}; the checkpoint is complete: free some "
                               "room and run the same command with --resume") from None
             scores = _score_all(session, to_score, rows, watcher, together.stopping)
+            gained = _tell_what_it_gained(session, to_score, scores, watcher, together.stopping)
     interrupted = together.signal is not None or cut_short
     if not interrupted:
-        metrics_file.write({"step": progress.step, "tokens": progress.tokens, **scores})
+        metrics_file.write({"step": progress.step, "tokens": progress.tokens, **scores, **gained})
     metrics_file.close()
     if world.first_rank:
         measured.note(run, build, world.device)
@@ -281,18 +280,49 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
                    scores.get(_score_name("chat")), session.left_out, cut_short, budget.cost(progress))
 
 
-def _tell_of_the_start(session: Session, run: Run, metrics_file: MetricsFile | Unheard, watcher: Watcher,
-                       stopping: Callable[[], bool]) -> None:
+def _tell_of_the_start(session: Session, phases: Mapping[str, int], metrics_file: MetricsFile | Unheard,
+                       watcher: Watcher, stopping: Callable[[], bool]) -> None:
     """What was taken of trained weights, kept in the run too, and how good they are before the first step."""
-    session.world.decided(lambda: write_text(run.folder / STARTED_FROM, json.dumps(session.taken.as_dict(), indent=1)))
+    run, rows = session.run, session.training.validation_rows
+    session.world.decided(lambda: keep(run, session.taken))
     for sentence in session.taken.sentences():
         watcher.note(sentence)
-    score = session.score(session.data[session.pretraining], session.training.validation_rows, stopping)
-    if score is not None and not stopping():
-        metrics_file.write({"step": 0, "tokens": 0, _score_name("pretrain"): score})
-        watcher.note(f"held-out bits per byte before the first step: {score:.3f}")
+    scores = _score_rows(session, phases, rows, stopping)
+    if scores:
+        session.world.decided(lambda: keep(run, session.taken, rows, scores))
+        metrics_file.write({"step": 0, "tokens": 0, **scores})
+        for kind in phases:
+            if (name := _score_name(kind)) in scores:
+                watcher.note(f"{HELD_OUT[kind]} before the first step: {scores[name]:.3f}")
 
 
+def _tell_what_it_gained(session: Session, phases: Mapping[str, int], scores: Mapping[str, float], watcher: Watcher,
+                         stopping: Callable[[], bool]) -> dict[str, float]:
+    """Of a run that was begun from trained weights: bits per byte of the same held-out rows before the first step and
+    after the last one. scores: of all held-out rows."""
+    rows, before = session.world.first(scored_before(session.run))
+    if not scores or not before:
+        return {}
+    most = max(session.rows_to_score(session.data[phase]) for phase in phases.values())
+    after = scores if rows >= most else _score_rows(session, phases, rows, stopping)
+    gained = {}
+    for kind in phases:
+        name = _score_name(kind)
+        if name in before and name in after:
+            gained |= {f"{name}_before": before[name], f"{name}_after": after[name]}
+            watcher.note(f"{HELD_OUT[kind]}: {before[name]:.3f} before the first step, {after[name]:.3f} after the "
+                         "last one, of the same rows")
+    return gained
+
+
+def _score_rows(session: Session, phases: Mapping[str, int], rows: int, stopping: Callable[[], bool],
+                ) -> dict[str, float]:
+    """The first held-out rows of each kind of phase; nothing when stopped on the way."""
+    found = {_score_name(kind): session.score(session.data[phase], rows, stopping) for kind, phase in phases.items()}
+    return {} if stopping() else {name: score for name, score in found.items() if score is not None}
+
+
+HELD_OUT = {"pretrain": "held-out bits per byte", "chat": "held-out bits per byte of answers"}
 ENOUGH = 5.0  # seconds that a checkpoint which is nearly written gets when all ends at once
 
 

@@ -31,16 +31,15 @@ def assemble(build, seed=0, dtype=torch.float32, spread=None):
     with torch.device("meta"):
         module = build()
     module.to_empty(device="cpu")
-    tensors = [*module.parameters(), *module.buffers()]
     with torch.no_grad():
-        for tensor in tensors:
+        for tensor in (*module.parameters(), *module.buffers()):
             if tensor.is_floating_point():
                 tensor.fill_(torch.nan)
         torch.manual_seed(seed)
         for child in module.modules():
             if hasattr(child, "reset_parameters"):
                 child.reset_parameters()
-        for tensor in tensors:
+        for tensor in (*module.parameters(), *module.buffers()):
             assert not (tensor.is_floating_point() and tensor.isnan().any())
         if spread:
             for parameter in module.parameters():
