@@ -18,6 +18,8 @@ import signal
 import sys
 import tempfile
 import threading
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +100,16 @@ def token(folder: Path) -> Walk:
     return walk
 
 
+def _once_ready(wanted: urllib.request.Request) -> Any:
+    while True:
+        try:
+            return urllib.request.urlopen(wanted)
+        except urllib.error.HTTPError as error:  # the model is being loaded
+            if error.code != 503:
+                raise
+            time.sleep(0.2)
+
+
 def request(folder: Path) -> Walk:
     from tryplicity import load_plugins
     from tryplicity.server.app import serve
@@ -106,14 +118,16 @@ def request(folder: Path) -> Walk:
 
     def ask(url: str) -> None:
         body = {"model": "small", "prompt": "the model", "max_tokens": 2, "stream": True}
-        for walk.on in (False, True):
-            wanted = urllib.request.Request(f"{url.rstrip('/')}/v1/completions", json.dumps(body).encode(),
-                                            {"Content-Type": "application/json"})
-            with urllib.request.urlopen(wanted) as answer:
-                answer.readline()
-                walk.on = False
-                answer.read()
-        os.kill(os.getpid(), signal.SIGINT)
+        wanted = urllib.request.Request(f"{url.rstrip('/')}/v1/completions", json.dumps(body).encode(),
+                                        {"Content-Type": "application/json"})
+        try:
+            for walk.on in (False, True):
+                with _once_ready(wanted) as answer:
+                    answer.readline()
+                    walk.on = False
+                    answer.read()
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
 
     threading.setprofile(walk)
     sys.setprofile(walk)
