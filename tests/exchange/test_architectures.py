@@ -40,8 +40,8 @@ def test_logits_and_greedy_text_are_transformers_own(both):
     torch.testing.assert_close(ours_BTV, theirs_BTV, rtol=1e-5, atol=1e-5)
 
     with torch.no_grad():
-        due = theirs.generate(ids_BT[:1], max_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0)
-    written = list(engine.tokens(PROMPT, Sampling(temperature=0, repetition_penalty=1.0), 32))
+        due = theirs.generate(ids_BT[:1], max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0)
+    written = list(engine.tokens(PROMPT, Sampling(temperature=0, repetition_penalty=1.0), 64))
     due = due[0, len(PROMPT):].tolist()
     assert written == due[:due.index(260)] if 260 in due else written == due
     engine.close()
