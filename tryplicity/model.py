@@ -191,8 +191,11 @@ class Stack(nn.ModuleList):
     def __iter__(self) -> Iterator[Block]:
         return (self[i] for i in range(len(self)))
 
-    def __getitem__(self, layer: int) -> Block:
-        return self._modules[str(self.first[range(len(self))[layer]])]
+    def __getitem__(self, layer: int | slice) -> Block | list[Block]:
+        places = self.first[layer]
+        if isinstance(layer, slice):
+            return [self._modules[str(place)] for place in places]
+        return self._modules[str(places)]
 
     def use(self, layer: int) -> int:
         """At which of its block's layers one is, from 0."""

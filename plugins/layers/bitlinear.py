@@ -106,7 +106,7 @@ class BitLinear(Linear):
     tokens) the ternary weights are kept until the parameter changes; after `adopt` there is no parameter, and `matrix`
     holds them at two bits each.
 
-    With `warmup_steps` a model that was trained without all this becomes ternary bit by bit: for a weight w and its
+    With `fade_steps` a model that was trained without all this becomes ternary bit by bit: for a weight w and its
     rounded value q(w), w + fade (q(w) - w) is what multiplies, and x + fade (q(x) - x) what is multiplied (norm and
     rounding are one q), where fade goes from 0, a plain linear, to 1 in as many steps. It is a buffer: saved, and
     nothing that compiled code depends on; it never goes back.
@@ -118,12 +118,12 @@ class BitLinear(Linear):
 
     @dataclass(frozen=True)
     class Config:
-        warmup_steps: Some = later(0)
+        fade_steps: Some = later(0)
         """Optimizer steps in which the rounding fades in, for a training that begins from plain weights."""
 
     def __init__(self, config, in_features: int, out_features: int, **options) -> None:
         super().__init__(config, in_features, out_features, **options)
-        self.register_buffer("fade", torch.empty(()) if config is not None and config.warmup_steps else None)
+        self.register_buffer("fade", torch.empty(()) if config is not None and config.fade_steps else None)
         self._kept: tuple[Tensor, int, Tensor] | None = None  # parameter, its version, its ternary weights
         self.matrix: kernels.TernaryMatrix | None = None
 
@@ -134,7 +134,7 @@ class BitLinear(Linear):
 
     def before_step(self, step: int) -> None:
         if self.fade is not None:
-            self.fade.clamp_(min=min(1.0, (step + 1) / self.config.warmup_steps))
+            self.fade.clamp_(min=min(1.0, (step + 1) / self.config.fade_steps))
 
     def faded(self, plain: Tensor, rounded: Tensor) -> Tensor:
         """What lies between them; at the end `rounded` itself, to the bit."""

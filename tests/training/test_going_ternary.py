@@ -13,9 +13,9 @@ from tryplicity.spec import load_spec
 from tryplicity.training import starting
 
 WARMUP = 3
-FADING = "linear={{type: {}, warmup_steps: {}}}"
+FADING = "linear={{type: {}, fade_steps: {}}}"
 FEW = ["layers=[memory, attention]", "heads=[]", "training.checkpoint_every=1",
-       "training.schedule={type: wsd, warmup_steps: 0, decay: 0}"]
+       "training.schedule={type: wsd, fade_steps: 0, decay: 0}"]
 IDS = torch.randint(6, 300, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
@@ -79,7 +79,7 @@ def test_half_way_it_is_served_as_it_is_and_not_exported(go, registry, plain, tm
     with torch.no_grad():
         torch.testing.assert_close(model(IDS), trained.eval()(IDS), rtol=0, atol=1e-5)
     assert "ternary" not in info.format
-    with pytest.raises(UserError, match="its rounding has not faded in yet; train it to the end of its warmup_steps"):
+    with pytest.raises(UserError, match="its rounding has not faded in yet; train it to the end of its fade_steps"):
         export(run.folder, registry, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 

@@ -174,7 +174,7 @@ def test_two_ranks_that_begin_from_trained_weights_train_as_one_does(uneven, tmp
     dense = ["layers=[attention, attention]", "heads=[]", "blocks.attention.feed_forward={type: gated_mlp, "
              "inner_size: 16}", "hardware.strategy=single"]
     moe = ["layers=[attention, attention]", "heads=[]", "hardware.accumulation=2", "training.checkpoint_every=2",
-           "linear={type: bitlinear, warmup_steps: 3}"]
+           "linear={type: bitlinear, fade_steps: 3}"]
     together(1, training, str(uneven), str(tmp_path / "cache"), str(tmp_path / "dense"), SMALL, dense, 2,
              limit=600)
     found = []

@@ -467,7 +467,7 @@ def export(what: str | Path, registry, out: Path | None = None, rest: str = "bf1
                 held[name] = nn.Parameter(tensor, requires_grad=False) if held is module._parameters else tensor
             if not module.ready_to_pack():
                 raise UserError(f"{path} (linear {module.name}): its rounding has not faded in yet; train it to the "
-                                "end of its warmup_steps, or serve the run folder, as it is")
+                                "end of its fade_steps, or serve the run folder, as it is")
             numbers = module.weight.numel()
             for name, tensor in _pack(path, module).items():
                 writer.fill(f"{path}.{name}", tensor)

@@ -13,8 +13,8 @@ STEPS = 10
 ENDS = torch.tensor([3, 3, 8], dtype=torch.int32)
 
 
-def make(kind, warmup_steps=STEPS, **options):
-    return assemble(lambda: kind(kind.Config(warmup_steps=warmup_steps), 24, 16, init_std=0.3, **options))
+def make(kind, fade_steps=STEPS, **options):
+    return assemble(lambda: kind(kind.Config(fade_steps=fade_steps), 24, 16, init_std=0.3, **options))
 
 
 def faded_to(linear, share):
@@ -65,7 +65,7 @@ def test_a_stack_of_experts(kind):
 
 @both
 def test_at_its_ends_it_is_the_plain_and_the_ternary_linear_to_the_bit(kind):
-    linear, ternary = make(kind), make(kind, warmup_steps=0)
+    linear, ternary = make(kind), make(kind, fade_steps=0)
     assert ternary.fade is None and linear.fade == 0
     ternary.weight = linear.weight
     x = torch.randn(5, 24)
@@ -85,12 +85,12 @@ def test_it_follows_the_steps_and_never_goes_back(kind):
         linear.before_step(step)
         seen.append(round(linear.fade.item(), 6))
     assert seen == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1, 1, 1]
-    make(kind, warmup_steps=0).before_step(3)
+    make(kind, fade_steps=0).before_step(3)
 
 
 @both
 def test_it_runs_everywhere(kind):
-    runs_everywhere(lambda: kind(kind.Config(warmup_steps=3), 24, 16), lambda linear, x: linear(x),
+    runs_everywhere(lambda: kind(kind.Config(fade_steps=3), 24, 16), lambda linear, x: linear(x),
                     torch.randn(2, 3, 24))
 
 
