@@ -15,7 +15,7 @@ from tryplicity.training import starting
 WARMUP = 3
 FADING = "linear={{type: {}, fade_steps: {}}}"
 FEW = ["layers=[memory, attention]", "heads=[]", "training.checkpoint_every=1",
-       "training.schedule={type: wsd, fade_steps: 0, decay: 0}"]
+       "training.schedule={type: wsd, warmup_steps: 0, decay: 0}"]
 IDS = torch.randint(6, 300, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
