@@ -36,7 +36,7 @@ chat: $(VENV)/.tryplicity-smollm2
 JOBS ?= auto
 
 test: $(VENV)/.tryplicity-test
-	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile
 
 # in an environment of its own, whatever is active
 test-oldest:

@@ -93,8 +93,3 @@ def make_build(registry):
         return build(str(spec), "cpu", registry, [*settings, "hardware.batch=4"])
 
     return make
-
-
-def pytest_collection_modifyitems(items):
-    """What trains in several processes comes first, so that no worker of pytest-xdist is left with it at the end."""
-    items.sort(key=lambda item: item.path.parent != HERE / "training")
