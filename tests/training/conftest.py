@@ -46,7 +46,8 @@ def wait_for_steps():
     def wait(process, folder, wanted):
         metrics = folder / "metrics.jsonl"
         while not metrics.exists() or metrics.read_text().count("\n") < wanted:
-            assert process.poll() is None, f"ended before step {wanted}"
+            assert process.poll() is None, (
+                f"ended before step {wanted}: {process.stderr.read()[-2000:] if process.stderr else ''}")
             time.sleep(0.005)
 
     return wait
