@@ -13,7 +13,7 @@ from tryplicity.training.checkpoint import save_weights
 DENSE = "{type: gated_mlp, inner_size: 24}"
 UNGATED = "{type: mlp, inner_size: 24, activation: silu}"
 SPIKING = "{type: gated_mlp, inner_size: 24, activation: spike}"
-GROUPED = "{type: moe, experts: 6, top_k: 4, inner_size: 12, shared_experts: 0}"
+GROUPED = "{type: moe, experts: 8, top_k: 4, inner_size: 12, shared_experts: 0}"
 
 
 def settings(feed_forward):
