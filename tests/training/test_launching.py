@@ -26,7 +26,7 @@ TWO = ["--set", "hardware.count=2", "--set", "hardware.strategy=ddp"]
 @pytest.fixture
 def two(command, tmp_path, monkeypatch):
     """`two("--steps", "9")`: the command line of a training on two ranks."""
-    monkeypatch.setenv("TRYPLICITY_PATIENCE", "2")
+    monkeypatch.setenv("TRYPLICITY_PATIENCE", "6")  # with less, a busy machine seems to hang
     monkeypatch.setenv("TRYPLICITY_THREADS", "1")
     return lambda *options: command("run", *TWO, *options)
 
@@ -103,7 +103,7 @@ def test_a_rank_that_hangs_is_named_and_the_others_end(two, start, wait_for_step
     ranks = ranks_of(process)
     os.kill(ranks[hung], signal.SIGSTOP)
     code, _, err = said(process)
-    assert code == 3 and err.count("has not answered for 2 s") == 1, err
+    assert code == 3 and err.count("has not answered for 6 s") == 1, err
     assert f"rank {hung} (process {ranks[hung]} on {socket.gethostname()}) has not answered" in err
     assert "the same command and --resume" in err and gone(ranks.values())
 
