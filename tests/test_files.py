@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tryplicity import UserError
-from tryplicity.files import may_be_written, whole_file, write_text
+from tryplicity.files import may_be_written, whole_file, whole_folder, write_text
 
 HALF = """
 import sys
@@ -19,6 +19,24 @@ with whole_file(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     print("written", flush=True)
     sys.stdin.read()
+"""
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tryplicity.files import whole_file, whole_folder
+left = int(sys.argv[2])
+def heard(event, arguments):
+    global left
+    if event.startswith(("open", "os.", "shutil.")) and any(str(sys.argv[1]) in str(path) for path in arguments[:2]):
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(heard)
+for name in "12":
+    with whole_file(Path(sys.argv[1]) / "file") as temporary:
+        temporary.write_text(name)
+    with whole_folder(Path(sys.argv[1]) / "folder") as temporary:
+        (temporary / "inside").write_text(name)
 """
 
 
@@ -52,6 +70,27 @@ def test_what_a_killed_process_left_is_removed_by_the_next_to_write_that_file(wr
     (tmp_path / f"{left}.notes").write_text("somebody's")
     write_text(tmp_path / "out", "whole")
     assert names(tmp_path) == sorted([f"{left}.notes", "other", "out"])
+
+
+def test_killed_at_any_moment_the_next_to_write_finds_all_or_nothing_and_leaves_no_more(tmp_path):
+    """After each thing done to the disk, by number, until one process lives to the end."""
+    moments = 0
+    while True:
+        moments, place = moments + 1, tmp_path / str(moments)
+        place.mkdir()
+        ended = subprocess.run([sys.executable, "-c", KILLED, str(place), str(moments)]).returncode
+        assert ended in (0, -signal.SIGKILL)
+        if (place / "file").exists():
+            assert (place / "file").read_text() in ("1", "2")
+        seen = [folder for folder in place.iterdir() if folder.name == "folder"]
+        assert all((folder / "inside").read_text() in ("1", "2") for folder in seen)
+        write_text(place / "file", "whole")
+        with whole_folder(place / "folder") as temporary:
+            (temporary / "inside").write_text("whole")
+        assert names(place) == ["file", "folder"] and (place / "folder" / "inside").read_text() == "whole"
+        if ended == 0:
+            break
+    assert moments > 30
 
 
 def test_what_another_process_still_writes_is_left_alone(writing, tmp_path):

@@ -47,7 +47,7 @@ def _may_run(process: str) -> bool:
 
 
 def _host() -> str:
-    return socket.gethostname().replace("-", "_")
+    return re.sub("[-.]", "_", socket.gethostname())
 
 
 def _runs(process: int) -> bool:
@@ -120,9 +120,8 @@ def locked(path: Path) -> Iterator[str | None]:
         os.close(descriptor)
 
 
-def _mode_of_new(folder: Path) -> int | None:
-    """The mode that a file made here gets, by making one; os.umask would change it for other threads for a moment."""
-    probe = folder / own_name(".mode.tmp-")
+def _mode_of_new(probe: Path) -> int | None:
+    """The mode that a new file gets, by making one; os.umask would change it for other threads for a moment."""
     try:
         with open(probe, "xb") as file:
             return stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -141,7 +140,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     for left in abandoned(path.parent, beginning):
         left.unlink(missing_ok=True)
     temporary = path.with_name(own_name(beginning))
-    mode = _mode_of_new(path.parent)
+    mode = _mode_of_new(path.with_name(own_name(beginning)))  # if killed, it goes as the half-written file does
     try:
         yield temporary
         if mode is not None:  # some writers make files that only their owner may read (safetensors)
@@ -155,7 +154,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Fill the folder given; it becomes `path` at the end, in place of one that is there, or nothing does."""
+    """Fill the folder given; it becomes `path` at the end, in place of one that is there, or nothing does. What a
+    killed process left half filled of the same folder is removed."""
+    if path.parent.is_dir():
+        clear_folders(path.parent, of=path.name)
     temporary = begin_folder(path)
     try:
         yield temporary
@@ -167,7 +169,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def begin_folder(path: Path) -> Path:
     """A new folder to fill, which `commit_folder` makes `path`, and `clear_folders` removes if nobody did."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f"{own_name(f'.{path.name}.')}.tmp")
     temporary.mkdir()
     return temporary
 
@@ -192,16 +194,23 @@ def commit_folder(temporary: Path, path: Path) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def clear_folders(parent: Path) -> tuple[int, int]:
-    """What killed processes left of `whole_folder` in here; only for who knows that no other is writing there. A folder
-    that was being replaced goes back to its place if that is empty. How many were removed, and their bytes."""
+def clear_folders(parent: Path, of: str | None = None) -> tuple[int, int]:
+    """What killed processes left of `whole_folder` in here. A folder that was being replaced goes back to its place if
+    that is empty. How many were removed, and their bytes.
+
+    of: the one folder meant, where others may be writing it; then only what this machine's ended processes left.
+    Without it, everything: only for who knows that no other is writing here.
+    """
     removed = size = 0
     for left in sorted(parent.glob(".*.tmp")) if parent.is_dir() else ():
-        named = re.fullmatch(r"\.(.+)\.\d+-[0-9a-f]{8}(\.old)?\.tmp", left.name)
+        named = re.fullmatch(r"\.(.+)\.(?:([^.-]+)-)?(\d+)-[0-9a-f]{8}(\.old)?\.tmp", left.name)
         if not named or not left.is_dir():
             continue
-        if named[2] and not (parent / named[1]).exists():
-            os.replace(left, parent / named[1])
+        name, host, process, replaced = named.groups()
+        if of is not None and (name != of or host != _host() or _runs(int(process))):
+            continue
+        if replaced and not (parent / name).exists():
+            os.replace(left, parent / name)
             continue
         size += sum(file.stat().st_size for file in left.rglob("*") if file.is_file())
         shutil.rmtree(left, ignore_errors=True)
