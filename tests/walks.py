@@ -117,11 +117,11 @@ def request(folder: Path) -> Walk:
     walk = Walk()
 
     def ask(url: str) -> None:
-        body = {"model": "small", "prompt": "the model", "max_tokens": 2, "stream": True}
-        wanted = urllib.request.Request(f"{url.rstrip('/')}/v1/completions", json.dumps(body).encode(),
-                                        {"Content-Type": "application/json"})
         try:
-            for walk.on in (False, True):
+            for walk.on, prompt in (False, "the model"), (True, "numbers, and returns"):     # no prefix is remembered
+                body = {"model": "small", "prompt": prompt, "max_tokens": 2, "stream": True}
+                wanted = urllib.request.Request(f"{url.rstrip('/')}/v1/completions", json.dumps(body).encode(),
+                                                {"Content-Type": "application/json"})
                 with _once_ready(wanted) as answer:
                     answer.readline()
                     walk.on = False
@@ -131,7 +131,7 @@ def request(folder: Path) -> Walk:
 
     threading.setprofile(walk)
     sys.setprofile(walk)
-    serve(folder / "run", plugins=load_plugins(), port=0,
+    serve(folder / "run", plugins=load_plugins(), port=0, search="none",  # whose loading would end the process with it
           say=lambda url: threading.Thread(target=ask, args=(url,), daemon=True).start())
     sys.setprofile(None)
     threading.setprofile(None)
