@@ -74,7 +74,8 @@ def test_one_program_for_all_tokens(make_packed, monkeypatch):
     """Traced once, replayed for 32 tokens, equal to the last bit to running the step itself, state and all; it holds
     nothing whose shape or value the host would have to wait for, and every tensor stays where it is. In bf16, as on a
     card."""
-    model = make_packed("layers=[memory, attention]", "heads=[]", linear="linear", dtype=torch.bfloat16)
+    latent = "{mixer: {type: mla, heads: 2, head_dim: 6, rope_dim: 2, latent_size: 8}}"
+    model = make_packed(f"layers=[memory, attention, {latent}]", "heads=[]", linear="linear", dtype=torch.bfloat16)
     # of what a router chose the numbers are looked at each time on a CPU, and on a card once
     monkeypatch.setattr("tryplicity_plugins.layers.moe.check_routing", lambda *_: None)
     steps = FixedSteps(model, 4, "captured", places=64)
