@@ -79,8 +79,8 @@ def test_ten_steps_and_a_change_of_stage_as_in_eager_pytorch(make_model, batches
 @pytest.mark.parametrize("name", ["tiny", pytest.param("5090", marks=pytest.mark.slow),
                                   pytest.param("full", marks=pytest.mark.slow)])
 def test_no_shipped_spec_compiles_anything_twice(registry, no_second_time, name):
-    """Ten steps, five each of two stages: the length, objectives' factors, routers that look at their experts anew. What
-    is seen as new is the tracer's business alone, and its code (`eager`) what the compiler would be given."""
+    """Ten steps, five each of two stages: the length, objectives' factors, routers that look at their experts anew.
+    What counts as new is the tracer's business alone: what it gives the compiler is run as it is (`eager`)."""
     settings = [value for value in SPECS[name] if value != "heads=[]"]
     model = initialise(assemble(load_spec(name, registry, [*settings, "vocab_size=300"])), "cpu", 0)
     said, generator = [], torch.Generator().manual_seed(0)
