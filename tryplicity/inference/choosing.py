@@ -43,7 +43,7 @@ def _drawn(logits_RV: Tensor, best_R1: Tensor, likeliest_R1: Tensor, samplers: S
     weight_RV = (logits_RV.to(wide) - best_R1.to(wide)).div_(temperature_R1.where(temperature_R1 > 0, 1)).exp_()
     inside_RV = weight_RV >= min_p_R1  # the largest weight is 1
     if filtering:
-        inside_RV &= _filtered(weight_RV, top_k_R1, top_p_R1)
+        inside_RV &= _filtered(logits_RV, weight_RV, top_k_R1, top_p_R1)
     sums_RV = weight_RV.mul_(inside_RV).cumsum(-1)
     beyond_RV = inside_RV & (sums_RV > number_R1 * sums_RV[:, -1:])
     # sums that are made in parts may leave none for a number next to 1
@@ -51,11 +51,11 @@ def _drawn(logits_RV: Tensor, best_R1: Tensor, likeliest_R1: Tensor, samplers: S
     return beyond_RV.to(torch.uint8).argmax(-1, keepdim=True).where(draws_R1, likeliest_R1)  # the first of them
 
 
-def _filtered(weight_RV: Tensor, top_k_R1: Tensor, top_p_R1: Tensor) -> Tensor:
+def _filtered(logits_RV: Tensor, weight_RV: Tensor, top_k_R1: Tensor, top_p_R1: Tensor) -> Tensor:
     """Which weights are inside top_k, and inside top_p of what that leaves. Equals stand or fall together under top_k;
     under top_p the smaller number comes first."""
-    falling_RV, order_RV = weight_RV.sort(dim=-1, descending=True, stable=True)
-    size = weight_RV.shape[1]
+    order_RV = logits_RV.sort(dim=-1, descending=True, stable=True).indices  # of fewer bits than the weights
+    falling_RV, size = weight_RV.gather(-1, order_RV), weight_RV.shape[1]
     last_R1 = top_k_R1.where(top_k_R1 > 0, size).clamp(max=size).long() - 1
     inside_RV = falling_RV >= falling_RV.gather(-1, last_R1)
     sums_RV = falling_RV.mul_(inside_RV).cumsum(-1)
