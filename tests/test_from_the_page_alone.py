@@ -20,6 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+METRICS = "runs/mine/metrics.jsonl"
 (BLOCK,) = re.findall(r"^```sh\n(tryplicity plugins new .*?)^```", PAGE, re.M | re.S)
 
 
@@ -67,14 +68,20 @@ def test_every_line_of_the_page_works(environment, tmp_path):
     *lines, serve = [*before.splitlines(), file, *after.splitlines()]
     said = {}
     for line in lines:
+        if line.startswith("tryplicity train") and "--resume" not in line:
+            _stopped(line, folder, environment)     # as by Ctrl-C, in the midst of it; then it goes on to its end
+            line += " --resume"
         done = subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         said[line] = done.stdout
     assert "2 passed" in said["pytest my-mixer"]
     assert re.search(r"my-mixer: \d+ kept, 0 broken", said["tryplicity plugins check my-mixer"])
-    steps = [json.loads(line) for line in (folder / "runs/mine/metrics.jsonl").read_text().splitlines()]
-    losses = {one["step"]: one["loss"] for one in steps if "loss" in one}
-    assert max(losses) == 60 and losses[60] < losses[1] and set(range(1, 61)) <= set(losses)
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    steps = [one for one in lines if "loss" in one]
+    assert [one["step"] for one in steps] == list(range(1, 61))
+    # four rows of 64 tokens on each of two ranks
+    assert [one["tokens"] for one in steps] == [2 * 4 * 64 * one["step"] for one in steps]
+    assert steps[59]["loss"] < steps[0]["loss"]
     assert "my-mixer: 0.1.0" in (folder / "runs/mine/spec.yaml").read_text()
     _answers(serve, folder, environment)
     # and without the package it is said what to install
@@ -95,6 +102,22 @@ def test_quickstart_from_the_wheel(environment, tmp_path):
     where = subprocess.run(["python", "-c", "import tryplicity; print(tryplicity.__file__)"], cwd=folder,
                            env=environment, capture_output=True, text=True).stdout
     assert Path(where.strip()).is_relative_to(tmp_path / "environment")
+
+
+def _stopped(line: str, folder: Path, environment: dict[str, str]) -> None:
+    """Runs what trains 50 steps, and ends it once it has begun."""
+    assert line.endswith("--steps 50")
+    training = subprocess.Popen(["bash", "-c", f"exec {line}"], cwd=folder, env=environment, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, text=True)
+    try:
+        while not (folder / METRICS).is_file() or not (folder / METRICS).read_text():
+            assert training.poll() is None, training.communicate()[0][-3000:]
+            time.sleep(0.01)
+    finally:
+        training.send_signal(signal.SIGINT)
+        said = training.communicate(timeout=120)[0]
+    (saved,) = (folder / "runs/mine/checkpoints").iterdir()
+    assert training.returncode == 130 and saved.name in {f"step-{n}" for n in range(1, 50)}, said[-3000:]
 
 
 def _answers(line: str, folder: Path, environment: dict[str, str]) -> None:

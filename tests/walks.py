@@ -3,7 +3,8 @@ functions entered there.
 
     python -m tests.walks [--files]
 
-- hidden_size from the YAML to a product: functions that hold the number, from reading the spec to the logits;
+- hidden_size from the YAML to a product: functions that hold the number, or an object with it for an attribute, from
+  reading the spec to the logits;
 - a token from its file to the loss: all that runs from the end of a training step to the next backward pass;
 - a request from the socket to its token: all that runs from a request to the first piece of its answer, in a server
   that has answered one before.
@@ -38,31 +39,37 @@ SETTINGS = (f"hidden_size={HIDDEN}",)
 
 
 class Walk:
-    """The functions of the product that run, in any thread, while `on`, and of which `holds` is true when they end."""
+    """The functions of the product that begin or end, in any thread, while `on`, and of which `holds` is true then."""
 
     def __init__(self, holds: Callable[[FrameType], bool] = lambda frame: True) -> None:
         self.holds, self.on, self.entered = holds, False, set[CodeType]()
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        if self.on and event == "return" and code not in self.entered and code.co_filename.startswith(
-                (f"{CORE}{os.sep}", f"{PLUGINS}{os.sep}")) and code.co_name != "<module>" and self.holds(frame):
+        if (self.on and event in ("call", "return") and code not in self.entered and code.co_name != "<module>"
+                and code.co_filename.startswith((f"{CORE}{os.sep}", f"{PLUGINS}{os.sep}")) and self.holds(frame)):
             self.entered.add(code)
 
     def told(self, way: str, files: bool) -> None:
         lines: dict[str, set[int]] = {}
+        names: dict[str, set[str]] = {}
         for code in self.entered:
             lines.setdefault(code.co_filename, set()).update(line for *_, line in code.co_lines() if line)
+            names.setdefault(code.co_filename, set()).add(code.co_qualname.replace(".<locals>", ""))
         print(f"{way}: {len(lines)} files, {sum(map(len, lines.values()))} lines")
         for name, own in sorted(lines.items()) if files else ():
-            print(f"    {Path(name).relative_to(CORE.parent)} {len(own)}")
+            print(f"    {Path(name).relative_to(CORE.parent)} {len(own)}: {', '.join(sorted(names[name]))}")
 
 
 def hidden_size(registry: Any) -> Walk:
     from tryplicity.model import assemble, initialise
     from tryplicity.spec import load_spec
 
-    walk = Walk(lambda frame: any(type(value) is int and value == HIDDEN for value in frame.f_locals.values()))
+    def is_it(value: Any) -> bool:
+        return type(value) is int and value == HIDDEN
+
+    walk = Walk(lambda frame: any(is_it(value) or any(map(is_it, getattr(value, "__dict__", {}).values()))
+                                  for value in frame.f_locals.values()))
     sys.setprofile(walk)
     walk.on = True
     initialise(assemble(load_spec(str(HERE / "small.yaml"), registry, SETTINGS)), "cpu", 0)(torch.zeros(1, 8).long())
@@ -117,13 +124,14 @@ def request(folder: Path) -> Walk:
     walk = Walk()
 
     def ask(url: str) -> None:
-        body = {"model": "small", "prompt": "the model", "max_tokens": 2, "stream": True}
-        wanted = urllib.request.Request(f"{url.rstrip('/')}/v1/completions", json.dumps(body).encode(),
-                                        {"Content-Type": "application/json"})
         try:
-            for walk.on in (False, True):
+            for walk.on, prompt in (False, "the model"), (True, "numbers, and returns"):     # no prefix is remembered
+                body = {"model": "small", "prompt": prompt, "max_tokens": 1, "stream": True}
+                wanted = urllib.request.Request(f"{url.rstrip('/')}/v1/completions", json.dumps(body).encode(),
+                                                {"Content-Type": "application/json"})
                 with _once_ready(wanted) as answer:
-                    answer.readline()
+                    while not answer.readline().startswith(b"data:"):  # a ping may come first
+                        pass
                     walk.on = False
                     answer.read()
         finally:
@@ -131,7 +139,7 @@ def request(folder: Path) -> Walk:
 
     threading.setprofile(walk)
     sys.setprofile(walk)
-    serve(folder / "run", plugins=load_plugins(), port=0,
+    serve(folder / "run", plugins=load_plugins(), port=0, search="none",  # whose loading would end the process with it
           say=lambda url: threading.Thread(target=ask, args=(url,), daemon=True).start())
     sys.setprofile(None)
     threading.setprofile(None)
@@ -140,13 +148,13 @@ def request(folder: Path) -> Walk:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", action="store_true", help="also which they are")
+    parser.add_argument("--files", action="store_true", help="also which they are, and the functions")
     files = parser.parse_args().files
     walks = {"hidden_size from the YAML to a product": hidden_size(tryplicity.load_plugins().registry)}
     with tempfile.TemporaryDirectory() as name:
         os.environ["TRYPLICITY_CACHE"] = f"{name}/cache"
-        walks["a token from its file to the loss"] = token(Path(name))
-        walks["a request from the socket to its token"] = request(Path(name))
+        walks["A token from its file to the loss"] = token(Path(name))
+        walks["A request from the socket to its token"] = request(Path(name))
     for way, walk in walks.items():
         walk.told(way, files)
 

@@ -125,19 +125,19 @@ class GroupedQueryAttention(Mixer):
 
     def forward(self, x_BTD: Tensor, *, state: PagedState | Rows | None = None,
                 doc_ids: Tensor | None = None) -> Tensor:
-        fixed = isinstance(state, FixedPages)
-        if state is not None and not fixed and doc_ids is None and native.for_inference(x_BTD):
+        plain = state is not None and not isinstance(state, FixedPages) and doc_ids is None
+        if plain and native.for_inference(x_BTD):
             told, states = kept_struct(self, self._in_c), state if isinstance(state, Rows) else (state,)
             if told is not None and all(own.fits_c() for own in states):
                 return self._natively(told, x_BTD, states)
-        qkv = self._normed(self.qkv(x_BTD))
-        if fixed:
-            y = self._attend_once(qkv, state)
-        elif isinstance(state, Rows):
-            y = torch.cat([self._attend(qkv[i:i + 1], own, doc_ids) for i, own in enumerate(state)])
-        else:
-            y = self._attend(qkv, state, doc_ids)
-        return self._projected(y)
+        return self._projected(self._attended(self._normed(self.qkv(x_BTD)), state, doc_ids))
+
+    def _attended(self, qkv: Tensor, state: PagedState | FixedPages | Rows | None, doc_ids: Tensor | None) -> Tensor:
+        if isinstance(state, FixedPages):
+            return self._attend_once(qkv, state)
+        if isinstance(state, Rows):
+            return torch.cat([self._attend(qkv[i:i + 1], own, doc_ids) for i, own in enumerate(state)])
+        return self._attend(qkv, state, doc_ids)
 
     def _normed(self, qkv: Tensor) -> Tensor:
         if self.q_norm is None:

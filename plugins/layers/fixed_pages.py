@@ -50,20 +50,26 @@ class FixedPages(State):
 
     def attend(self, q_BHK: Tensor, k_BGK: Tensor, v_BGK: Tensor, scores: Scores) -> Tensor:
         """[B, H, K]: write down a new token of each row; what it sees of those before it and of itself."""
-        keys, values, (B, H, K) = self["keys"], self["values"], q_BHK.shape
-        at_B, (G, S) = self.at_B, keys.shape[1:3]
-        place_BG1K = at_B[:, None, None, None].expand(B, G, 1, K)
-        keys.scatter_(2, place_BG1K, k_BGK.to(keys.dtype)[:, :, None])
-        values.scatter_(2, place_BG1K, v_BGK.to(values.dtype)[:, :, None])
-        wide = torch.promote_types(q_BHK.dtype, torch.float32)
-        score_BGXS = (q_BHK.view(B, G, H // G, K) @ keys.mT).to(wide)
-        score_BGXS = score_BGXS * (K ** -0.5 if scores.scale is None else scores.scale)
-        if scores.softcap is not None:
-            score_BGXS = (score_BGXS / scores.softcap).tanh() * scores.softcap
-        place_S = torch.arange(S, device=keys.device)
-        seen_BS = place_S <= at_B[:, None]
-        if self.window is not None:
-            seen_BS = seen_BS & (place_S > at_B[:, None] - self.window)
-        p_BGXS = score_BGXS.masked_fill(~seen_BS[:, None, None], -torch.inf).softmax(-1)
+        at_B = self.at_B
+        place_BG1K = at_B[:, None, None, None].expand_as(k_BGK[:, :, None])
+        self["keys"].scatter_(2, place_BG1K, k_BGK.to(self["keys"].dtype)[:, :, None])
+        self["values"].scatter_(2, place_BG1K, v_BGK.to(self["values"].dtype)[:, :, None])
         self["seen"].add_(1)
-        return (p_BGXS.to(values.dtype) @ values).reshape(B, H, K)
+        return attention_from(at_B, q_BHK, self["keys"], self["values"], scores, self.window)
+
+
+def attention_from(at_B: Tensor, q_BHK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, scores: Scores,
+                   window: int | None = None) -> Tensor:
+    """[B, H, K]: what a token at a place of its own in each row sees of the places up to there."""
+    (B, H, K), (G, S) = q_BHK.shape, k_BGSK.shape[1:3]
+    wide = torch.promote_types(q_BHK.dtype, torch.float32)
+    score_BGXS = (q_BHK.view(B, G, H // G, K) @ k_BGSK.mT).to(wide)
+    score_BGXS = score_BGXS * (K ** -0.5 if scores.scale is None else scores.scale)
+    if scores.softcap is not None:
+        score_BGXS = (score_BGXS / scores.softcap).tanh() * scores.softcap
+    place_S = torch.arange(S, device=k_BGSK.device)
+    seen_BS = place_S <= at_B[:, None]
+    if window is not None:
+        seen_BS = seen_BS & (place_S > at_B[:, None] - window)
+    p_BGXS = score_BGXS.masked_fill(~seen_BS[:, None, None], -torch.inf).softmax(-1)
+    return (p_BGXS.to(v_BGSK.dtype) @ v_BGSK).reshape(B, H, K)

@@ -18,11 +18,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tryplicity import Count, Mixer, Positive, Site, Size, State
+from tryplicity import Count, Mixer, Positive, Site, Size
+from tryplicity_plugins.layers.latents import FixedLatents, LatentState
 from tryplicity_plugins.layers.masked_attention import Scores, masked_attention
-from tryplicity_plugins.layers.rotary import RopeScaling, Rotary, capacity
-
-NO_DOCUMENT = -1  # of tokens seen before any ids were given
+from tryplicity_plugins.layers.rotary import RopeScaling, Rotary
 
 
 class LatentAttention(Mixer):
@@ -91,26 +90,33 @@ class LatentAttention(Mixer):
     def path(self, device: torch.device, compiled: bool) -> str:
         return "keys and values made of the latents; with documents under a mask, of longer texts block by block"
 
-    def new_state(self, batch: int, *, device=None, dtype=None) -> State:
-        """seen, the number of tokens; latents [B, capacity, C] of these, in the dtype the layer computes them in;
-        documents [B, capacity] once any ids were given."""
-        return State(seen=0, latents=None, documents=None)
+    def new_state(self, batch: int, *, device=None, dtype=None) -> LatentState:
+        return LatentState(seen=0, latents=None, documents=None)
 
-    def forward(self, x_BTD: Tensor, *, state: State | None = None, doc_ids: Tensor | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, *, state: LatentState | FixedLatents | None = None,
+                doc_ids: Tensor | None = None) -> Tensor:
         config, (B, T, _) = self.config, x_BTD.shape
-        seen = 0 if state is None else state["seen"]
         given = x_BTD if self.q_down is None else self.q_norm(self.q_down(x_BTD))
         q_BTHN, turn_BTHP = self.q(given).view(B, T, self.heads, -1).split([config.head_dim, config.rope_dim], -1)
         latent_BTR, key_BTP = self.kv_down(x_BTD).split([config.latent_size, config.rope_dim], -1)
-        key_BTP = self.rotary(key_BTP[:, :, None], seen)[:, :, 0]
-        seen_BSC, documents = torch.cat([self.kv_norm(latent_BTR.contiguous()), key_BTP], -1), doc_ids
-        if state is not None:
-            seen_BSC, documents = self._remember(state, seen_BSC, doc_ids)
-        turn_BTHP = self.rotary(turn_BTHP, seen)
+        turn_BTHP, key_BT1P = self._turned(turn_BTHP, state), self._turned(key_BTP[:, :, None], state)
+        new_BTC = torch.cat([self.kv_norm(latent_BTR.contiguous()), key_BT1P[:, :, 0]], -1)
+        if isinstance(state, FixedLatents):
+            y_BHTC = state.attend(self._into_latents(q_BTHN, turn_BTHP), new_BTC, self.scores)
+            return self.out(self._out_of_latents(y_BHTC).flatten(2))
+        seen = 0 if state is None else state["seen"]
+        seen_BSC, documents = (new_BTC, doc_ids) if state is None else state.remember(new_BTC, doc_ids)
         less_work_up_to = (config.head_dim + self.value_dim) // 2
         few = state is not None and less_work_up_to >= T
         y_BTHV = (self._in_latents if few else self._made)(q_BTHN, turn_BTHP, seen_BSC, documents, seen)
         return self.out(y_BTHV.flatten(2))
+
+    def _turned(self, x_BTHP: Tensor, state: LatentState | FixedLatents | None) -> Tensor:
+        """By the places of its tokens."""
+        if isinstance(state, FixedLatents):
+            turns_B11P2 = self.rotary.table(state["latents"].shape[1])[state.at_B][:, None, None]
+            return self.rotary.turned(x_BTHP, turns_B11P2)
+        return self.rotary(x_BTHP, 0 if state is None else state["seen"])
 
     def _made(self, q_BTHN: Tensor, turn_BTHP: Tensor, seen_BSC: Tensor, documents: Tensor | None,
               seen: int) -> Tensor:
@@ -127,11 +133,17 @@ class LatentAttention(Mixer):
     def _in_latents(self, q_BTHN: Tensor, turn_BTHP: Tensor, seen_BSC: Tensor, documents: Tensor | None,
                     seen: int) -> Tensor:
         """With queries in the latents' space: one key of all heads, which is what is kept, and its value too."""
-        k_HNR, v_HVR = self.kv_up.split([self.config.head_dim, self.value_dim], 1)
-        q_BHTR = q_BTHN.transpose(1, 2) @ k_HNR.to(q_BTHN.dtype)
-        q_BHTC = torch.cat([q_BHTR, turn_BTHP.transpose(1, 2).to(q_BHTR.dtype)], -1)
+        q_BHTC = self._into_latents(q_BTHN, turn_BTHP)
         kept_B1SC = seen_BSC[:, None].to(q_BHTC.dtype)
-        y_BHTC = self._attend(q_BHTC, kept_B1SC, kept_B1SC, documents, seen)
+        return self._out_of_latents(self._attend(q_BHTC, kept_B1SC, kept_B1SC, documents, seen))
+
+    def _into_latents(self, q_BTHN: Tensor, turn_BTHP: Tensor) -> Tensor:
+        k_HNR = self.kv_up[:, :self.config.head_dim]
+        q_BHTR = q_BTHN.transpose(1, 2) @ k_HNR.to(q_BTHN.dtype)
+        return torch.cat([q_BHTR, turn_BTHP.transpose(1, 2).to(q_BHTR.dtype)], -1)
+
+    def _out_of_latents(self, y_BHTC: Tensor) -> Tensor:
+        v_HVR = self.kv_up[:, self.config.head_dim:]
         y_BHTV = y_BHTC[..., :self.config.latent_size] @ v_HVR.to(y_BHTC.dtype).transpose(1, 2)
         return y_BHTV.transpose(1, 2)
 
@@ -141,27 +153,3 @@ class LatentAttention(Mixer):
             return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, scale=self.scores.scale,
                                                   enable_gqa=q.shape[1] != k.shape[1])
         return masked_attention(q, k, v, documents, None, self.scores)
-
-    def _remember(self, state: State, new_BTC: Tensor, doc_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """All tokens so far, and their documents if any are known."""
-        seen, end = state["seen"], state["seen"] + new_BTC.shape[1]
-        kept = state["latents"]
-        if kept is None or kept.shape[1] < end:
-            kept = new_BTC.new_zeros(len(new_BTC), capacity(end), new_BTC.shape[2], requires_grad=False)
-            if seen:
-                kept[:, :seen] = state["latents"][:, :seen]
-            state["latents"] = kept
-        kept[:, seen:end] = new_BTC.detach()
-        documents = state["documents"]
-        if documents is not None or doc_ids is not None:
-            if documents is None or documents.shape[1] < end:
-                documents = torch.full(kept.shape[:2], NO_DOCUMENT, device=kept.device)
-                if state["documents"] is not None:
-                    documents[:, :seen] = state["documents"][:, :seen]
-                state["documents"] = documents
-            documents[:, seen:end] = documents[:, seen - 1:seen] if doc_ids is None else doc_ids
-            documents = documents[:, :end]
-        state["seen"] = end
-        if new_BTC.requires_grad:  # what is new keeps its way back
-            return torch.cat([kept[:, :seen].to(new_BTC.dtype), new_BTC], 1), documents
-        return kept[:, :end], documents

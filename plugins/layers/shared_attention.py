@@ -37,10 +37,7 @@ class WideAttention(GroupedQueryAttention):
 
     def also(self, x_BTE: Tensor, added: Tensor, state: State | Rows | None, doc_ids: Tensor | None) -> Tensor:
         """added: to q, k and v, [B, T, (H + 2 G) K]."""
-        qkv = self.qkv(x_BTE) + added
-        if isinstance(state, Rows):
-            return self.out(torch.cat([self._attend(qkv[i:i + 1], own, doc_ids) for i, own in enumerate(state)]))
-        return self.out(self._attend(qkv, state, doc_ids))
+        return self.out(self._attended(self.qkv(x_BTE) + added, state, doc_ids))
 
 
 class LowRank(nn.Module):

@@ -12,6 +12,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tryplicity.components import tensors
+from tryplicity.inference.choosing import next_tokens
 from tryplicity.inference.engine import Engine, Request, Sampling, decode
 from tryplicity.inference.fixed import FixedSteps, way
 from tryplicity.inference.sampler import Sampler
@@ -74,7 +75,8 @@ def test_one_program_for_all_tokens(make_packed, monkeypatch):
     """Traced once, replayed for 32 tokens, equal to the last bit to running the step itself, state and all; it holds
     nothing whose shape or value the host would have to wait for, and every tensor stays where it is. In bf16, as on a
     card."""
-    model = make_packed("layers=[memory, attention]", "heads=[]", linear="linear", dtype=torch.bfloat16)
+    latent = "{mixer: {type: mla, heads: 2, head_dim: 6, rope_dim: 2, latent_size: 8}}"
+    model = make_packed(f"layers=[memory, attention, {latent}]", "heads=[]", linear="linear", dtype=torch.bfloat16)
     # of what a router chose the numbers are looked at each time on a CPU, and on a card once
     monkeypatch.setattr("tryplicity_plugins.layers.moe.check_routing", lambda *_: None)
     steps = FixedSteps(model, 4, "captured", places=64)
@@ -138,6 +140,38 @@ def test_the_engine_answers_as_it_does_without(model, plain, monkeypatch):
         assert engine.statistics()["cached_tokens_total"] >= len(PROMPTS[1]) + len(answers[1]) - 1
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_seed_gives_the_same_text_and_probabilities_as_without(model, monkeypatch, seed):
+    """Drawn for all rows together, beside those whose penalties want each to be looked at by itself."""
+    options = [{"top_p": 0.9}, {"temperature": 0.0}, {"presence_penalty": 0.5, "top_k": 30},
+               {"top_k": 20, "min_p": 0.02}]
+    requests = [Request(prompt, Sampling(**{"temperature": 0.9, "seed": seed} | own), 12, logprobs=alternatives,
+                        end_tokens=frozenset())
+                for prompt, own, alternatives in zip(PROMPTS, options, (2, None, 0, 5), strict=True)]
+
+    def answers(how):
+        monkeypatch.setenv("TRYPLICITY_STEPS", how)
+        engine = Engine(model, None, slots=4)
+        try:
+            heard = [[] for _ in requests]
+            under_way = [engine.submit(request, own.append) for request, own in zip(requests, heard, strict=True)]
+            assert all(generation.wait(120) for generation in under_way)
+            return [[token for piece in own for token in piece.tokens] for own in heard]
+        finally:
+            engine.close()
+
+    drawn_together = []
+    monkeypatch.setattr("tryplicity.inference.scheduler.next_tokens",
+                        lambda logits_RV, samplers: drawn_together.append(samplers) or next_tokens(logits_RV, samplers))
+    wanted, recorded = answers("eager"), answers("captured")
+    assert any(sum(sampler is not None for sampler in samplers) == 3 for samplers in drawn_together)
+    for ours, theirs in zip(recorded, wanted, strict=True):
+        assert len(ours) == 12 and [token.id for token in ours] == [token.id for token in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.logprob == (None if other.logprob is None else pytest.approx(other.logprob, abs=1e-6))
+            assert [number for number, _ in one.top] == [number for number, _ in other.top]
 
 
 @pytest.mark.parametrize(("broken", "line"), [

@@ -10,7 +10,8 @@ from tests.inference.conftest import run_of
 from tryplicity import PluginFault, load_plugins
 from tryplicity.errors import UserError
 from tryplicity.inference.engine import Engine, Request
-from tryplicity.inference.packed import export, load_model
+from tryplicity.inference.exported import export
+from tryplicity.inference.packed import load_model
 from tryplicity.inference.sampler import Sampling
 from tryplicity.spec import load_spec
 

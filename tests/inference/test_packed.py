@@ -13,7 +13,8 @@ from tests.inference.conftest import run_of
 from tryplicity import load_plugins
 from tryplicity.components import Activation
 from tryplicity.errors import Refused, UserError
-from tryplicity.inference.packed import export, load_model
+from tryplicity.inference.exported import export
+from tryplicity.inference.packed import load_model
 from tryplicity.inference.prefix import tensors
 from tryplicity.model import assemble
 from tryplicity.spec import load_spec
@@ -193,12 +194,12 @@ def test_packed_rows_that_are_not_the_specs_are_refused(make_packed):
 
 
 def test_a_disk_that_is_full_is_told_with_the_files_name(run, registry, tmp_path, monkeypatch):
-    from tryplicity.inference import packed
+    from tryplicity.inference import exported
 
     def full(self, name, tensor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(packed._Writer, "add", full)
+    monkeypatch.setattr(exported._Writer, "add", full)
     with pytest.raises(UserError, match=r"m.safetensors: cannot be written \(No space left"):
         export(run.folder, registry, tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())

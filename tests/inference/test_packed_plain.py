@@ -12,7 +12,8 @@ from tests.inference.conftest import run_of
 from tryplicity.components import Linear
 from tryplicity.errors import Refused
 from tryplicity.inference.engine import Engine, Request
-from tryplicity.inference.packed import export, load_model
+from tryplicity.inference.exported import export
+from tryplicity.inference.packed import load_model
 from tryplicity.inference.sampler import Sampling
 from tryplicity.spec import load_spec
 

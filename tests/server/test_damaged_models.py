@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from tests.server.conftest import make_run
 from tryplicity import UserError, load_plugins
-from tryplicity.inference.packed import export, open_model
+from tryplicity.inference.exported import export
+from tryplicity.inference.packed import open_model
 from tryplicity.server import app
 
 

@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 from tests.training.conftest import SPEC
 from tryplicity import UserError, World
 from tryplicity.builder import build
-from tryplicity.inference.packed import export, load_model
+from tryplicity.inference.exported import export
+from tryplicity.inference.packed import load_model
 from tryplicity.model import assemble, initialise
 from tryplicity.spec import load_spec
 from tryplicity.training import starting

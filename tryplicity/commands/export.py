@@ -45,11 +45,11 @@ def export(run: str, format_: str, rest: str, linear: str | None, out: Path | No
         _as_theirs(format_, run, out, initialised, plugins.registry, as_json)
         return
     from tryplicity import pages
-    from tryplicity.inference import packed
+    from tryplicity.inference.exported import export as export_file
 
     with pages.preparation() as progress:
-        sizes = packed.export(run, plugins.registry, out, rest, linear=linear, initialised=initialised,
-                              tokenizer=tokenizer, progress=lambda done, total: progress("packing", done, total))
+        sizes = export_file(run, plugins.registry, out, rest, linear=linear, initialised=initialised,
+                            tokenizer=tokenizer, progress=lambda done, total: progress("packing", done, total))
     if as_json:
         click.echo(json.dumps({"path": str(sizes.path), "format": sizes.packed_as, "rest": sizes.rest,
                                "packed_weights": sizes.packed_weights, "packed_bytes": sizes.packed_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from numbers import Number
 from types import NoneType
@@ -15,6 +15,7 @@ from torch import Tensor
 
 #: what a state may hold beside tensors and what holds them: nothing of it can be changed
 _CONSTANTS = (Number, str, bytes, NoneType, Enum, torch.dtype, torch.device, torch.Size)
+_HOLDERS = (dict, list, tuple)
 
 
 class State(dict):
@@ -33,41 +34,73 @@ class State(dict):
     def fixed(self, rows: int, tokens: int) -> State | None:
         """Of the state of one sequence: room for `rows` of its kind, of up to `tokens` tokens each, in tensors alone,
         batch first, that keep shape and address. None: there is none. So it is with a state that holds more than
-        tensors of one row, unless its class overrides this, with `put` and `take`."""
-        room = type(self)() if type(self).__init__ is dict.__init__ and not vars(self) else None
-        if room is None:
+        tensors of one row, None and, in lists, tuples, dicts and States, more of these, unless its class overrides
+        this, with `put` and `take`."""
+        if type(self).__init__ is not dict.__init__ or vars(self):
             return None
-        for key, value in self.items():
-            if isinstance(value, State):
-                room[key] = value.fixed(rows, tokens)
-            else:
-                one_row = isinstance(value, Tensor) and value.ndim and len(value) == 1
-                room[key] = value.new_zeros(rows, *value.shape[1:]) if one_row else None
-            if room[key] is None:
-                return None
-        return room
+        try:
+            return type(self)({key: _room(value, rows, tokens) for key, value in self.items()})
+        except _Moves:
+            return None
 
     def put(self, row: int, own: State) -> None:
         """Write the state of one sequence into a row of a fixed one."""
-        for key, value in self.items():
-            value.put(row, own[key]) if isinstance(value, State) else value[row].copy_(own[key][0])
+        for room, part in _side_by_side(self, own):
+            room.put(row, part) if isinstance(room, State) else room[row].copy_(part[0])
 
     def take(self, row: int, own: State) -> None:
         """Bring the state of a sequence, which was put there, up to date with its row of a fixed one."""
-        for key, value in self.items():
-            value.take(row, own[key]) if isinstance(value, State) else own[key][0].copy_(value[row])
+        for room, part in _side_by_side(self, own):
+            room.take(row, part) if isinstance(room, State) else part[0].copy_(room[row])
 
     def move(self, row: int, to: int) -> None:
         """Copy a row of a fixed state into another."""
-        for value in self.values():
-            value.move(row, to) if isinstance(value, State) else value[to].copy_(value[row])
+        for room, _ in _side_by_side(self, self):
+            room.move(row, to) if isinstance(room, State) else room[to].copy_(room[row])
 
     def first(self, rows: int) -> State:
         """So many rows of a fixed state, in its memory."""
         part = copy.copy(self)
-        part.update({key: value.first(rows) if isinstance(value, State) else value[:rows]
-                     for key, value in self.items()})
+        part.update({key: _first(value, rows) for key, value in self.items()})
         return part
+
+
+class _Moves(Exception):
+    """Something in a state that cannot be kept at one address."""
+
+
+def _room(value: Any, rows: int, tokens: int) -> Any:
+    room = value.fixed(rows, tokens) if isinstance(value, State) else None
+    if isinstance(value, Tensor) and value.ndim and len(value) == 1:
+        room = value.new_zeros(rows, *value.shape[1:])
+    elif type(value) in _HOLDERS:
+        room = _each(value, lambda inner: _room(inner, rows, tokens))
+    if room is None and value is not None:
+        raise _Moves
+    return room
+
+
+def _first(value: Any, rows: int) -> Any:
+    if isinstance(value, State):
+        return value.first(rows)
+    return value[:rows] if isinstance(value, Tensor) else _each(value, lambda inner: _first(inner, rows))
+
+
+def _each(held: Any, do: Callable[[Any], Any]) -> Any:
+    """What a dict, a list or a tuple holds, in one of its kind."""
+    if isinstance(held, dict):
+        return {key: do(value) for key, value in held.items()}
+    return None if held is None else type(held)(map(do, held))
+
+
+def _side_by_side(room: Any, own: Any) -> Iterator[tuple[Any, Any]]:
+    """The tensors and States that a fixed state holds, each with what a state has in its place."""
+    for key in room if isinstance(room, dict) else range(len(room)):
+        inner = room[key]
+        if isinstance(inner, Tensor | State):
+            yield inner, own[key]
+        elif inner is not None:
+            yield from _side_by_side(inner, own[key])
 
 
 class Rows(tuple):
