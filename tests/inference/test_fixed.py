@@ -12,6 +12,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tryplicity.components import tensors
+from tryplicity.inference.choosing import next_tokens
 from tryplicity.inference.engine import Engine, Request, Sampling, decode
 from tryplicity.inference.fixed import FixedSteps, way
 from tryplicity.inference.sampler import Sampler
@@ -139,6 +140,38 @@ def test_the_engine_answers_as_it_does_without(model, plain, monkeypatch):
         assert engine.statistics()["cached_tokens_total"] >= len(PROMPTS[1]) + len(answers[1]) - 1
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_seed_gives_the_same_text_and_probabilities_as_without(model, monkeypatch, seed):
+    """Drawn for all rows together, beside those whose penalties want each to be looked at by itself."""
+    options = [{"top_p": 0.9}, {"temperature": 0.0}, {"presence_penalty": 0.5, "top_k": 30},
+               {"top_k": 20, "min_p": 0.02}]
+    requests = [Request(prompt, Sampling(**{"temperature": 0.9, "seed": seed} | own), 12, logprobs=alternatives,
+                        end_tokens=frozenset())
+                for prompt, own, alternatives in zip(PROMPTS, options, (2, None, 0, 5), strict=True)]
+
+    def answers(how):
+        monkeypatch.setenv("TRYPLICITY_STEPS", how)
+        engine = Engine(model, None, slots=4)
+        try:
+            heard = [[] for _ in requests]
+            under_way = [engine.submit(request, own.append) for request, own in zip(requests, heard, strict=True)]
+            assert all(generation.wait(120) for generation in under_way)
+            return [[token for piece in own for token in piece.tokens] for own in heard]
+        finally:
+            engine.close()
+
+    drawn_together = []
+    monkeypatch.setattr("tryplicity.inference.scheduler.next_tokens",
+                        lambda logits_RV, samplers: drawn_together.append(samplers) or next_tokens(logits_RV, samplers))
+    wanted, recorded = answers("eager"), answers("captured")
+    assert any(sum(sampler is not None for sampler in samplers) == 3 for samplers in drawn_together)
+    for ours, theirs in zip(recorded, wanted, strict=True):
+        assert len(ours) == 12 and [token.id for token in ours] == [token.id for token in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.logprob == (None if other.logprob is None else pytest.approx(other.logprob, abs=1e-6))
+            assert [number for number, _ in one.top] == [number for number, _ in other.top]
 
 
 @pytest.mark.parametrize(("broken", "line"), [

@@ -8,7 +8,11 @@ then writes is tested in `test_compiled_code.py`.
 import pytest
 import torch
 
+from tests.training.test_compiled_code import SPECS
 from tryplicity.components import Parallelism
+from tryplicity.data.packing import Batch
+from tryplicity.model import assemble, initialise
+from tryplicity.spec import load_spec
 from tryplicity.training.compiling import Compiled, compile_blocks, compiled, differs, wanted
 from tryplicity.training.step import decay_groups, training_step
 
@@ -70,6 +74,29 @@ def test_ten_steps_and_a_change_of_stage_as_in_eager_pytorch(make_model, batches
     kinds = {id(block.forward.kind): block.forward.kind for block in model.layers}
     # one for each length, for all blocks that are alike
     assert all(len(kind.code) == len(set(lengths)) for kind in kinds.values())
+
+
+@pytest.mark.parametrize("name", ["tiny", pytest.param("5090", marks=pytest.mark.slow),
+                                  pytest.param("full", marks=pytest.mark.slow)])
+def test_no_shipped_spec_compiles_anything_twice(registry, no_second_time, name):
+    """Ten steps, five each of two stages: the length, objectives' factors, routers that look at their experts anew.
+    What counts as new is the tracer's business alone: what it gives the compiler is run as it is (`eager`)."""
+    settings = [value for value in SPECS[name] if value != "heads=[]"]
+    model = initialise(assemble(load_spec(name, registry, [*settings, "vocab_size=300"])), "cpu", 0)
+    said, generator = [], torch.Generator().manual_seed(0)
+    compile_blocks(model, "on", CPU, said.append, backend="eager")
+    model.activation_checkpointing = name != "tiny"
+
+    def drawn(context):
+        ids_BT = torch.randint(300, (2, context), generator=generator)
+        return Batch(ids_BT, ids_BT, (torch.rand(2, context, generator=generator) < 0.1).cumsum(1).to(torch.int32), 0)
+
+    (losses,) = train([model], [(drawn(48), 1.0) for _ in range(5)] + [(drawn(96), 0.5) for _ in range(5)])
+    assert not said and losses.isfinite().all()
+    (head,) = model.heads.values()
+    places = [*(block.forward for block in model.layers), head.draft]
+    assert len({id(place.kind) for place in places}) == 3
+    assert all(len(place.kind.code) == 2 for place in places)  # one for each length
 
 
 def test_what_auto_means():

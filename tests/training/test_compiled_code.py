@@ -1,5 +1,12 @@
-"""The code that torch's compiler writes for the blocks of each shipped spec, at small widths: the output and the
-gradient of each parameter, one by one, as eager PyTorch's. A minute or more for each kind of block."""
+"""The code that torch's compiler writes for the blocks of each shipped spec, at small widths: the output, and the
+gradient of each parameter one by one, are eager PyTorch's to 1e-4. A minute or more for each kind of block.
+
+Numbers that are rounded to digits cannot be compared in fp32: a rounding error flips a digit of some token. So the
+blocks are compared in fp32 with plain linears, and in fp64 with ternary ones. There, too, a value is now and then
+exactly between two digits (over the largest of its token it is a ratio of small integers: of spikes, of the values of
+a text's first token), and which it becomes is chance. Eager PyTorch alone says which tokens these are, and they are
+drawn again: less than one in a hundred.
+"""
 
 import pytest
 import torch
@@ -14,21 +21,18 @@ SMALL = ["hidden_size=64", "vocab_size=300", "expect=null", "blocks.memory.mixer
          "blocks.attention.mixer.head_dim=16", "heads=[]",
          *(f"blocks.{block}.feed_forward.{value}" for block in ("memory", "attention") for value in MIXTURE)]
 SPECS = {"tiny": [], "5090": [*SMALL, "context_length=512"], "full": [*SMALL, "context_length=512"]}
+#: what is added to inputs and digits of a block, and an output that moves by more is at a jump
+JUMPS = {torch.float32: (2e-6, 2e-4), torch.float64: (1e-9, 1e-6)}
+SPIKING = {"tiny": ["memory"], "5090": ["memory", "attention"], "full": ["memory", "attention"]}
 
 
-@pytest.fixture(params=SPECS)
-def model(request, registry):
-    """In fp64, where rounding hardly ever flips a digit or a choice, every value away from the initial one."""
-    spec = load_spec(request.param, registry, SPECS[request.param])
-    model = initialise(assemble(spec), "cpu", 0).to(torch.float64).train()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-    for module in model.modules():
-        if hasattr(module, "before_step"):
-            module.before_step(7)
-    return model
+def settings(name, dtype):
+    """In fp32 also a rectangle for the derivative of a spike whose edges are far away, since the gradient jumps there.
+    In fp64 enough tokens for attention by blocks: torch 2.11 compiles none under one mask, and says so when it runs."""
+    if dtype == torch.float64:
+        return [*SPECS[name], "context_length=512"]
+    return [*SPECS[name], "linear=linear", *(f"blocks.{block}.feed_forward.activation.bandwidth=100"
+                                             for block in SPIKING[name])]
 
 
 def gradients(run, block, streams, docs_BT):
@@ -39,25 +43,56 @@ def gradients(run, block, streams, docs_BT):
     return [out.detach(), *torch.autograd.grad(loss, [x, *block.parameters()])], report
 
 
+def away_from_jumps(block, expand, x_BTD, docs_BT, generator, monkeypatch):
+    """x, expanded, and how many tokens had to be drawn again for it, since their digits or choices hang by a hair."""
+    small, large = JUMPS[x_BTD.dtype]
+    noise, round_ = torch.randn(x_BTD.shape, generator=generator, dtype=x_BTD.dtype), torch.Tensor.round_
+
+    def moved(by):
+        with monkeypatch.context() as patch, torch.no_grad():
+            patch.setattr(torch.Tensor, "round_", lambda x: round_(x.add_(by)))
+            return block.train()(expand(x_BTD + by * noise), None, docs_BT)[0]
+
+    x_BTD, drawn = x_BTD.clone(), 0
+    for _ in range(20):
+        jumps_BT = (moved(small) - moved(-small)).abs().flatten(2).amax(-1) > large
+        if not jumps_BT.any():
+            return expand(x_BTD), drawn
+        drawn += int(jumps_BT.sum())
+        x_BTD[jumps_BT] = torch.randn(int(jumps_BT.sum()), x_BTD.shape[-1], generator=generator, dtype=x_BTD.dtype)
+    raise AssertionError(f"{drawn} tokens drawn, and {int(jumps_BT.sum())} are at a jump")
+
+
 @pytest.mark.slow
-def test_each_kind_of_block_has_the_gradients_of_eager_pytorch(model):
-    generator = torch.Generator().manual_seed(2)
-    x_BTD = torch.randn(2, model.spec.context_length, model.spec.hidden_size, generator=generator)
-    streams = model.layers[0].mixer.residual.expand(x_BTD.double())
+@pytest.mark.parametrize("dtype", JUMPS, ids=str)
+@pytest.mark.parametrize("name", SPECS)
+def test_each_kind_of_block_has_the_gradients_of_eager_pytorch(name, dtype, registry, monkeypatch):
+    model = initialise(assemble(load_spec(name, registry, settings(name, dtype))), "cpu", 0).to(dtype).train()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # every value away from the initial one
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    for module in model.modules():
+        if hasattr(module, "before_step"):
+            module.before_step(7)
+    x_BTD = torch.randn(2, model.spec.context_length, model.spec.hidden_size, generator=generator, dtype=dtype)
     docs_BT = (torch.rand(x_BTD.shape[:2], generator=generator) < 0.02).cumsum(1).to(torch.int32)
     assert len(kinds_of(model)) == 2 and docs_BT.max() > 2
     for first, *alike in kinds_of(model):
         fast = compiled(type(model.layers[first]).forward)
         with torch._dynamo.config.patch(error_on_recompile=True):
             for block in [model.layers[i] for i in (first, *alike[:1])]:
+                streams, drawn = away_from_jumps(block, block.residual.expand, x_BTD, docs_BT, generator, monkeypatch)
+                assert drawn < docs_BT.numel() / 100
                 wanted, report = gradients(type(block).forward, block, streams, docs_BT)
                 got, said = gradients(fast, block, streams, docs_BT)
                 names = ["output", "input", *(name for name, _ in block.named_parameters())]
-                for name, own, right in zip(names, got, wanted, strict=True):
-                    assert right.norm() > 0, name
-                    assert own.norm().item() == pytest.approx(right.norm().item(), rel=1e-4), name
-                    assert (own - right).norm() <= 2e-3 * right.norm(), name
+                for tensor, own, right in zip(names, got, wanted, strict=True):
+                    assert right.norm() > 0, tensor
+                    assert own.norm().item() == pytest.approx(right.norm().item(), rel=1e-4), tensor
+                    assert (own - right).norm() <= 1e-4 * right.norm(), tensor
+                    assert (own - right).abs().max() <= 1e-4 * right.abs().max(), tensor
                 assert said.stats.keys() == report.stats.keys()
-                for name, stat in report.stats.items():
-                    torch.testing.assert_close(said.stats[name].value, stat.value, rtol=1e-3, atol=1e-4)
-        assert differs(block, type(block).forward, fast, streams, None, docs_BT) is None
+                for key, stat in report.stats.items():
+                    torch.testing.assert_close(said.stats[key].value, stat.value, rtol=1e-4, atol=1e-5)
+                assert differs(block, type(block).forward, fast, streams, None, docs_BT) is None

@@ -116,11 +116,12 @@ class Sampler:
         self._seen_V: np.ndarray | None = None  # in prompt or text
         self._count_V: np.ndarray | None = None  # in the text
         self._biased = list(sampling.logit_bias), list(sampling.logit_bias.values())
+        #: whether the likeliest of the model's own logits is always the next
+        self.greedy = sampling.temperature == 0 and sampling.plain
 
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest of the model's own logits is always the next."""
-        return self.sampling.temperature == 0 and self.sampling.plain
+    def number(self) -> float:
+        """The random number of the next token, where that is drawn: from 0 to 1, without 1."""
+        return self._random.random()
 
     def __call__(self, logits_V: Tensor, allowed_V: Tensor | None = None) -> int:
         """The next token. allowed_V: true for those that may come, by what the text must satisfy."""
@@ -135,7 +136,7 @@ class Sampler:
         if sampling.temperature > 0:
             token_N, weight_N = candidates(logits_V, sampling)
             sums_N = np.cumsum(weight_N)
-            drawn = int(np.searchsorted(sums_N, self._random.random() * sums_N[-1], side="right"))
+            drawn = int(np.searchsorted(sums_N, self.number() * sums_N[-1], side="right"))
             token = int(token_N[min(drawn, len(token_N) - 1)])
         if self._seen_V is not None:
             self._seen_V[token] = True
