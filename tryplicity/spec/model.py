@@ -60,7 +60,9 @@ class Training:
     validate_every: Steps = 200
     """optimizer steps between two validations"""
     validation_rows: Steps = 64
-    """held-out sequences scored at each validation while training (the last one scores more)"""
+    """held-out sequences scored at each validation while training"""
+    final_validation_rows: Steps = 4096
+    """held-out sequences scored at the end, spread evenly over what is held out; where there are fewer, all"""
     checkpoint_every: Steps = 500
     """optimizer steps between two checkpoints"""
     keep_checkpoints: Steps = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -299,12 +300,13 @@ def _tell_of_the_start(session: Session, phases: Mapping[str, int], metrics_file
 def _tell_what_it_gained(session: Session, phases: Mapping[str, int], scores: Mapping[str, float], watcher: Watcher,
                          stopping: Callable[[], bool]) -> dict[str, float]:
     """Of a run that was begun from trained weights: bits per byte of the same held-out rows before the first step and
-    after the last one. scores: of all held-out rows."""
+    after the last one. scores: of the last scoring."""
     rows, before = session.world.first(scored_before(session.run))
     if not scores or not before:
         return {}
-    most = max(session.rows_to_score(session.data[phase]) for phase in phases.values())
-    after = scores if rows >= most else _score_rows(session, phases, rows, stopping)
+    same = all(session.rows_to_score(data, rows) == session.rows_to_score(data)
+               for data in (session.data[phase] for phase in phases.values()))
+    after = scores if same else _score_rows(session, phases, rows, stopping)
     gained = {}
     for kind in phases:
         name = _score_name(kind)
@@ -349,15 +351,19 @@ def _saying_what_is_lost(session: Session, copier: Copier | None) -> Iterator[No
 
 def _score_all(session: Session, phases: Mapping[str, int], rows: Mapping[str, int], watcher: Watcher,
                stopping: Callable[[], bool]) -> dict[str, float]:
-    """The whole held-out part of each kind of phase; nothing when stopped on the way."""
+    """The last scoring, of so many held-out rows of each kind of phase; nothing when stopped on the way."""
     scores, done, whole, clock = {}, 0, sum(rows.values()), session.pace.clock
     started = clock()
     for kind, phase in phases.items():
+        if rows[kind] < (there := session.rows_to_score(session.data[phase], sys.maxsize)):
+            watcher.note(f"{HELD_OUT[kind]}: of {rows[kind]:,} of {there:,} rows, spread evenly "
+                         "(training.final_validation_rows)")
+
         def scoring(own: int, before: int = done) -> None:
             scored = before + own
             watcher.scoring(scored / whole, (clock() - started) / scored * (whole - scored))
 
-        score = session.score(session.data[phase], stopping=stopping, scoring=scoring)
+        score = session.score(session.data[phase], rows[kind], stopping, scoring)
         if score is not None:
             scores[_score_name(kind)] = score
         done += rows[kind]
