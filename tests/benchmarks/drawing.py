@@ -17,7 +17,8 @@ from tryplicity.inference.choosing import next_tokens
 from tryplicity.inference.sampler import Sampler, Sampling
 
 SETTINGS = {"temperature": {}, "min_p": {"min_p": 0.05}, "top_k": {"top_k": 40}, "top_p": {"top_p": 0.95},
-            "all three": {"top_k": 100, "top_p": 0.9, "min_p": 0.02}}
+            "all three": {"top_k": 100, "top_p": 0.9, "min_p": 0.02}, "penalties": {"repetition_penalty": 1.1}}
+WORDS = range(500)  # of a prompt, that penalties look at
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     for name, settings in SETTINGS.items():
         for rows in (1, 8, 64):
             logits_RV = (3 * torch.randn(rows, asked.vocabulary)).to(asked.device)
-            samplers = [Sampler(Sampling(temperature=0.8, seed=row, **settings)) for row in range(rows)]
+            samplers = [Sampler(Sampling(temperature=0.8, seed=row, **settings), WORDS) for row in range(rows)]
             took: list[list[float]] = [[], []]
             for _ in range(asked.rounds):
                 begun = time.perf_counter()

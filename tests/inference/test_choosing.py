@@ -14,14 +14,22 @@ from tryplicity.inference.sampler import Sampler, Sampling
 NOT_FINITE = (math.nan, math.inf, -math.inf)
 
 
-def settings(draw):
+def settings(draw, size=3, penalties=False):
     """Any options together, each off as often as not, the extremes among them."""
     def pick(off, *values):
         return draw.choice(values) if draw.random() < 0.5 else off
 
     return Sampling(temperature=pick(0.8, 0.0, 1e-3, 0.5, 1.0, 3.0, 5e-324), top_k=pick(0, 1, 2, 5, 40, 10_000),
                     top_p=pick(1.0, 1e-6, 0.3, 0.7, 0.95, 0.9999), min_p=pick(0.0, 0.01, 0.2, 1.0),
-                    seed=draw.randrange(1 << 30))
+                    seed=draw.randrange(1 << 30), **(adjusting(draw, size) if penalties else {}))
+
+
+def adjusting(draw, size):
+    """Penalties and biases, together or not."""
+    options = {"repetition_penalty": draw.choice([1.3, 0.7]), "presence_penalty": draw.choice([0.4, -0.3]),
+               "frequency_penalty": draw.choice([0.35, -0.2]),
+               "logit_bias": {draw.randrange(size): draw.uniform(-3, 3) for _ in range(3)}}
+    return {name: value for name, value in options.items() if draw.random() < 0.4}
 
 
 def rows_of_logits(draw, rows, size, dtype):
@@ -44,14 +52,22 @@ def rows_of_logits(draw, rows, size, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (1, 300), (2, 7), (5, 1000), (17, 64), (64, 300)])
-def test_each_row_gets_the_token_of_its_own_sampler(rows, size, dtype):
+@pytest.mark.parametrize("penalties", [False, True])
+def test_each_row_gets_the_token_of_its_own_sampler(rows, size, dtype, penalties):
+    """Those that remember what they chose, too, whoever chose it."""
     draw = random.Random(rows * size)
-    options = [settings(draw) for _ in range(rows)]
-    alone, together = ([Sampler(own) for own in options] for _ in range(2))
-    for _ in range(20):
+    options = [settings(draw, size, penalties) for _ in range(rows)]
+    prompts = [draw.choices(range(size), k=draw.randrange(5)) for _ in range(rows)]
+    alone, together = ([*map(Sampler, options, prompts)] for _ in range(2))
+    for step in range(20):
         logits_RV = rows_of_logits(draw, rows, size, dtype)
         wanted = [sampler(logits_V) for sampler, logits_V in zip(alone, logits_RV, strict=True)]
+        if step % 5 == 3:  # alone in between
+            assert [sampler(logits_V) for sampler, logits_V in zip(together, logits_RV, strict=True)] == wanted
+            continue
         assert next_tokens(logits_RV, together).tolist() == wanted
+        for sampler, token in zip(together, wanted, strict=True):
+            sampler.took(token)
     # one random number for each token that is drawn, as there
     assert [own.number() for own in together] == [own.number() for own in alone]
 
@@ -115,9 +131,10 @@ def test_a_row_without_a_likeliest_token_spoils_no_other(bad):
 
 def test_the_host_looks_at_nothing():
     """Where there are no values, asking for one is an error."""
-    samplers = [None, *(Sampler(Sampling(**own)) for own in ({}, {"temperature": 0}, {"top_p": 0.9}, {"top_k": 3}))]
-    tokens_R = next_tokens(torch.empty(5, 300, device="meta"), samplers)
-    assert tokens_R.is_meta and tokens_R.shape == (5,) and tokens_R.dtype == torch.int64
+    samplers = [None, *(Sampler(Sampling(**own)) for own in ({}, {"temperature": 0}, {"top_p": 0.9}, {"top_k": 3},
+                                                           {"presence_penalty": 1.0, "logit_bias": {3: 1.0}}))]
+    tokens_R = next_tokens(torch.empty(6, 300, device="meta"), samplers)
+    assert tokens_R.is_meta and tokens_R.shape == (6,) and tokens_R.dtype == torch.int64
 
 
 def test_what_is_told_of_rows_is_what_is_told_of_each():

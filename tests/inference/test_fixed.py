@@ -5,6 +5,7 @@ Mostly in fp64, where the order of sums decides no token.
 """
 
 import itertools
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -142,9 +143,33 @@ def test_the_engine_answers_as_it_does_without(model, plain, monkeypatch):
         engine.close()
 
 
+def test_rows_of_a_thread_that_dies_are_nobodys(model, plain, monkeypatch):
+    monkeypatch.setenv("TRYPLICITY_STEPS", "captured")
+    engine, request = Engine(model, None, slots=2), Request(PROMPTS[0], Sampling(temperature=0), 200)
+    try:
+        for _ in range(2):
+            hold, at_work = threading.Event(), threading.Event()
+
+            def listener(piece, hold=hold, at_work=at_work):
+                at_work.set()
+                hold.wait(30)
+
+            under_way = [engine.submit(request, listener) for _ in range(3)]  # one of them waits
+            assert at_work.wait(30)
+            dying = pytest.MonkeyPatch()
+            dying.setattr(engine.scheduler, "_await_work", lambda: 1 / 0)
+            hold.set()
+            assert all(generation.wait(30) and generation.finish == "error" for generation in under_way)
+            dying.undo()
+            short = Request(PROMPTS[1], Sampling(temperature=0), 5, end_tokens=frozenset())
+            assert list(engine.tokens(short.prompt, short.sampling, 5)) == plain(model, short)
+    finally:
+        engine.close()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_seed_gives_the_same_text_and_probabilities_as_without(model, monkeypatch, seed):
-    """Drawn for all rows together, beside those whose penalties want each to be looked at by itself."""
+    """All rows are chosen together, those with penalties too."""
     options = [{"top_p": 0.9}, {"temperature": 0.0}, {"presence_penalty": 0.5, "top_k": 30},
                {"top_k": 20, "min_p": 0.02}]
     requests = [Request(prompt, Sampling(**{"temperature": 0.9, "seed": seed} | own), 12, logprobs=alternatives,
@@ -166,7 +191,7 @@ def test_a_seed_gives_the_same_text_and_probabilities_as_without(model, monkeypa
     monkeypatch.setattr("tryplicity.inference.scheduler.next_tokens",
                         lambda logits_RV, samplers: drawn_together.append(samplers) or next_tokens(logits_RV, samplers))
     wanted, recorded = answers("eager"), answers("captured")
-    assert any(sum(sampler is not None for sampler in samplers) == 3 for samplers in drawn_together)
+    assert any(sum(sampler is not None for sampler in samplers) == 4 for samplers in drawn_together)
     for ours, theirs in zip(recorded, wanted, strict=True):
         assert len(ours) == 12 and [token.id for token in ours] == [token.id for token in theirs]
         for one, other in zip(ours, theirs, strict=True):

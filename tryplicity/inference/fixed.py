@@ -178,7 +178,7 @@ class FixedSteps:
         """The last token of each to the device, unless it chose that itself."""
         wanted = [own.ids[-1] for own in self.seated]
         if wanted != self._chosen[:len(wanted)]:
-            self.ids_R[:len(wanted)].copy_(torch.tensor(wanted))
+            self.ids_R[:len(wanted)].copy_(torch.tensor(wanted), non_blocking=True)
 
     # --- a step of so many rows ---
 

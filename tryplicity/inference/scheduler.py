@@ -46,7 +46,6 @@ class Sequence:
                  grammar: Grammar | None, end_tokens: frozenset[int], most_tokens: int) -> None:
         self.generation, self.listener, self.sampler = generation, listener, sampler
         self.text, self.grammar, self.end_tokens, self.most_tokens = text, grammar, end_tokens, most_tokens
-        self.plain = sampler.sampling.plain and grammar is None  # the logits are all that its next token depends on
         self.ids = list(generation.request.prompt)  # and what was chosen
         self.prompt_size = len(self.ids)
         self.read = 0  # of `ids`, by the state
@@ -199,6 +198,7 @@ class Scheduler:
             orphans = [*self._active, *self._waiting]
             self._active, self._thread = [], None
             self._waiting.clear()
+            self.fixed = self._fixed_steps()  # nobody knows what stands in the rows
         self._fail(orphans, error)
 
     def _await_work(self) -> bool:
@@ -358,8 +358,8 @@ class Scheduler:
         """The next token of each."""
         for sequence in writing:
             self._catch_up(sequence)
-        drawing = any(sequence.plain and not sequence.sampler.greedy for sequence in writing)
-        written = self.fixed.write(writing, self._next if drawing else None) if self.fixed else None
+        likeliest = all(sequence.sampler.greedy for sequence in writing)
+        written = self.fixed.write(writing, None if likeliest else self._next) if self.fixed else None
         if written is not None:
             rows, logits_BV, tokens = written
         else:
@@ -367,7 +367,9 @@ class Scheduler:
             rows, logits_BV = list(range(len(writing))), logits_BTV[:, 0]
             tokens = self._next(writing, logits_BV).tolist()
         for row, sequence in zip(rows, writing, strict=True):
-            if not self._chosen_with_others(sequence):
+            if self._chosen_with_others(sequence):
+                sequence.sampler.took(tokens[row])
+            else:
                 self._or_fail(sequence, self._choose_alone, logits_BV[row], tokens, row)
         self._count(len(writing))
         tellings = self._told(writing, rows, logits_BV, tokens)
@@ -379,7 +381,7 @@ class Scheduler:
             self._guess(writing[0], h_BTD[0, -1])
 
     def _chosen_with_others(self, sequence: Sequence) -> bool:
-        return sequence.plain and (self.draws_together or sequence.sampler.greedy)
+        return sequence.grammar is None and (self.draws_together or sequence.sampler.greedy)
 
     def _next(self, sequences: list[Sequence], logits_BV: Tensor) -> Tensor:
         """The next tokens of those that are not chosen alone."""
