@@ -3,6 +3,7 @@ pass, tensor by tensor."""
 
 import pytest
 import torch
+from planning_tools import DENSE, make_model
 from torch.autograd.graph import saved_tensors_hooks
 
 from tryplicity.hardware import load_hardware
@@ -59,10 +60,6 @@ def test_what_is_kept_is_what_the_compiled_block_keeps(registry, name, settings,
 ATTENTION = ["layers=[attention]", "context_length=64", "heads=[]", "brain=[]", "phases=[]"]
 
 
-def tiny(registry, *settings):
-    return assemble(load_spec("tiny", registry, [*ATTENTION, *settings]))
-
-
 @pytest.mark.parametrize(("name", "settings"), [
     ("tiny", ATTENTION), pytest.param("tiny", ["context_length=512"], marks=pytest.mark.slow),
     *(pytest.param(name, [], marks=pytest.mark.slow) for name in ("5090", "full"))])
@@ -80,6 +77,10 @@ def test_blocks_take_at_most_what_is_said_without_asking_the_compiler(registry, 
             assert (plain.flops_backward, plain.made) == (larger.flops_backward, larger.made)
 
 
+def one_block(registry, *settings):
+    return make_model(registry, DENSE, "layers=[attention]", *settings)
+
+
 def planned(model, registry, *settings):
     """On one card without overhead to speak of beside what is at stake."""
     profile = load_hardware("5090", registry, ["batch=256", "accumulation=1", "activation_checkpointing=false",
@@ -88,7 +89,7 @@ def planned(model, registry, *settings):
 
 
 def test_the_compiler_is_asked_where_the_verdict_hangs_on_it(registry, capfd):
-    model = tiny(registry)
+    model = one_block(registry)
     roomy = planned(model, registry)
     assert roomy.fits and roomy.blocks == "eager" and not capfd.readouterr().err
     least, most = roomy.chosen.memory.total, roomy.compiled.total
@@ -107,16 +108,16 @@ def test_the_compiler_is_asked_where_the_verdict_hangs_on_it(registry, capfd):
 
 
 def test_where_nothing_is_compiled_only_eager_blocks_are_planned(registry):
-    off = planned(tiny(registry, "training.compile=off"), registry)
-    cpu = plan(tiny(registry), load_hardware("cpu", registry, []), registry)
+    off = planned(one_block(registry, "training.compile=off"), registry)
+    cpu = plan(one_block(registry), load_hardware("cpu", registry, []), registry)
     assert (off.blocks, off.compiled) == (cpu.blocks, cpu.compiled) == ("eager", None)
 
 
 def test_any_number_of_shapes_is_traced_and_what_cannot_be_stays_eager(registry):
-    model = tiny(registry)
-    block, given = model.layers[0], (torch.float32, torch.Size((1, 64)), None)
+    model = one_block(registry)
+    block = model.layers[0]
     with torch._dynamo.config.patch(recompile_limit=1):
-        one, two = (passes_of(block, None, torch.Size((1, 64, 2, 128)), *given[:2], autocast)
+        one, two = (passes_of(block, None, torch.Size((1, 128, 64)), torch.float32, torch.Size((1, 128)), autocast)
                     for autocast in (None, torch.bfloat16))
     assert two.kept < one.kept
     norm = block.mixer.norm.forward
