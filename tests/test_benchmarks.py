@@ -17,12 +17,14 @@ def benchmark(tmp_path, *options):
     return done, json.loads((tmp_path / "card.json").read_text())
 
 
-def test_two_parts(tmp_path):
-    done, found = benchmark(tmp_path, "--only", "eager,decoding")
+def test_three_parts(tmp_path):
+    done, found = benchmark(tmp_path, "--only", "eager,decoding,answers")
     assert done.returncode == 0, done.stderr + done.stdout
-    assert list(found["parts"]) == ["eager", "decoding"]
-    assert all(part["ok"] and part["tokens_per_second"] > 0 for part in found["parts"].values())
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["eager", "decoding", "all"]
+    assert list(found["parts"]) == ["eager", "decoding", "answers"]
+    assert all(part["ok"] for part in found["parts"].values())
+    speeds = {name: part["tokens_per_second"] for name, part in found["parts"].items()}
+    assert min(speeds["eager"], speeds["decoding"], *speeds["answers"].values()) > 0 and len(speeds["answers"]) == 4
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["eager", "decoding", "answers", "all"]
 
 
 def test_a_part_that_takes_too_long_is_ended_and_said(tmp_path):
@@ -41,5 +43,5 @@ def test_the_command_itself_trains_under_fsdp_on_one_device(tmp_path):
 def test_all_parts(tmp_path):
     done, found = benchmark(tmp_path)
     assert done.returncode == 0, done.stderr + done.stdout
-    assert list(found["parts"])[:2] == ["right", "compiled"] and len(found["parts"]) == 11
+    assert list(found["parts"])[:2] == ["right", "compiled"] and len(found["parts"]) == 12
     assert not found["parts"]["compiled"]["fell_back"]

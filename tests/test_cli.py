@@ -35,7 +35,7 @@ def test_build_json_of_the_installed_specs(capfd, spec, hardware):
     plan, (strategy, budget) = json.loads(out), EXPECTED[spec, hardware]
     assert code == 0 and plan["fits"] and plan["strategy"]["chosen"] == strategy
     assert set(plan) == {"name", "fits", "parameters", "packed_bytes_per_token", "memory", "strategy", "throughput",
-                         "cost", "layers"}
+                         "cost", "saving", "layers"}
     memory = plan["memory"]
     assert memory["budget_gb"] == budget and sum(memory["parts"].values()) == pytest.approx(memory["total_gb"])
     assert memory["headroom_gb"] == pytest.approx(budget - memory["total_gb"]) and memory["headroom_gb"] > 0

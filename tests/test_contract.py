@@ -10,8 +10,10 @@ from tryplicity.testing import check
 HERE = Path(__file__).parent / "plugins"
 FILES = (str(HERE / "example_plugin.py"), str(HERE / "parallel_plugin.py"))
 REGISTRY = load_plugins(FILES).registry
-OPTIONS = {"mamba2": {"state_size": 8, "head_dim": 16, "chunk": 4}, "gqa": {"heads": 4, "kv_heads": 2, "qk_norm": True},
-           "moe": {"experts": 4, "inner_size": 16}, "gated_mlp": {"inner_size": 16},
+OPTIONS = {"mamba2": {"state_size": 8, "head_dim": 16, "chunk": 4},
+           "gqa": {"heads": 4, "kv_heads": 2, "qk_norm": True, "window": 4, "softcap": 2.0, "rotary_fraction": 0.5},
+           "moe": {"experts": 4, "inner_size": 16, "router": {"type": "lateral_inhibition"}, "activation": "spike"},
+           "gated_mlp": {"inner_size": 16},
            "two_mixers": {"left": {"type": "mamba2", "head_dim": 16}, "right": {"type": "gqa", "heads": 4}},
            "dynamic_sparsity": {"max_experts": 3, "mean_experts": 2, "min_experts": 1}}
 #: whose tests have a server, an index, a model or a folder for them

@@ -116,6 +116,12 @@ def build_page(built: Any, verdict: Any = None) -> None:
     console.print(f"speed: about {speed['tokens_per_second']:,.0f} tokens/s, "
                   f"{_count(speed['flops_per_token'])}FLOP a token")
     console.print(f"  {speed['basis']}", style="dim")
+    saving = plan["saving"]
+    console.print(f"disk: {saving['disk_gb']:,.2f} GB at most, {saving['checkpoint_gb']:,.2f} a checkpoint and up to "
+                  f"{saving['checkpoints_at_most']} at once")
+    if hardware.device != "cpu":
+        console.print(f"  {saving['machine_memory_gb']:,.2f} GB of a machine's own memory while one is written",
+                      style="dim")
     if cost["per_hour"]:
         console.print(f"money: ${cost['per_hour']:,.2f} an hour, ${cost['per_billion_tokens']:,.0f} per billion tokens")
 

@@ -19,12 +19,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import card_choices, card_operators, card_parts, card_train
+from tests.benchmarks import card_answers, card_choices, card_operators, card_parts, card_train
 from tests.benchmarks.card_parts import ROOT, Place
 
 #: the parts and the share of the time that each may take, the most valuable first
 PARTS: dict[str, tuple[Callable[[Place], dict[str, Any]], float]] = {
     "right": (card_parts.right, 0.25), "compiled": (card_parts.compiled, 0.25), "eager": (card_parts.eager, 0.1),
+    "answers": (card_answers.answers, 0.4),
     "command": (card_train.command, 0.25), "once": (card_parts.once, 0.25), "profile": (card_parts.profile, 0.2),
     "waits": (card_parts.waits, 0.2), "compiled_again": (card_parts.compiled_again, 0.2),
     "decoding": (card_parts.decoding, 0.1), "operators": (card_operators.operators, 0.2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import transformers
+from safetensors.torch import load_file
 
 from tests.command_line import call
 from tests.exchange.models import save, sizes
@@ -54,6 +55,20 @@ def test_it_is_imported_once_and_written_with_in_int8(plugin, capfd, there):
     with open(there / "generation_config.json", "a") as file:  # another content is another model
         file.write("\n")
     assert resolve("toy", plugins).path != run
+
+
+def test_a_training_begins_from_it(plugin, capfd):
+    (plugin.parent / "texts").mkdir()
+    for number in "1234":
+        text = f"model {number} reads a list and returns its sum. " * 99
+        (plugin.parent / "texts" / f"{number}.txt").write_text(text)
+    run = resolve("toy", load_plugins((str(plugin),))).path
+    code, _, said = call(capfd, "train", str(run / "spec.yaml"), "--hw", "cpu", "--from", "toy", "--run", "on",
+                         "--data", "texts", "--steps", "1", "--set", "hardware.batch=1", "--plugin", str(plugin))
+    assert code == 0 and f"from {run}: " in said, said
+    begun = load_file(plugin.parent / "on" / "model.safetensors")
+    for name, wanted in load_file(run / "model.safetensors").items():
+        assert (begun[name] - wanted).abs().max() < 0.01, name
 
 
 def test_what_lies_there_under_the_name_comes_first(plugin):

@@ -5,6 +5,7 @@ Mostly in fp64, where the order of sums decides no token.
 """
 
 import itertools
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tryplicity.components import tensors
+from tryplicity.inference.choosing import next_tokens
 from tryplicity.inference.engine import Engine, Request, Sampling, decode
 from tryplicity.inference.fixed import FixedSteps, way
 from tryplicity.inference.sampler import Sampler
@@ -139,6 +141,62 @@ def test_the_engine_answers_as_it_does_without(model, plain, monkeypatch):
         assert engine.statistics()["cached_tokens_total"] >= len(PROMPTS[1]) + len(answers[1]) - 1
     finally:
         engine.close()
+
+
+def test_rows_of_a_thread_that_dies_are_nobodys(model, plain, monkeypatch):
+    monkeypatch.setenv("TRYPLICITY_STEPS", "captured")
+    engine, request = Engine(model, None, slots=2), Request(PROMPTS[0], Sampling(temperature=0), 200)
+    try:
+        for _ in range(2):
+            hold, at_work = threading.Event(), threading.Event()
+
+            def listener(piece, hold=hold, at_work=at_work):
+                at_work.set()
+                hold.wait(30)
+
+            under_way = [engine.submit(request, listener) for _ in range(3)]  # one of them waits
+            assert at_work.wait(30)
+            dying = pytest.MonkeyPatch()
+            dying.setattr(engine.scheduler, "_await_work", lambda: 1 / 0)
+            hold.set()
+            assert all(generation.wait(30) and generation.finish == "error" for generation in under_way)
+            dying.undo()
+            short = Request(PROMPTS[1], Sampling(temperature=0), 5, end_tokens=frozenset())
+            assert list(engine.tokens(short.prompt, short.sampling, 5)) == plain(model, short)
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_seed_gives_the_same_text_and_probabilities_as_without(model, monkeypatch, seed):
+    """All rows are chosen together, those with penalties too."""
+    options = [{"top_p": 0.9}, {"temperature": 0.0}, {"presence_penalty": 0.5, "top_k": 30},
+               {"top_k": 20, "min_p": 0.02}]
+    requests = [Request(prompt, Sampling(**{"temperature": 0.9, "seed": seed} | own), 12, logprobs=alternatives,
+                        end_tokens=frozenset())
+                for prompt, own, alternatives in zip(PROMPTS, options, (2, None, 0, 5), strict=True)]
+
+    def answers(how):
+        monkeypatch.setenv("TRYPLICITY_STEPS", how)
+        engine = Engine(model, None, slots=4)
+        try:
+            heard = [[] for _ in requests]
+            under_way = [engine.submit(request, own.append) for request, own in zip(requests, heard, strict=True)]
+            assert all(generation.wait(120) for generation in under_way)
+            return [[token for piece in own for token in piece.tokens] for own in heard]
+        finally:
+            engine.close()
+
+    drawn_together = []
+    monkeypatch.setattr("tryplicity.inference.scheduler.next_tokens",
+                        lambda logits_RV, samplers: drawn_together.append(samplers) or next_tokens(logits_RV, samplers))
+    wanted, recorded = answers("eager"), answers("captured")
+    assert any(sum(sampler is not None for sampler in samplers) == 4 for samplers in drawn_together)
+    for ours, theirs in zip(recorded, wanted, strict=True):
+        assert len(ours) == 12 and [token.id for token in ours] == [token.id for token in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.logprob == (None if other.logprob is None else pytest.approx(other.logprob, abs=1e-6))
+            assert [number for number, _ in one.top] == [number for number, _ in other.top]
 
 
 @pytest.mark.parametrize(("broken", "line"), [

@@ -31,7 +31,7 @@ def test_the_largest_moment_is_the_plan_and_its_parts_add_up():
     chosen = finish_plan(CPU, iter([("early", {"weights": 10**9, "workspace": 10**8}),
                                     ("late", {"weights": 10**9, "activations": 3 * 10**8})]))
     assert chosen.moment == "late" and list(chosen.parts) == list(PARTS)
-    assert chosen.parts["overhead"] == 4 * 10**8 + 0.04 * 3 * 10**8
+    assert chosen.parts["overhead"] == 5 * 10**8 + 10**9 + 0.1 * (10**9 + 3 * 10**8)  # a checkpoint's copy, and waste
     assert chosen.total == sum(chosen.parts.values()) == 10**9 + 3 * 10**8 + chosen.parts["overhead"]
     assert chosen.fits(chosen.total) and not chosen.fits(chosen.total - 1)
 
@@ -107,7 +107,7 @@ def test_a_profile_that_names_a_strategy_gets_that_one_or_none(dense, registry):
 def test_the_object_that_build_prints(dense, registry):
     said = plan(dense, GPUS, registry).as_dict()
     assert list(said) == ["name", "fits", "parameters", "packed_bytes_per_token", "memory", "strategy", "throughput",
-                          "cost", "layers"]
+                          "cost", "saving", "layers"]
     memory = said["memory"]
     assert memory["total_gb"] == pytest.approx(sum(memory["parts"].values()))
     assert memory["budget_gb"] == pytest.approx(memory["total_gb"] + memory["headroom_gb"]) == 100
@@ -115,6 +115,16 @@ def test_the_object_that_build_prints(dense, registry):
     assert [r["name"] for r in said["strategy"]["rejected"]] == ["single", "fsdp"]
     assert said["cost"]["per_hour"] == 24
     assert said["layers"][0] == {"index": 0, "mixer": "gqa", "feed_forward": "gated_mlp", "parameters": 43136}
+
+
+def test_what_checkpoints_take(dense, registry):
+    """By hand: weights, and the two moments of AdamW; a machine's memory takes its ranks' part of one."""
+    planned = plan(dense, like(GPUS, nodes=2), registry)
+    size, saving = planned.counts.total, planned.saving
+    weights = 4 * size + sum(buffer.nbytes for buffer in dense.buffers())
+    assert (saving.checkpoint, saving.most, saving.weights) == (weights + 8 * size, 3, weights)
+    assert saving.disk == 3 * (weights + 8 * size) + weights
+    assert planned.as_dict()["saving"]["machine_memory_gb"] == (weights + 8 * size) / 2 / 1e9
 
 
 def test_more_tokens_more_memory_and_checkpointing_less(dense, registry):

@@ -204,6 +204,20 @@ class ForgetsANumberedBuffer(ForgetsABuffer):
         nn.init.constant_(self.decay_D, 0.5)
 
 
+class LearnsInFp32Alone(Kept):
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.gain_D = nn.Parameter(torch.empty(D))
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        nn.init.ones_(self.gain_D)
+
+    def forward(self, x_BTD, **given):
+        gain_D = self.gain_D if x_BTD.dtype == torch.float32 else self.gain_D.detach()
+        return super().forward(x_BTD * gain_D, **given)
+
+
 class DrawsAtMeta(Kept):
     def __init__(self, *given):
         super().__init__(*given)
@@ -327,6 +341,7 @@ FAULTS = [
     (Reads, "Nothing is read from the device", "reads it"),
     (CopiesToTheHost, "Nothing is read from the device", "Tensor.cpu reads it"),
     (OnlyFp32, "It runs in bf16", "in bf16: expected m1 and m2 to have the same dtype"),
+    (LearnsInFp32Alone, "It runs in bf16", "the gradient of gain_D is missing in bf16"),
     (DrawsAtMeta, "Its constructor draws no random numbers", "rand"),
     (DrawsOnTheHost, "Its constructor draws no random numbers", "randn"),
     (TakesMemory, "Its constructor draws no random numbers and takes no memory", "table_D lies on cpu"),

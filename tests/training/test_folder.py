@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -13,10 +14,11 @@ import sys
 import pytest
 
 from tryplicity.cli import main
-from tryplicity.errors import UserError
+from tryplicity.errors import Refused, UserError
 from tryplicity.files import clear_folders, locked, whole_folder
+from tryplicity.planner.memory import Saving
 from tryplicity.run import Run
-from tryplicity.training.folder import alone, check_free
+from tryplicity.training.folder import alone, check_free, check_room
 
 
 def call(capfd, line):
@@ -132,3 +134,35 @@ def test_weights_that_are_there_are_not_written_over(tmp_path):
 def test_a_folder_that_could_not_be_begun_leaves_no_trace(command, tmp_path, capfd):
     code, said = call(capfd, command("new", "--steps", "2", "--set", "hidden_sise=3"))
     assert code == 2 and "hidden_size" in said and not (tmp_path / "new").exists()
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_refused_and_one_with_too_little_is_said(tmp_path, capfd):
+    run, free = Run(tmp_path / "new" / "run"), shutil.disk_usage(tmp_path).free
+    check_room(run, Saving(free // 8, 3, free // 24))
+    assert capfd.readouterr().err == ""
+    check_room(run, Saving(free // 3, 4, 0))
+    assert "checkpoints and weights will take" in capfd.readouterr().err
+    check_room(run, Saving(free // 3, 1, free))  # the weights at the end
+    assert "training.keep_checkpoints" in capfd.readouterr().err
+    with pytest.raises(Refused, match=f"^{re.escape(str(run.folder))}: .* are free there, and a checkpoint takes"):
+        check_room(run, Saving(2 * free, 1, 0))
+    for step in range(3):  # those that are there go as new ones come
+        (run.checkpoints / f"step-{step}").mkdir(parents=True)
+    check_room(run, Saving(free // 3, 4, 0))
+    assert capfd.readouterr().err == ""
+
+
+def test_nothing_is_begun_where_no_checkpoint_has_room(command, tmp_path, capfd):
+    large = ["hidden_size=1048576", "hardware.memory_gb=1e9"]  # nothing of it is allocated
+    code, said = call(capfd, command("run", "--steps", "1", *(part for s in large for part in ("--set", s))))
+    assert code == 1 and "GB are free there, and a checkpoint takes" in said and said.count("\n") == 1, said
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_and_weights_take_what_was_planned(go, make_build):
+    run = go("run", ["training.checkpoint_every=1", "training.keep_checkpoints=1"], steps=2)
+    saving = make_build().plan.saving
+    [last] = run.checkpoints.iterdir()
+    size = sum(path.stat().st_size for path in last.glob("*.safetensors"))
+    assert saving.checkpoint <= size <= saving.checkpoint + 50_000  # names and shapes, and counts of steps
+    assert saving.weights <= run.weights.stat().st_size <= saving.weights + 15_000

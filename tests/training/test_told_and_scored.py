@@ -13,14 +13,16 @@ from tests.training.plain import steps_of
 from tryplicity import IGNORE, load_plugins
 from tryplicity.builder import build
 from tryplicity.errors import Refused
+from tryplicity.model import initialise
 from tryplicity.run import Run
 from tryplicity.training import threads as threads_module
-from tryplicity.training.checkpoint import TrainingProgress
+from tryplicity.training.checkpoint import TrainingProgress, load_weights
 from tryplicity.training.evaluate import bits_per_byte
-from tryplicity.training.loop import Budget, Watcher, train
+from tryplicity.training.loop import Budget, train
 from tryplicity.training.metrics import MetricsFile, curve, read_lines
 from tryplicity.training.pace import Pace
 from tryplicity.training.threads import Threads
+from tryplicity.training.watchers import Watcher
 
 SMALL = ["layers=[attention]", "heads=[]"]
 
@@ -67,6 +69,24 @@ def test_scoring_that_is_stopped_counts_what_was_done_before(make_model, prepare
     assert first == bits_per_byte(model, batches[:1], precision="fp32") and not model.training
     assert bits_per_byte(model, batches, precision="fp32", stopping=lambda: True) is None
     assert bits_per_byte(model, [], precision="fp32") is None
+
+
+def test_the_end_scores_so_many_rows_spread_over_all_and_says_so(go, make_build, prepared):
+    ear = Ear()
+    run = go("run", ["training.final_validation_rows=3", *SMALL], steps=1, watcher=ear)
+    built = make_build(*SMALL)
+    context = built.spec.context_length
+    model, there = initialise(built.model, "cpu", 0), prepared.held_out().rows(context)
+    load_weights(model, run.weights)
+    *_, last = read_lines(run.metrics)
+    assert last["validation_bits_per_byte"] == pytest.approx(
+        bits_per_byte(model, prepared.held_out().batches(1, context, 3), precision="fp32"), rel=1e-5)
+    [said] = [note for note in ear.notes if "spread evenly" in note]
+    assert f"of 3 of {there:,} rows" in said and there > 3 and ear.scored[-1][0] == 1
+    for enough in ([], [f"training.final_validation_rows={there}"]):
+        ear = Ear()
+        go(f"all-{len(enough)}", [*enough, *SMALL], steps=1, watcher=ear)
+        assert not [note for note in ear.notes if "spread evenly" in note]
 
 
 @pytest.mark.parametrize("budget, progress, spent", [

@@ -19,6 +19,7 @@ from tryplicity.commands.options import (
     given_plugins,
     named,
     plugin_options,
+    resolved,
 )
 from tryplicity.errors import Refused, UserError
 
@@ -66,8 +67,9 @@ class Training:
               help="Copy every complete checkpoint there too: a folder (file:///mnt/disk/first), s3://, gs://, sftp:// "
                    "and whatever else fsspec knows. With --resume and nothing in the run folder, go on from there.")
 @click.option("--from", "start", metavar="RUN",
-              help="Begin from trained weights: a run folder, a checkpoint, a file of weights. What has the same name "
-                   "and shape is taken, the rest initialised; the tokenizer is RUN's.")
+              help="Begin from trained weights: a run folder, a checkpoint, a file of weights, a model's name "
+                   "(smollm2). What has the same name and shape is taken, the rest initialised; the tokenizer is "
+                   "RUN's.")
 @click.option("--resume-from", metavar="URL", help="Fetch a run that was copied there, and go on with it.")
 @plugin_options
 def train(spec: str, hardware: str, settings: tuple[str, ...], data: str | None, chat_data: str | None,
@@ -148,6 +150,7 @@ def _train_in(run: Any, request: Training, plugins: Any, budget: dict[str, Any])
     from tryplicity import pages
     from tryplicity.hardware import load_hardware
     from tryplicity.training import launching
+    from tryplicity.training.folder import check_room
     from tryplicity.training.process import allocator_settings, tune_malloc
 
     own = [s.removeprefix("hardware.") for s in request.settings if s.startswith("hardware.")]
@@ -165,8 +168,9 @@ def _train_in(run: Any, request: Training, plugins: Any, budget: dict[str, Any])
     wanted = built.strategy.ranks(built.hardware)
     _check_processes(built, wanted)
     _check_devices(built.hardware, 1 if launching.is_worker() else wanted)
-    tune_malloc()
-    start = _start(run, request)
+    if launching.rank() == 0 and not launching.launched():
+        check_room(run, built.plan.saving)
+    start = _start(run, request, plugins)
     if start is not None and not (request.resume and run.exists()):
         request = replace(request, tokenizer=start.tokenizer)
     pages.status.quiet = launching.rank() != 0 or launching.launched()  # who launched them has said it
@@ -175,6 +179,7 @@ def _train_in(run: Any, request: Training, plugins: Any, budget: dict[str, Any])
             prepared, phase_data, left_out = _prepare(run, built, request, plugins, budget)
     finally:
         pages.status.quiet = False
+    tune_malloc()
     if not run.exists() and launching.rank() == 0:
         from tryplicity.spec import dump_yaml
 
@@ -263,7 +268,7 @@ def _prepare(run: Any, built: Any, request: Training, plugins: Any, budget: dict
     return prepared, phase_data, left_out
 
 
-def _start(run: Any, request: Training) -> Any:
+def _start(run: Any, request: Training, plugins: Any) -> Any:
     """The trained weights to begin from, where nothing is gone on from; a run that was begun from some and has no
     checkpoint yet begins from them again. Raises UserError where they cannot be read."""
     from tryplicity.training import checkpoint, starting
@@ -273,7 +278,7 @@ def _start(run: Any, request: Training) -> Any:
     if request.resume and checkpoint.steps(run.checkpoints):
         return None
     place = request.start if request.start is not None else starting.begun_from(run)
-    return None if place is None else starting.opened(Path(place))
+    return None if place is None else starting.opened(resolved(place, plugins).path)
 
 
 def _tokenizer(run: Any, request: Training) -> Path | None:

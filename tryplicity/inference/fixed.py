@@ -3,8 +3,9 @@
 The launches of a step of decoding cost a card many times what the step itself does. So it is recorded once for each
 number of rows (1, 2, 4, ...) in a CUDA graph of compiled blocks, and replayed with one launch: all that changes from
 token to token (which token, how many came before, what was read) is in tensors that the graph finds where they were,
-and the likeliest token is chosen, and read again by the next step, on the device. A sequence sits in a row of these
-tensors while it is written, and takes its state with it when it leaves.
+and the next token is chosen, and read again by the next step, on the device: the likeliest inside the graph, a drawn
+one right behind it. A sequence sits in a row of these tensors while it is written, and takes its state with it when it
+leaves.
 
 Before a recorded step is used it is tried on the very sequences that wait for it, beside the ordinary pass. Where a
 state cannot be held so, the step cannot be recorded, or differs, all goes on in the ordinary way, and one line says so.
@@ -57,7 +58,7 @@ class Written(NamedTuple):
 
     rows: list[int]  # of each sequence
     logits_RV: Tensor
-    tokens: list[int]  # the likeliest of each row, -1 where the logits are not finite
+    tokens: list[int]  # of each row the next, -1 where the logits are not finite
 
 
 class FixedSteps:
@@ -80,14 +81,19 @@ class FixedSteps:
         self.logits_RV: Tensor | None = None  # in whatever dtype they come
         self._chosen: list[int] = [0] * most  # what stands in ids_R
 
-    def write(self, sequences: Sequence[Any]) -> Written | None:
+    def write(self, sequences: Sequence[Any],
+              choose: Callable[[list[Any], Tensor], Tensor] | None = None) -> Written | None:
         """Read the last token of each, which is all that it has not read. None: it is to be done in the ordinary way,
-        and the states of the sequences are as they should be for that."""
+        and the states of the sequences are as they should be for that.
+
+        choose: of sequences and their logits [R, V] the next tokens, int64 [R], -1 where the logits are not finite; by
+        default the likeliest. What it chooses is not binding: a sequence's next token is what it has as its last."""
         if self.refused or len(sequences) > self.most:
             self.leave(*self.seated)
             return None
         try:
-            self.leave(*(own for own in self.seated if own not in sequences))
+            here = set(map(id, sequences))
+            self.leave(*[own for own in self.seated if id(own) not in here])
             if not self._seat(sequences):
                 return None
             rows = min(self.most, 1 << (len(sequences) - 1).bit_length())
@@ -96,14 +102,24 @@ class FixedSteps:
                 return None
             self._give_ids()
             step()
+            tokens = self._next(choose)
         except BaseException:
             self.seated, self.steps, self.room, self.places = [], {}, [], 0  # nobody knows what stands there
             raise
-        tokens = self.likeliest_R.tolist()
         for own in sequences:
             own.read += 1
-        self._chosen = [max(token, 0) for token in tokens]
-        return Written([self.seated.index(own) for own in sequences], self.logits_RV, tokens)
+        row_of = {id(own): row for row, own in enumerate(self.seated)}
+        return Written([row_of[id(own)] for own in sequences], self.logits_RV, tokens)
+
+    def _next(self, choose: Callable[[list[Any], Tensor], Tensor] | None) -> list[int]:
+        """The next tokens of the rows, which the next step will find where it reads them; the host waits here alone."""
+        next_R = self.likeliest_R[:len(self.seated)]
+        if choose is not None:
+            next_R = choose(self.seated, self.logits_RV[:len(self.seated)])
+            self.ids_R[:len(next_R)].copy_(next_R.clamp(min=0))
+        tokens = next_R.tolist()
+        self._chosen[:len(tokens)] = [max(token, 0) for token in tokens]
+        return tokens
 
     def leave(self, *sequences: Any) -> None:
         """Bring their states up to date and free their rows, into which those from the end move."""
@@ -145,8 +161,9 @@ class FixedSteps:
                 if [room is None for room in made] != [own is None for own in layer]:
                     self._refuse(f"layer {number} has a state that cannot be kept at one address")
                     return False
+        seated = set(map(id, self.seated))
         for own in sequences:
-            if own not in self.seated:
+            if id(own) not in seated:
                 self._put(len(self.seated), own)
                 self.seated.append(own)
         return True
@@ -161,7 +178,7 @@ class FixedSteps:
         """The last token of each to the device, unless it chose that itself."""
         wanted = [own.ids[-1] for own in self.seated]
         if wanted != self._chosen[:len(wanted)]:
-            self.ids_R[:len(wanted)].copy_(torch.tensor(wanted))
+            self.ids_R[:len(wanted)].copy_(torch.tensor(wanted), non_blocking=True)
 
     # --- a step of so many rows ---
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -111,16 +112,20 @@ class Sampler:
     def __init__(self, sampling: Sampling, prompt: Iterable[int] = ()) -> None:
         """prompt: the words that the repetition penalty counts as seen."""
         self.sampling = sampling
-        self._prompt = list(prompt)
+        #: the different words of the prompt, then the tokens of the text, where any of them count
+        self.words = array("q", () if sampling.plain else sorted(set(prompt)))
+        self.prompt_words = len(self.words)
         self._random = random.Random(sampling.seed)
         self._seen_V: np.ndarray | None = None  # in prompt or text
         self._count_V: np.ndarray | None = None  # in the text
+        self._counted = 0  # of `words`, in these two
         self._biased = list(sampling.logit_bias), list(sampling.logit_bias.values())
+        #: whether the likeliest of the model's own logits is always the next
+        self.greedy = sampling.temperature == 0 and sampling.plain
 
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest of the model's own logits is always the next."""
-        return self.sampling.temperature == 0 and self.sampling.plain
+    def number(self) -> float:
+        """The random number of the next token, where that is drawn: from 0 to 1, without 1."""
+        return self._random.random()
 
     def __call__(self, logits_V: Tensor, allowed_V: Tensor | None = None) -> int:
         """The next token. allowed_V: true for those that may come, by what the text must satisfy."""
@@ -135,12 +140,15 @@ class Sampler:
         if sampling.temperature > 0:
             token_N, weight_N = candidates(logits_V, sampling)
             sums_N = np.cumsum(weight_N)
-            drawn = int(np.searchsorted(sums_N, self._random.random() * sums_N[-1], side="right"))
+            drawn = int(np.searchsorted(sums_N, self.number() * sums_N[-1], side="right"))
             token = int(token_N[min(drawn, len(token_N) - 1)])
-        if self._seen_V is not None:
-            self._seen_V[token] = True
-            self._count_V[token] += 1
+        self.took(token)
         return token
+
+    def took(self, token: int) -> None:
+        """Remember a token that was chosen elsewhere."""
+        if not self.sampling.plain:
+            self.words.append(token)
 
     def _adjusted(self, logits_V: np.ndarray) -> np.ndarray:
         """The logits after penalties and biases."""
@@ -149,7 +157,10 @@ class Sampler:
             return logits_V
         if self._seen_V is None:
             self._seen_V, self._count_V = np.zeros(len(logits_V), dtype=bool), np.zeros(len(logits_V), logits_V.dtype)
-            self._seen_V[self._prompt] = True
+        new = np.array(self.words[self._counted:], dtype=np.int64)
+        self._seen_V[new] = True
+        np.add.at(self._count_V, new[max(0, self.prompt_words - self._counted):], 1)
+        self._counted = len(self.words)
         logits_V = logits_V.copy()
         if sampling.repetition_penalty != 1:
             seen_N, penalty = logits_V[self._seen_V], sampling.repetition_penalty

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tryplicity.components import Rows
 from tryplicity.inference import fixed
+from tryplicity.inference.choosing import next_tokens, told
 from tryplicity.inference.generation import Busy, Finish, Generation, Piece, Scored, Token
 from tryplicity.inference.grammar import Grammar
 from tryplicity.inference.prefix import Prefixes, clone
@@ -80,6 +81,9 @@ class Scheduler:
         self.read_threads, self.decode_threads = torch.get_num_threads(), decode_threads
         self.device = model.embedding.weight.device
         self.fixed = self._fixed_steps()
+        # where tokens are drawn: on a card for all rows together, on a CPU, where NumPy is faster (see
+        # tests.benchmarks.drawing), row by row, unless the steps are those of a card
+        self.draws_together = self.device.type == "cuda" or self.fixed is not None
         self.tokens_total = self.prompt_tokens_total = self.cached_tokens_total = self.finished_total = 0
         self._recent: collections.deque[tuple[float, int]] = collections.deque()
         self._waiting: collections.deque[Sequence] = collections.deque()
@@ -194,6 +198,7 @@ class Scheduler:
             orphans = [*self._active, *self._waiting]
             self._active, self._thread = [], None
             self._waiting.clear()
+            self.fixed = self._fixed_steps()  # nobody knows what stands in the rows
         self._fail(orphans, error)
 
     def _await_work(self) -> bool:
@@ -276,11 +281,11 @@ class Scheduler:
                 return True
         return False
 
-    def _or_fail(self, sequence: Sequence, do: Callable[..., None], *arguments: int) -> None:
+    def _or_fail(self, sequence: Sequence, do: Callable[..., None], *arguments: Any) -> None:
         try:
             do(sequence, *arguments)
         except BaseException as error:
-            log.exception("reading a prompt failed")
+            log.exception("an answer failed")
             self._fail([sequence], error)
 
     def _read_some(self, sequence: Sequence, most: int) -> None:
@@ -316,8 +321,7 @@ class Scheduler:
         for first in range(0, len(after), SCORED_AT_ONCE):
             tokens = after[first:first + SCORED_AT_ONCE]
             logits_TV = self.model.logits(h_TD[None, first:first + len(tokens)])[0]
-            sequence.scores += [_told(token, logits_V, alternatives or 0)
-                                for token, logits_V in zip(tokens, logits_TV, strict=True)]
+            sequence.scores += told(tokens, logits_TV, [alternatives or 0] * len(tokens))
         if len(sequence.scores) == sequence.prompt_size:
             offsets, text = [0] * sequence.prompt_size, ""
             if sequence.text is not None:
@@ -354,26 +358,49 @@ class Scheduler:
         """The next token of each."""
         for sequence in writing:
             self._catch_up(sequence)
-        written = self.fixed.write(writing) if self.fixed else None
+        likeliest = all(sequence.sampler.greedy for sequence in writing)
+        written = self.fixed.write(writing, None if likeliest else self._next) if self.fixed else None
         if written is not None:
-            rows, logits_BV, likeliest = written
+            rows, logits_BV, tokens = written
         else:
             h_BTD, logits_BTV = self._pass([sequence.ids[-1:] for sequence in writing], writing, logits=True)
-            rows, logits_BV, likeliest = list(range(len(writing))), logits_BTV[:, 0], []
-            if any(sequence.sampler.greedy and sequence.grammar is None for sequence in writing):
-                best_B, token_B = logits_BV.max(-1)
-                likeliest = [token if finite else -1 for token, finite in
-                             zip(token_B.tolist(), best_B.isfinite().tolist(), strict=True)]
+            rows, logits_BV = list(range(len(writing))), logits_BTV[:, 0]
+            tokens = self._next(writing, logits_BV).tolist()
         for row, sequence in zip(rows, writing, strict=True):
-            known = likeliest[row] if likeliest and sequence.sampler.greedy and sequence.grammar is None else None
-            try:
-                self._choose(sequence, logits_BV[row], known)
+            if self._chosen_with_others(sequence):
+                sequence.sampler.took(tokens[row])
+            else:
+                self._or_fail(sequence, self._choose_alone, logits_BV[row], tokens, row)
+        self._count(len(writing))
+        tellings = self._told(writing, rows, logits_BV, tokens)
+        for row, sequence in zip(rows, writing, strict=True):
+            if sequence.generation.finish is None:
+                self._or_fail(sequence, self._take, tokens[row], tellings.get(row))
                 sequence.drafts = []
-                if len(writing) == 1 and written is None:
-                    self._guess(sequence, h_BTD[0, -1])
-            except BaseException as error:
-                log.exception("choosing a token failed")
-                self._fail([sequence], error)
+        if len(writing) == 1 and written is None:
+            self._guess(writing[0], h_BTD[0, -1])
+
+    def _chosen_with_others(self, sequence: Sequence) -> bool:
+        return sequence.grammar is None and (self.draws_together or sequence.sampler.greedy)
+
+    def _next(self, sequences: list[Sequence], logits_BV: Tensor) -> Tensor:
+        """The next tokens of those that are not chosen alone."""
+        return next_tokens(logits_BV, [sequence.sampler if self._chosen_with_others(sequence) else None
+                                       for sequence in sequences])
+
+    def _choose_alone(self, sequence: Sequence, logits_V: Tensor, tokens: list[int], row: int) -> None:
+        grammar = sequence.grammar
+        tokens[row] = sequence.sampler(logits_V, grammar.allowed() if grammar else None)
+
+    @staticmethod
+    def _told(writing: list[Sequence], rows: list[int], logits_BV: Tensor, tokens: list[int]) -> dict[int, Token]:
+        """What those who ask are told of the model's own probabilities, by row."""
+        asked = {row: sequence.generation.request.logprobs for row, sequence in zip(rows, writing, strict=True)
+                 if sequence.generation.request.logprobs is not None and tokens[row] >= 0}
+        if not asked:
+            return {}
+        found = told([tokens[row] for row in asked], logits_BV[list(asked)], list(asked.values()))
+        return dict(zip(asked, found, strict=True))
 
     def _write_guessing(self, sequence: Sequence) -> None:
         """The next token, and as many after it as were guessed right."""
@@ -416,42 +443,43 @@ class Scheduler:
             sequence.read += len(ids[0])
         return h_BTD, self.model.logits(h_BTD) if logits else None
 
-    def _choose(self, sequence: Sequence, logits_V: Tensor, known: int | None = None) -> int:
-        """Choose the next token (unless it is known already), give out what can be shown, and end where it ends."""
-        generation, grammar = sequence.generation, sequence.grammar
-        if known is None:
-            token = sequence.sampler(logits_V, grammar.allowed() if grammar else None)
-        elif known < 0:
+    def _choose(self, sequence: Sequence, logits_V: Tensor) -> int:
+        """Choose the next token of one sequence by itself, and take it."""
+        tokens, logits_1V = [0], logits_V[None]
+        self._choose_alone(sequence, logits_V, tokens, 0)
+        self._count(1)
+        self._take(sequence, tokens[0], self._told([sequence], [0], logits_1V, tokens).get(0))
+        return tokens[0]
+
+    def _take(self, sequence: Sequence, token: int, telling: Token | None) -> None:
+        """A token that was chosen: give out what can be shown, and end where it ends."""
+        if token < 0:
             raise ArithmeticError("the model's logits are not finite")
-        else:
-            token = known
-        now = time.perf_counter()
-        generation.first = generation.first or now
-        generation.last = now
+        generation, grammar, text = sequence.generation, sequence.grammar, sequence.text
+        generation.last = now = time.perf_counter()
+        if generation.first is None:
+            generation.first = now
         generation.completion_tokens += 1
         self.tokens_total += 1
-        self._count(now)
         if token in sequence.end_tokens:
             self._finish(sequence, "stop")
-            return token
+            return
         if grammar:
             grammar.take(token)
         sequence.ids.append(token)
-        told = _told(token, logits_V, generation.request.logprobs)
-        begins = sequence.text.decoded if sequence.text else 0
-        sequence.held.append((begins, told))
-        shown = sequence.text.feed(token) if sequence.text else ""
-        if (sequence.text and sequence.text.stopped) or (grammar and grammar.complete):
+        sequence.held.append((text.decoded if text else 0, telling or Token(token)))
+        shown = text.feed(token) if text else ""
+        if (text and text.stopped) or (grammar and grammar.complete):
             self._finish(sequence, "stop", shown)
         elif generation.completion_tokens >= sequence.most_tokens:
             self._finish(sequence, "length", shown)
-        elif shown or sequence.text is None:
+        elif shown or text is None:
             self._give(sequence, shown, None)
-        return token
 
-    def _count(self, now: float) -> None:
+    def _count(self, tokens: int) -> None:
+        now = time.perf_counter()
         with self._changed:
-            self._recent.append((now, 1))
+            self._recent.append((now, tokens))
             while now - self._recent[0][0] > WINDOW:
                 self._recent.popleft()
 
@@ -493,12 +521,3 @@ class Scheduler:
             if sequence.generation.finish is None:
                 sequence.generation.error = f"{type(error).__name__}: {error}"
                 self._finish(sequence, "error")
-
-
-def _told(token: int, logits_V: Tensor, alternatives: int | None) -> Token:
-    """The token with what is asked for of the model's own probabilities."""
-    if alternatives is None:
-        return Token(token)
-    logprob_V = logits_V.float().log_softmax(-1)
-    top = logprob_V.topk(min(alternatives, len(logprob_V)))
-    return Token(token, float(logprob_V[token]), tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)))

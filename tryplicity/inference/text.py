@@ -58,6 +58,7 @@ class TextStream:
         self.decoded = self.shown = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""  # whole text that may begin a stop string
+        self._beginnings = tuple({stop[:n] for stop in self.stop for n in range(1, len(stop))})
 
     def feed(self, token: int) -> str:
         return "" if self.stopped else self._release(self._decoder.decode(self.token_bytes[token]))
@@ -90,12 +91,14 @@ class TextStream:
         return text
 
     def _safe(self, text: str) -> str:
+        if not self.stop:
+            return text
         whole = [(at + len(stop), at) for stop in self.stop if (at := text.find(stop)) >= 0]
         if whole:
             self.stopped, self._held = True, ""
             return text[:min(whole)[1]]
-        beginnings = [len(part) for stop in self.stop for part in (stop[:n] for n in range(1, len(stop)))
-                      if text.endswith(part)]
-        keep = max(beginnings, default=0)
+        keep = 0
+        if text.endswith(self._beginnings):
+            keep = max(len(part) for part in self._beginnings if text.endswith(part))
         self._held = text[len(text) - keep:]
         return text[:len(text) - keep]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tryplicity.errors import PluginFault, UserError
 from tryplicity.guard import guarded
-from tryplicity.planner.memory import GB, Facts, MemoryPlan, ModelStage
+from tryplicity.planner.memory import GB, Facts, MemoryPlan, ModelStage, Saving
 from tryplicity.planner.speed import Money, Speed, estimate_cost, estimate_speed
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Plan:
     """The chosen strategy, or the one that misses by least."""
     speed: Speed
     cost: Money
+    saving: Saving
     blocks: Blocks = "eager"
     """Whose memory was planned: of blocks as eager PyTorch runs them, as the compiler cuts them, or what is larger."""
     compiled: MemoryPlan | None = None
@@ -82,6 +83,9 @@ class Plan:
             "throughput": {"flops_per_token": self.speed.flops_per_token,
                            "tokens_per_second": self.speed.tokens_per_second, "basis": self.speed.basis},
             "cost": {"per_hour": self.cost.per_hour, "per_billion_tokens": self.cost.per_billion_tokens},
+            "saving": {"checkpoint_gb": self.saving.checkpoint / GB, "checkpoints_at_most": self.saving.most,
+                       "weights_gb": self.saving.weights / GB, "disk_gb": self.saving.disk / GB,
+                       "machine_memory_gb": self.saving.checkpoint / self.hardware.nodes / GB},
             "layers": layers_as_dicts(self.counts),
         }
 
@@ -114,7 +118,12 @@ def plan(model: Model, hardware: Hardware, registry: Registry) -> Plan:
 
     speed = estimate_speed(flops_of_a_token(costs, facts), facts.tokens, nearest.memory, hardware)
     cost = estimate_cost(speed, hardware)
-    return Plan(model.spec.name, hardware, counts, chosen, rejected, nearest, speed, cost, blocks, compiled)
+    training = model.spec.training
+    weights = 4 * counts.total + counts.buffer_bytes
+    saving = Saving(weights + training.optimizer.component.state_bytes * counts.total, training.keep_checkpoints + 1,
+                    weights)
+    return Plan(model.spec.name, hardware, counts, chosen, rejected, nearest, speed, cost, saving, blocks,
+                compiled)
 
 
 def _decide(model: Model, facts: Facts, hardware: Hardware, registry: Registry,

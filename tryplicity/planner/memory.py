@@ -29,8 +29,7 @@ class MemoryPlan:
     parts: dict[str, int]
     """weights; gradients; optimizer (its state, and temporaries while it steps); activations (what stages keep
     from forward to backward); workspace (the stage at work); gathered (weights of other devices' shards);
-    buckets (gradients under way to other devices); buffers (the model's and the batch); overhead (context,
-    communication library, allocator waste)."""
+    buckets (gradients under way to other devices); buffers (the model's and the batch); overhead (see there)."""
     moment: str
     """When the peak is reached."""
     sent_per_step: int = 0
@@ -140,25 +139,47 @@ def moments(stages: Sequence[ModelStage], costs: Sequence[Cost]) -> Iterator[Mom
         left += cost.left
 
 
-def overhead(hardware: Hardware, moving: int) -> int:
-    """What the device holds that no tensor accounts for.
+def overhead(hardware: Hardware, moving: int, kept: int = 0) -> int:
+    """What the device holds that no tensor of the step accounts for.
 
-    moving: bytes of tensors that come and go within a step. On a GPU: 1 GB of context, kernels and library
-    workspaces, 1 GB of communication buffers where there are several devices, and allocator waste, 4% of what
-    moves with expandable segments and 10% without (weights, gradients and optimizer state are allocated once and
-    waste nothing). On a CPU: 0.4 GB of interpreter and libraries, and 4%. Margins, not measurements.
+    moving: bytes of tensors that come and go within a step; kept: of what a checkpoint holds. On a GPU: 1 GB of
+    context, kernels and library workspaces, 1 GB of communication buffers where there are several devices, and
+    allocator waste, 4% of what moves with expandable segments and 10% without (weights, gradients and optimizer state
+    are allocated once and waste nothing). On a CPU: 0.5 GB of interpreter and libraries, the copy that is written as a
+    checkpoint while training goes on, which elsewhere lies in the machine's memory, and 10% of it and of what moves.
+    Margins, not measurements.
     """
     if hardware.device == "cpu":
-        return int(0.4 * GB + 0.04 * moving)
+        return int(0.5 * GB + kept + 0.1 * (kept + moving))
     waste = 0.04 if hardware.expandable_segments else 0.10
     return int(GB + (GB if hardware.devices > 1 else 0) + waste * moving)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What checkpoints take."""
+
+    checkpoint: int
+    """Bytes of one on the disk: weights, buffers and optimizer state; and of the machines' memory, all of them
+    together, while it is written."""
+    most: int
+    """How many are there at once, with the one that is being written."""
+    weights: int
+    """Bytes of the file of weights that the end leaves."""
+
+    @property
+    def disk(self) -> int:
+        """Bytes at most."""
+        return self.checkpoint * self.most + self.weights
 
 
 def with_overhead(hardware: Hardware, moment: str, parts: dict[str, int], sent_per_step: int = 0,
                   sent_between_nodes: int | None = None) -> MemoryPlan:
     """A plan of tensors' bytes, and what the device holds beside them."""
     moving = sum(parts.get(name, 0) for name in ("activations", "workspace", "gathered", "buckets"))
-    return MemoryPlan({**parts, "overhead": overhead(hardware, moving)}, moment, sent_per_step, sent_between_nodes)
+    kept = parts.get("weights", 0) + parts.get("optimizer", 0)
+    return MemoryPlan({**parts, "overhead": overhead(hardware, moving, kept)}, moment, sent_per_step,
+                      sent_between_nodes)
 
 
 def finish_plan(hardware: Hardware, candidates: Iterable[tuple[str, dict[str, int]]],

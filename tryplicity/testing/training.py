@@ -163,6 +163,10 @@ def half(trial: Trial) -> None:
             raise Broken(f"in {where}: {error}") from error
         if not all(one.isfinite().all() for one in given):
             raise Broken(f"the output is not finite in {where}")
+        for name, parameter in module.named_parameters():
+            if loss.requires_grad and (parameter.grad is None or not parameter.grad.isfinite().all()):
+                raise Broken(f"the gradient of {name} is {'missing' if parameter.grad is None else 'not finite'} in "
+                             f"{where}")
         if trial.family not in ("head", "objective") and given[0].dtype not in (dtype, torch.bfloat16):
             raise Broken(f"the output is {given[0].dtype} in {where}")
 

@@ -28,7 +28,8 @@ def bits_per_byte(model: Model, batches: Iterable[Any], *, precision: str, world
     device = model.embedding.weight.device
     was_training = model.training
     model.eval()
-    nats, size, done = 0.0, 0, 0
+    nats = torch.zeros((), dtype=torch.float64, device=device)  # there, so that nobody waits for it
+    size = done = 0
     try:
         for several in _by(world.size, batches):
             if stopping():
@@ -38,14 +39,13 @@ def bits_per_byte(model: Model, batches: Iterable[Any], *, precision: str, world
             with autocast(device.type, precision):
                 losses = model(batch.ids_BT, targets={NEXT_TOKEN: batch.targets_BT}, doc_ids_BT=batch.doc_ids_BT)
             if world.rank < len(several):
-                nats += losses.objectives[NEXT_TOKEN].total.item()
+                nats += losses.objectives[NEXT_TOKEN].total
             size += sum(batch.bytes for batch in several)
             done += len(several)
             progress(done)
     finally:
         model.train(was_training)
-    nats = world.total([torch.tensor(nats, dtype=torch.float64, device=device)])[0].item()
-    return nats / math.log(2) / size if size else None
+    return world.total([nats])[0].item() / math.log(2) / size if size else None
 
 
 def _by(number: int, batches: Iterable[Any]) -> Iterator[list[Any]]:

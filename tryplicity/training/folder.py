@@ -6,12 +6,14 @@ Loads no torch.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tryplicity.errors import UserError
+from tryplicity.errors import Refused, UserError
 from tryplicity.files import clear_folders, locked
+from tryplicity.planner.memory import GB, Saving
 from tryplicity.run import Run
 
 
@@ -64,3 +66,17 @@ def check_free(run: Run, resume: bool) -> None:
     if resume and run.weights.exists() and not checkpoints:
         raise UserError(f"{run.folder}: there are weights but no checkpoint to go on from, and beginning anew "
                         "would write over them; give another --run, or move model.safetensors away")
+
+
+def check_room(run: Run, saving: Saving) -> None:
+    """Whether the disk has room for what is to be saved beside what is there. Raises Refused where not one checkpoint
+    fits; says so where not all do."""
+    place = next(path for path in (run.folder, *run.folder.absolute().parents) if path.exists())
+    free, there = shutil.disk_usage(place).free, len(list(run.checkpoints.glob("step-*")))
+    weights = 0 if run.weights.exists() else saving.weights
+    if free < saving.checkpoint:
+        raise Refused(f"{run.folder}: {free / GB:,.1f} GB are free there, and a checkpoint takes "
+                      f"{saving.checkpoint / GB:,.1f}: free some, or give a --run on a larger disk")
+    if free < (needed := saving.checkpoint * max(1, saving.most - there) + weights):
+        print(f"warning: {run.folder}: {free / GB:,.1f} GB are free there; checkpoints and weights will take "
+              f"{needed / GB:,.1f} more: free some, or keep fewer (training.keep_checkpoints)", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from tryplicity.training.session import Session, Stepped
 from tryplicity.training.stages import data_of_phases
 from tryplicity.training.starting import Start, keep, scored_before
 from tryplicity.training.threads import Threads
+from tryplicity.training.watchers import Heard, Unheard, Watcher
 from tryplicity.world import World
 
 
@@ -92,54 +94,6 @@ class Together:
         return self.signal is not None
 
 
-class Watcher:
-    """Is told how a training goes on; this one keeps it to itself."""
-
-    def step(self, progress: TrainingProgress, metrics: dict[str, Any], spent: float, seconds_left: float) -> None:
-        """A step is done; spent: the share of the budget; seconds_left: until all is done, the last scoring too."""
-
-    def note(self, text: str) -> None:
-        """Something of interest happened: another stage, a sleep."""
-
-    def scoring(self, share: float, seconds_left: float) -> None:
-        """At the end, so much of the held-out part is scored."""
-
-
-class Unheard:
-    """Stands on the other ranks for what rank 0 alone writes to or calls."""
-
-    def write(self, line: dict[str, Any]) -> None:
-        pass
-
-    def call(self, hook: str, **arguments: Any) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class _Heard(Watcher):
-    """Passes on to another until that cannot write any more: a terminal that is gone costs no training."""
-
-    def __init__(self, watcher: Watcher) -> None:
-        self.watcher = watcher
-
-    def _tell(self, what: str, *arguments: Any) -> None:
-        try:
-            getattr(self.watcher, what)(*arguments)
-        except OSError:
-            self.watcher = Watcher()
-
-    def step(self, *arguments: Any) -> None:
-        self._tell("step", *arguments)
-
-    def note(self, *arguments: Any) -> None:
-        self._tell("note", *arguments)
-
-    def scoring(self, *arguments: Any) -> None:
-        self._tell("scoring", *arguments)
-
-
 @guarded()
 def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: Plugins, *,
           phase_data: Mapping[int, Prepared] | None = None, resume: bool = False,
@@ -157,7 +111,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     """
     training = build.spec.training
     world = world or World(device=torch.device(build.hardware.torch_device))
-    watcher = _Heard(watcher if watcher and world.first_rank else Watcher())
+    watcher = Heard(watcher if watcher and world.first_rank else Watcher())
     plugins = plugins if world.first_rank else Unheard()
     measured.begin(world.device)
     data = data_of_phases(build.spec, prepared, phase_data or {})
@@ -299,12 +253,13 @@ def _tell_of_the_start(session: Session, phases: Mapping[str, int], metrics_file
 def _tell_what_it_gained(session: Session, phases: Mapping[str, int], scores: Mapping[str, float], watcher: Watcher,
                          stopping: Callable[[], bool]) -> dict[str, float]:
     """Of a run that was begun from trained weights: bits per byte of the same held-out rows before the first step and
-    after the last one. scores: of all held-out rows."""
+    after the last one. scores: of the last scoring."""
     rows, before = session.world.first(scored_before(session.run))
     if not scores or not before:
         return {}
-    most = max(session.rows_to_score(session.data[phase]) for phase in phases.values())
-    after = scores if rows >= most else _score_rows(session, phases, rows, stopping)
+    same = all(session.rows_to_score(data, rows) == session.rows_to_score(data)
+               for data in (session.data[phase] for phase in phases.values()))
+    after = scores if same else _score_rows(session, phases, rows, stopping)
     gained = {}
     for kind in phases:
         name = _score_name(kind)
@@ -349,15 +304,19 @@ def _saying_what_is_lost(session: Session, copier: Copier | None) -> Iterator[No
 
 def _score_all(session: Session, phases: Mapping[str, int], rows: Mapping[str, int], watcher: Watcher,
                stopping: Callable[[], bool]) -> dict[str, float]:
-    """The whole held-out part of each kind of phase; nothing when stopped on the way."""
+    """The last scoring, of so many held-out rows of each kind of phase; nothing when stopped on the way."""
     scores, done, whole, clock = {}, 0, sum(rows.values()), session.pace.clock
     started = clock()
     for kind, phase in phases.items():
+        if rows[kind] < (there := session.rows_to_score(session.data[phase], sys.maxsize)):
+            watcher.note(f"{HELD_OUT[kind]}: of {rows[kind]:,} of {there:,} rows, spread evenly "
+                         "(training.final_validation_rows)")
+
         def scoring(own: int, before: int = done) -> None:
             scored = before + own
             watcher.scoring(scored / whole, (clock() - started) / scored * (whole - scored))
 
-        score = session.score(session.data[phase], stopping=stopping, scoring=scoring)
+        score = session.score(session.data[phase], rows[kind], stopping, scoring)
         if score is not None:
             scores[_score_name(kind)] = score
         done += rows[kind]

@@ -123,6 +123,10 @@ class SavedTensors:
         """Known without reading the tensor."""
         return list(self.entries[name].shape)
 
+    def close(self) -> None:
+        """Let go of the files, whose pages else count as this process's; nothing can be read after."""
+        self.entries = {}
+
 
 def saved_weights(checkpoint: Path) -> SavedTensors:
     """A checkpoint's weights and buffers by their names in the model, whatever wrote it. Raises UserError where they

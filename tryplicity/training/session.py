@@ -95,6 +95,7 @@ class Session:
         newest = checkpoint.newest(run.checkpoints, world) if resume else None
         if start is not None and newest is None:
             self.taken = take(start, self.model, self.strategy, self.optimizer, world)
+            start.weights.close()
         if newest is not None:
             data = self.progress.data
             _check_belongs(newest, self.progress, run, build, other_data)
@@ -258,9 +259,9 @@ class Session:
 
     # --- scoring and saving ---
 
-    def rows_to_score(self, prepared: Prepared) -> int:
-        """Held-out rows of a whole scoring."""
-        return prepared.held_out().rows(self.spec.context_length)
+    def rows_to_score(self, prepared: Prepared, most: int | None = None) -> int:
+        """How many held-out rows are scored where so many are at most; without it, of the last scoring."""
+        return min(prepared.held_out().rows(self.spec.context_length), most or self.training.final_validation_rows)
 
     def score(self, prepared: Prepared, max_rows: int | None = None, stopping: Callable[[], bool] = lambda: False,
               scoring: Callable[[int], None] = lambda rows: None) -> float | None:

@@ -4,7 +4,7 @@ import cmath
 
 import pytest
 import torch
-from layer_tools import assemble, assert_same, gradients, part, runs_everywhere, site
+from layer_tools import assemble, assert_same, gradients, part, site
 
 from tryplicity_plugins.layers.attention import GroupedQueryAttention
 from tryplicity_plugins.layers.bitlinear import BitLinear
@@ -249,26 +249,6 @@ def test_nothing_leaks_bit_for_bit(kv_heads, length):
 
 
 @torch.no_grad()
-def test_nothing_leaks_from_the_cache():
-    layer, x = made(), torch.randn(B, T, D)
-    results = []
-    mine = DOCS.eq(DOCS[:, -1:])
-    for text in (x, torch.where(mine[..., None], x, x * 100)):
-        outputs, _ = pieces(layer, text, DOCS, [5, *[1] * (T - 5)])
-        results.append(outputs[mine])
-    assert torch.equal(*results)
-
-
-@torch.no_grad()
-def test_the_future_does_not_matter():
-    layer, x = made(), torch.randn(B, T, D)
-    changed = x.clone()
-    changed[:, 8:] += 1
-    for docs in (None, DOCS):
-        assert torch.equal(layer(x, doc_ids=docs)[:, :8], layer(changed, doc_ids=docs)[:, :8])
-
-
-@torch.no_grad()
 def test_rotations_stay_fp32_in_a_bf16_model():
     layer, x = made(), torch.randn(B, 40, D)
     expected = layer(x)
@@ -310,15 +290,6 @@ def test_check(options, hidden, problems):
     assert found.keys() == problems.keys()
     for option, words in problems.items():
         assert words in found[option]
-
-
-@pytest.mark.parametrize("docs", [None, DOCS])
-@pytest.mark.parametrize("options", [{}, {"linear": BitLinear}, {"qk_norm": True}, {"window": 4}, {"softcap": 0.7},
-                                     OPTIONS["all"]], ids=str)
-def test_runs_everywhere(options, docs):
-    ids = [] if docs is None else [docs]
-    runs_everywhere(lambda: build(**options), lambda m, x, *ids: m(x, doc_ids=ids[0] if ids else None),
-                    torch.randn(B, T, D), *ids)
 
 
 def test_parts_are_built_of_the_specs_components():

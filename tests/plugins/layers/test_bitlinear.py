@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from layer_tools import assemble, assert_same, gradients, part, runs_everywhere
+from layer_tools import assemble, assert_same, gradients, part
 
 from tryplicity_plugins.layers import bitlinear
 from tryplicity_plugins.layers.bitlinear import BitLinear
@@ -184,17 +184,6 @@ def test_inference_mode():
     assert torch.equal(first, again) and torch.equal(first, linear(x))
     linear(x).sum().backward()
     assert linear.weight.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize("options", [{}, {"bias": True}])
-def test_runs_everywhere(options):
-    build = lambda: part(BitLinear).build(24, 16, **options)  # noqa: E731
-    runs_everywhere(build, lambda m, x: m(x), torch.randn(2, 3, 24))
-
-
-def test_stack_runs_everywhere():
-    runs_everywhere(lambda: part(BitLinear).build(24, 16, experts=2),
-                    lambda m, x, ends: m(x, ends), torch.randn(6, 24), torch.tensor([2, 6]).int())
 
 
 def test_packed_is_unpacked(registry):

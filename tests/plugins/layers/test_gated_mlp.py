@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from layer_tools import assemble, assert_same, gradients, part, runs_everywhere, site
+from layer_tools import assemble, assert_same, gradients, part, site
 from torch import nn
 
 from tryplicity import Activation, Mean, Report
 from tryplicity_plugins.layers.activations import ReLU2, SiLU
-from tryplicity_plugins.layers.bitlinear import BitLinear
 from tryplicity_plugins.layers.gated_mlp import GatedMLP
 
 
@@ -58,8 +57,3 @@ def test_what_the_activation_reports_is_passed_on():
 def test_inner_size_by_default():
     assert GatedMLP(GatedMLP.Config(activation=part(SiLU)), site(hidden=256)).down.in_features == 704
     assert GatedMLP(GatedMLP.Config(activation=part(SiLU)), site(hidden=24)).down.in_features == 64
-
-
-@pytest.mark.parametrize("options", [{}, {"linear": BitLinear}, {"activation": Telling}])
-def test_runs_everywhere(options):
-    runs_everywhere(lambda: build(**options), lambda m, x: m(x)[0], torch.randn(2, 3, 32))

@@ -126,9 +126,8 @@ def test_coefficients_are_not_rounded_to_bf16():
     assert torch.equal(out, h * (1 + 2**-10))
 
 
-@pytest.mark.parametrize("dynamic", [True, False])
-def test_runs_everywhere(dynamic):
-    runs_everywhere(lambda: build(dynamic=dynamic), lambda m, h, w: m(h, lambda x: (x @ w, Report()))[0],
+def test_a_static_one_runs_everywhere():
+    runs_everywhere(lambda: build(dynamic=False), lambda m, h, w: m(h, lambda x: (x @ w, Report()))[0],
                     torch.randn(B, T, 4, D), torch.randn(D, D))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layer_tools import assemble, assert_same, gradients, part, runs_everywhere
+from layer_tools import assemble, assert_same, gradients, part
 
 from tryplicity_plugins.layers.linear import PlainLinear
 
@@ -36,8 +36,3 @@ def test_stack_and_single_expert():
 def test_initialisation_follows_init_std():
     linear = assemble(lambda: part(PlainLinear).build(64, 256, init_std=0.005))
     assert linear.weight.std().item() == pytest.approx(0.005, rel=0.05)
-
-
-def test_runs_everywhere():
-    build = lambda: part(PlainLinear).build(8, 12, bias=True)  # noqa: E731
-    runs_everywhere(build, lambda m, x: m(x), torch.randn(2, 3, 8))

@@ -355,28 +355,6 @@ def test_whole_model_in_bf16():
     assert_same({"y": pieces.float()}, {"y": whole.float()}, 0.05)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_runs_on_fake_tensors(packed):
-    """The memory plan runs the training step without data: no shape may depend on any."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    mixer = make()
-    with FakeTensorMode(allow_non_fake_inputs=False):
-        fake = make_fake(mixer)
-        x = torch.empty(3, 21, 32, requires_grad=True)
-        ids = torch.empty(3, 21, dtype=torch.long) if packed else None
-        y = fake(x, doc_ids=ids, state=fake.new_state(3))
-        y.sum().backward()
-        assert y.shape == x.grad.shape == (3, 21, 32)
-        assert all(p.grad.shape == p.shape for p in fake.parameters())
-
-
-def make_fake(mixer):
-    site = Site(hidden_size=32, vocab_size=64, context_length=64, layers=2, layer=0,
-                linear_part=Part(Plain, Plain.Config()))
-    return Mamba2(mixer.config, site)
-
-
 @pytest.mark.parametrize("options,option,words", [
     ({"head_dim": 15}, "head_dim", ["64", "15", "16"]),
     ({"head_dim": 8, "groups": 3}, "groups", ["8 heads", "3", "2"]),

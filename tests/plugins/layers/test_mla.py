@@ -125,16 +125,6 @@ def test_another_document_changes_no_bit():
         assert torch.equal(first[mine], second[mine]) and not torch.equal(first[~mine], second[~mine])
 
 
-def test_a_clone_goes_its_own_way():
-    layer, x = make(OPTIONS), torch.randn(1, 9, HIDDEN, dtype=torch.float64)
-    with torch.no_grad():
-        state = layer.new_state(1)
-        layer(x[:, :5], state=state)
-        twin = state.clone()
-        layer(100 * x[:, 5:], state=twin)
-        torch.testing.assert_close(layer(x[:, 5:], state=state), layer(x)[:, 5:], rtol=0, atol=1e-11)
-
-
 def test_with_ternary_weights():
     layer, x = make(OPTIONS, BitLinear, torch.float32), torch.randn(2, TIME, HIDDEN)
     layer(x).square().mean().backward()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layer_tools import assemble, assert_same, gradients, part, runs_everywhere, site
+from layer_tools import assemble, assert_same, gradients, part, site
 
 from tryplicity import UserError
 from tryplicity_plugins.layers.activations import GELU, ReLU2, SiLU
@@ -47,11 +47,6 @@ def test_a_packed_one_gives_a_token_the_same_bits_in_any_company(activation):
 
 def test_inner_size_by_default():
     assert MLP(MLP.Config(activation=part(ReLU2)), site(hidden=24)).down.in_features == 96
-
-
-@pytest.mark.parametrize("options", [{}, {"linear": BitLinear}, {"bias": True}])
-def test_runs_everywhere(options):
-    runs_everywhere(lambda: build(**options), lambda m, x: m(x)[0], torch.randn(2, 3, 32))
 
 
 def test_what_it_does_not_take(registry):

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -280,22 +279,6 @@ def test_checkpointing_changes_no_loss_statistic_or_gradient(router):
     got = torch.autograd.grad(recomputed.square().sum() + sum(report.losses.values()), moe.parameters())
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
-
-
-@every_router
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_runs_on_fake_tensors(router, activation):
-    with FakeTensorMode():
-        config = MixtureOfExperts.Config(experts=6, top_k=2, inner_size=16, router=ROUTERS[router],
-                                         activation=ACTIVATIONS[activation])
-        moe = MixtureOfExperts(config, SITE)
-        moe.before_step(0)
-        x = torch.randn(2, 16, HIDDEN, requires_grad=True)
-        y, report = moe(x)
-        (y.sum() + sum(report.losses.values())).backward()
-        assert x.grad.shape == x.shape and all(p.grad.shape == p.shape for p in moe.parameters())
-        with torch.no_grad():
-            assert moe(x[:1, :1])[0].shape == (1, 1, HIDDEN)
 
 
 @every_router

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from layer_tools import assemble, assert_same, gradients, part, runs_everywhere, site
+from layer_tools import assemble, assert_same, gradients, part, site
 from torch.nn import functional as F
 
 from tryplicity import IGNORE
-from tryplicity_plugins.layers.bitlinear import BitLinear
 from tryplicity_plugins.layers.multi_token import MultiTokenPrediction
 
 V = 50
@@ -100,9 +99,3 @@ def test_size_of_the_full_model():
     with torch.device("meta"):
         head = MultiTokenPrediction(MultiTokenPrediction.Config(), site(hidden=2048, vocab=32000))
     assert sum(p.numel() for p in head.parameters()) == 3 * (3 * 2048 * 8192 + 2048)
-
-
-@pytest.mark.parametrize("options", [{}, {"linear": BitLinear}])
-def test_runs_everywhere(options):
-    runs_everywhere(lambda: build(**options), lambda m, h, w, targets: m(h, targets, w).total,
-                    torch.randn(2, 5, 32), torch.randn(V, 32), torch.zeros(2, 5, 3, dtype=torch.long))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layer_tools import assemble, assert_same, gradients, part, runs_everywhere, threads, without_native
+from layer_tools import assemble, assert_same, gradients, part, threads, without_native
 
 from tryplicity_plugins.layers.norms import LayerNorm, RMSNorm
 
@@ -50,11 +50,6 @@ def test_a_strided_input():
     x = torch.randn(2, 3, 4, 8)
     y, dense = x[:, :, 1].requires_grad_(), x[:, :, 1].clone().requires_grad_()
     assert_same(gradients(norm(y), [y, norm.weight]), gradients(norm(dense), [dense, norm.weight]), 1e-6)
-
-
-@pytest.mark.parametrize("norm_part", [case[0] for case in CASES])
-def test_runs_everywhere(norm_part):
-    runs_everywhere(lambda: norm_part.build(8), lambda norm, x: norm(x), torch.randn(2, 3, 8))
 
 
 def test_the_gradient_is_fp32_inside_autocast():
