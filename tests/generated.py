@@ -10,6 +10,7 @@ from tests.exchange import gallery
 from tryplicity import load_plugins
 from tryplicity.hardware import Hardware
 from tryplicity.reference import Option, by_family, described, options
+from tryplicity.spec import BlockSpec
 from tryplicity.spec import model as spec_model
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,7 @@ def page() -> str:
     parts = [HEAD, "## A spec\n", table(options(spec_model._SpecFile)),
              "## `training`\n", table(options(spec_model.Training)),
              "## An entry of `phases`\n", table(options(spec_model.Phase)),
-             "## A block\n", table(options(spec_model.BlockSpec)),
+             "## A block\n", table(options(BlockSpec)),
              "## A hardware profile\n", table(options(Hardware))]
     for family, components in by_family(registry).items():
         parts.append(f"## {family}\n")

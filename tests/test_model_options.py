@@ -191,7 +191,7 @@ def test_rows_of_different_lengths_are_as_each_alone(registry, takes_rows):
 def test_the_plan_has_what_a_soft_cap_holds(registry):
     """The capped logits beside the logits, while the losses are worked out."""
     from tryplicity.hardware import load_hardware
-    from tryplicity.planner.measure import measure_stages
+    from tryplicity.planner.stages import measure_stages
 
     hardware = load_hardware("cpu", registry, ["batch=2"])
     plain, capped = (measure_stages(assemble(spec_of(registry, more=more)), hardware, "fp32", True)[-1]

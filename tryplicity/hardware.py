@@ -123,7 +123,9 @@ def load_hardware(path_or_name: str | Path, registry: Registry, settings: Sequen
     """
     from tryplicity.configs import Problem
     from tryplicity.guard import guarded
-    from tryplicity.spec.loader import apply_settings, check_kind, find_file, read_yaml
+    from tryplicity.spec.installed import check_kind, find_file
+    from tryplicity.spec.loader import read_yaml
+    from tryplicity.spec.settings import apply_settings
 
     source = read_yaml(find_file(path_or_name, "hardware"))
     check_kind(source, "hardware")

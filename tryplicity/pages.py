@@ -100,6 +100,13 @@ def build_page(built: Any, verdict: Any = None) -> None:
     elif plan["fits"]:
         console.print(Text.assemble(("fits", "bold green"), f": {strategy['chosen']}, {memory['total_gb']:.1f} of "
                                     f"{memory['budget_gb']:g} GB, {memory['headroom_gb']:.1f} GB to spare"))
+        if memory["compiled_at_most_gb"] is not None:
+            console.print(f"  with blocks as eager PyTorch runs them; compiled ones (training.compile: auto) take "
+                          f"{memory['compiled_at_most_gb']:.1f} GB at most, and --set training.compile=on asks the "
+                          "compiler", style="dim")
+        elif memory["blocks"] == "larger":
+            console.print("  with the larger of blocks as eager PyTorch runs them and compiled ones "
+                          "(training.compile: auto)", style="dim")
     else:
         console.print(Text.assemble(("does not fit", "bold red"), f": the nearest plan needs {memory['total_gb']:.1f} "
                                     f"of {memory['budget_gb']:g} GB"))

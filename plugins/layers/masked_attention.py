@@ -115,9 +115,9 @@ class _With(torch.autograd.Function):
         return *ctx.saved_tensors, None
 
 
-def _room(q: Tensor, v: Tensor) -> Tensor:
+def _room(q: Tensor, v: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """For the output, laid out as the kernels lay it."""
-    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3], dtype=dtype).transpose(1, 2)
 
 
 def _all_blocks(q: Tensor, k: Tensor, v: Tensor, docs_BS: Tensor | None, window: int | None,
@@ -166,7 +166,7 @@ def _blockwise_backward(grad_BHTK: Tensor, y_BHTK: Tensor, q: Tensor, k: Tensor,
                         docs_BS: Tensor | None, window: int | None, scale: float | None,
                         softcap: float | None) -> tuple[Tensor, Tensor, Tensor]:
     (H, G), dtype, wide = (q.shape[1], k.shape[1]), k.dtype, torch.promote_types(k.dtype, torch.float32)
-    grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
+    grad_q, grad_k, grad_v = _room(q, q), _room(k, k, wide).zero_(), _room(v, v, wide).zero_()
     along_BHT1 = (grad_BHTK.to(wide) * y_BHTK.to(wide)).sum(-1, keepdim=True)
     scale = _scale(q, scale)
     for queries, keys, mask in _blocks(docs_BS, window, q, k):
@@ -194,7 +194,7 @@ def _(q, k, v, docs_BS, window, scale, softcap):
 
 @_blockwise_backward.register_fake
 def _(grad_BHTK, y_BHTK, q, k, v, docs_BS, window, scale, softcap):
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    return _room(q, q), _room(k, k), _room(v, v)
 
 
 def _save_for_backward(ctx, inputs, output) -> None:

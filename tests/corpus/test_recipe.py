@@ -4,7 +4,7 @@ import pytest
 
 from tryplicity.corpus import load_recipe
 from tryplicity.errors import UserError
-from tryplicity.spec.loader import installed_files
+from tryplicity.spec.installed import installed_files
 
 
 @pytest.mark.parametrize("name", sorted(installed_files("recipe")))

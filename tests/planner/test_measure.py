@@ -13,11 +13,12 @@ from torch.utils._pytree import tree_leaves
 from tryplicity import UserError
 from tryplicity.functional import grouped_product_works
 from tryplicity.planner import measure as m
+from tryplicity.planner import stages
 from tryplicity.planner.shapes import Shape, ShapeMode, shape_like
 
 
 def stage_costs(registry, text, hardware, *settings, weights="fp32", gradients_exist=True):
-    return m.measure_stages(make_model(registry, text, *settings), hardware, weights, gradients_exist)
+    return stages.measure_stages(make_model(registry, text, *settings), hardware, weights, gradients_exist)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -103,7 +104,7 @@ def test_memory_of_a_block_equals_that_under_torch_s_own_fake_tensors(registry, 
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     model = make_model(registry, HYBRID, f"layers=[{kind}]", *settings)
-    cost = m.measure_stages(model, like(GPUS, activation_checkpointing=False, batch=4), "bf16", False)[1]
+    cost = stages.measure_stages(model, like(GPUS, activation_checkpointing=False, batch=4), "bf16", False)[1]
 
     assert grouped_product_works("cpu", torch.bfloat16)
     real = make_model(registry, HYBRID, f"layers=[{kind}]", *settings).layers[0]
@@ -132,7 +133,7 @@ def test_memory_of_a_block_equals_that_under_torch_s_own_fake_tensors(registry, 
 def test_a_large_batch_is_extrapolated_to_what_it_measures(registry, monkeypatch):
     hardware = like(GPUS, batch=32)
     direct = stage_costs(registry, HYBRID, hardware)
-    monkeypatch.setattr(m, "DIRECT", 4096)  # 32 rows of 256 are then extrapolated from 8 and 16
+    monkeypatch.setattr(stages, "DIRECT", 4096)  # 32 rows of 256 are then extrapolated from 8 and 16
     extrapolated = stage_costs(registry, HYBRID, hardware)
     for a, b in zip(direct, extrapolated, strict=True):  # what it is wrong by is to the safe side
         assert all(0.97 * exact <= found <= 1.06 * exact for exact, found in zip(astuple(a), astuple(b), strict=True))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from planning_tools import CPU, DENSE, GPUS, HYBRID, like, make_model
 
-from tryplicity.planner import Option, gather_facts, plan
+from tryplicity.planner import Option, gather_facts, plan, stages
 from tryplicity.planner import measure as m
 from tryplicity.planner.count import count
 from tryplicity.planner.memory import Facts, MemoryPlan, ModelStage
@@ -74,7 +74,8 @@ def test_products_in_bf16_keep_half_of_what_those_in_fp32_keep(registry):
     model = make_model(registry, DENSE)
 
     def kept(precision, weights):
-        costs = m.measure_stages(model, like(GPUS, precision=precision, activation_checkpointing=False), weights, True)
+        profile = like(GPUS, precision=precision, activation_checkpointing=False)
+        costs = stages.measure_stages(model, profile, weights, True)
         return costs[1].kept
 
     assert kept("bf16", "bf16") < 0.6 * kept("fp32", "fp32") == 0.6 * kept("fp32", "fp32")
@@ -84,12 +85,12 @@ def test_products_in_bf16_keep_half_of_what_those_in_fp32_keep(registry):
 @pytest.mark.parametrize("batch, measured", [(4, [4]), (16, [16]), (17, [8, 16]), (64, [8, 16])])
 def test_no_more_tokens_are_measured_than_are_said(registry, monkeypatch, batch, measured):
     """Of a micro-batch that is larger, two small ones; the figures are those of the whole."""
-    model, seen, direct = make_model(registry, DENSE), [], m._measure_batch
-    monkeypatch.setattr(m, "DIRECT", 16 * 128)
-    monkeypatch.setattr(m, "_measure_batch", lambda *given: seen.append(given[2]) or direct(*given))
-    costs = m.measure_stages(model, like(CPU, batch=batch), "fp32", True)
+    model, seen, direct = make_model(registry, DENSE), [], stages._measure_batch
+    monkeypatch.setattr(stages, "DIRECT", 16 * 128)
+    monkeypatch.setattr(stages, "_measure_batch", lambda *given: seen.append(given[2]) or direct(*given))
+    costs = stages.measure_stages(model, like(CPU, batch=batch), "fp32", True)
     assert seen == measured
-    assert costs[1].flops_forward == pytest.approx(batch / 4 * m.measure_stages(
+    assert costs[1].flops_forward == pytest.approx(batch / 4 * stages.measure_stages(
         model, like(CPU, batch=4), "fp32", True)[1].flops_forward, rel=1e-6)
 
 
@@ -143,7 +144,7 @@ def test_the_object_says_what_was_chosen_and_what_was_not(registry):
     for told in said["strategy"]["rejected"]:
         assert told == {"name": told["name"], "reason": by_name[told["name"]].reason,
                         "total_gb": by_name[told["name"]].memory.total / 1e9}
-    costs = m.measure_stages(model, GPUS, "fp32", True)
+    costs = stages.measure_stages(model, GPUS, "fp32", True)
     flops = sum(c.flops_forward + c.flops_backward for c in costs) / (2 * 128)
     assert said["throughput"]["flops_per_token"] == pytest.approx(flops)
     none = replace(planned, chosen=None, rejected=[Option("mine", None, "it failed")])

@@ -100,6 +100,18 @@ def test_a_softmax_and_a_search_in_another_dtype():
                           torch.searchsorted(row, x, right=True)), row, torch.rand(2, 3))
 
 
+@pytest.mark.parametrize("pad", [(1, 0), (-1, 0), (0, 0), (0, -2, 3, 0), (0, 0, -1, 0), (-1, -1, 0, -1)])
+def test_padding_and_cutting(pad):
+    x = torch.randn(2, 3, 4, 5)
+    alike(lambda x: (F.pad(x, pad), F.pad(x.transpose(1, 3), pad), F.pad(x[:, 1:, ::2], pad)), x)
+
+
+def test_which_bucket_and_the_other_way_round():
+    row, x = torch.arange(5.0), torch.rand(2, 3)
+    alike(lambda row, x: (torch.bucketize(x, row), torch.bucketize(x, row, out_int32=True, right=True),
+                          x.flip(0), x.T.flip(0, 1), x[:, ::2].flip(1)), row, x)
+
+
 def test_attention_of_four_different_sizes():
     B, T, H, K = 2, 5, 3, 8
 

@@ -12,7 +12,7 @@ from small_components import COMPONENTS, VALID
 from tryplicity import UserError
 from tryplicity.registry import Registry
 from tryplicity.spec import load_spec, parse_yaml
-from tryplicity.spec.loader import apply_settings
+from tryplicity.spec.settings import apply_settings
 
 REGISTRY = Registry()
 REGISTRY.add_all(COMPONENTS, "plugin tests")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import Field
 
 from tryplicity import UserError, load_plugins
-from tryplicity.spec import Training, find_file, installed_files, load_spec, parse_yaml, read_config
+from tryplicity.spec import Training, find_file, installed_files, load_spec, parse_yaml
 from tryplicity.spec.loader import dump_yaml
 
 SMALLEST = """\
@@ -207,33 +205,6 @@ def test_what_is_not_found_is_told_with_what_there_is(name, message):
     with pytest.raises(UserError) as caught:
         find_file(name, "spec")
     assert message in str(caught.value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    name: str
-    memory_gb: Annotated[float, Field(gt=0)]
-    device: Literal["cuda", "cpu"] = "cpu"
-
-
-def test_read_config_reads_any_frozen_dataclass(tmp_path, registry):
-    path = tmp_path / "m.yaml"
-    path.write_text("name: mine\nmemory_gb: 8\n")
-    assert read_config(path, Machine, registry) == Machine("mine", 8.0)
-    assert read_config(path, Machine, registry, ["memory_gb=4"]).memory_gb == 4
-
-    def check(machine):
-        yield "memory_gb", "too little"
-
-    with pytest.raises(UserError) as caught:
-        read_config(path, Machine, registry, check=check)
-    assert str(caught.value) == f"{path}:2:12: memory_gb: too little"
-    path.write_text("name: mine\nmemory: 8\ndevice: gpu\n")
-    with pytest.raises(UserError) as caught:
-        read_config(path, Machine, registry)
-    assert str(caught.value).splitlines() == [
-        f"{path}:2:1: memory: unknown key (did you mean memory_gb?)",
-        f"{path}:3:9: device: expected one of cuda, cpu, got the text 'gpu' (did you mean cpu?)"]
 
 
 # --- what is installed ---

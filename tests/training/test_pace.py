@@ -7,8 +7,9 @@ import pytest
 
 from tryplicity import load_plugins
 from tryplicity.run import Run
-from tryplicity.training.loop import Budget, Watcher, train
+from tryplicity.training.loop import Budget, train
 from tryplicity.training.pace import SHORT, Pace
+from tryplicity.training.watchers import Watcher
 
 
 class Clock:

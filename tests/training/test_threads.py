@@ -144,7 +144,8 @@ def test_busy_processes_beside_it_take_its_threads(monkeypatch):
 def test_a_run_keeps_and_says_its_number(make_build, prepared, tmp_path, monkeypatch):
     from tryplicity import load_plugins
     from tryplicity.run import Run
-    from tryplicity.training.loop import Budget, Watcher, train
+    from tryplicity.training.loop import Budget, train
+    from tryplicity.training.watchers import Watcher
 
     class Ear(Watcher):
         def note(self, text):

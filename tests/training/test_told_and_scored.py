@@ -18,10 +18,11 @@ from tryplicity.run import Run
 from tryplicity.training import threads as threads_module
 from tryplicity.training.checkpoint import TrainingProgress, load_weights
 from tryplicity.training.evaluate import bits_per_byte
-from tryplicity.training.loop import Budget, Watcher, train
+from tryplicity.training.loop import Budget, train
 from tryplicity.training.metrics import MetricsFile, curve, read_lines
 from tryplicity.training.pace import Pace
 from tryplicity.training.threads import Threads
+from tryplicity.training.watchers import Watcher
 
 SMALL = ["layers=[attention]", "heads=[]"]
 

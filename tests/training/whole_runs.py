@@ -26,7 +26,8 @@ def train_there(world, corpus, cache, folder, settings, steps, stop_after=0, kil
     from tryplicity.data import parse_source, prepare
     from tryplicity.run import Run
     from tryplicity.training import copying
-    from tryplicity.training.loop import Budget, Watcher, train
+    from tryplicity.training.loop import Budget, train
+    from tryplicity.training.watchers import Watcher
 
     class Stopper(Watcher):
         def step(self, progress, metrics, spent, seconds_left):

@@ -113,9 +113,10 @@ def run(folder: Path) -> int:
 
     begun, loaded = commit(), load(folder)
     from tryplicity.files import write_text
-    from tryplicity.training.loop import Budget, Watcher, train
+    from tryplicity.training.loop import Budget, train
     from tryplicity.training.metrics import read_lines
     from tryplicity.training.process import exit_code
+    from tryplicity.training.watchers import Watcher
 
     class Telling(Watcher):
         told = 0.0

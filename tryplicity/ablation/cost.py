@@ -45,7 +45,8 @@ def main() -> int:
     try:
         loaded = load(folder)
         from tryplicity.run import Run
-        from tryplicity.training.loop import Budget, Watcher, train
+        from tryplicity.training.loop import Budget, train
+        from tryplicity.training.watchers import Watcher
 
         class Gate(Watcher):
             left, started, tokens = WARM_UP, time.perf_counter(), 0

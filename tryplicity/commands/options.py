@@ -99,7 +99,7 @@ def installed(kind: str) -> Callable:
     def complete(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[Any]:
         from click.shell_completion import CompletionItem
 
-        from tryplicity.spec.loader import installed_files
+        from tryplicity.spec.installed import installed_files
 
         names = [CompletionItem(name) for name in sorted(installed_files(kind)) if name.startswith(begun)]
         return [CompletionItem(begun, type="file"), *names]  # bash forgets what stands before a file

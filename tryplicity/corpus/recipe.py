@@ -122,7 +122,9 @@ def load_recipe(path_or_name: str | Path, registry: Registry, settings: Sequence
     """
     from tryplicity.configs import Problem
     from tryplicity.spec import source_value
-    from tryplicity.spec.loader import apply_settings, check_kind, find_file, read_yaml
+    from tryplicity.spec.installed import check_kind, find_file
+    from tryplicity.spec.loader import read_yaml
+    from tryplicity.spec.settings import apply_settings
 
     source = read_yaml(find_file(path_or_name, "recipe"))
     check_kind(source, "recipe")

@@ -1,5 +1,6 @@
 """What a compiled block holds in memory, as torch's compiler decides it: traced and cut into its two passes, on tensors
-without data, and not compiled. Half a minute for each kind of block; only a spec with `compile: on` has it asked.
+without data, and not compiled. Half a minute for each kind of block: it is asked where a spec says `compile: on`, and
+where the answer hangs on it.
 
 What is held from the forward pass to the backward pass is exact; what comes and goes inside a pass is counted as if
 each operation made its result, where the compiler makes one pass of many. Importing this module imports the compiler.
@@ -12,9 +13,11 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from types import FunctionType
 
 import torch
 from torch import Tensor, fx
+from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.compile_fx import compile_fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -39,9 +42,9 @@ class Passes:
 
 @functools.lru_cache(maxsize=64)
 def passes_of(block: Block, weights: torch.dtype | None, shape: torch.Size, dtype: torch.dtype,
-              doc_ids_shape: torch.Size, autocast: torch.dtype | None) -> Passes:
-    """weights: the dtype of the parameters, which are on the meta device; None keeps theirs. shape, dtype: of the
-    residual streams that the block reads."""
+              doc_ids_shape: torch.Size, autocast: torch.dtype | None) -> Passes | None:
+    """None where the compiler cannot take the block, which then stays eager. weights: the dtype of the parameters,
+    which are on the meta device; None keeps theirs. shape, dtype: of the residual streams that the block reads."""
     graphs: list[fx.GraphModule] = []
 
     def keep(graph: fx.GraphModule, inputs: object, **options: object) -> Callable:
@@ -53,8 +56,10 @@ def passes_of(block: Block, weights: torch.dtype | None, shape: torch.Size, dtyp
         run._boxed_call = True  # type: ignore[attr-defined]
         return run
 
-    own = type(block).forward
-    run = torch.compile(lambda *given: own(*given), fullgraph=True, dynamic=False,
+    forward = type(block).forward  # as code of its own: Dynamo has a list for each code, which is not to grow
+    own = FunctionType(forward.__code__.replace(), forward.__globals__, forward.__name__, forward.__defaults__,
+                       forward.__closure__)
+    run = torch.compile(own, fullgraph=True, dynamic=False,
                         backend=lambda graph, inputs: compile_fx(graph, inputs, inner_compile=keep))
     block = copy.deepcopy(block)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -65,7 +70,10 @@ def passes_of(block: Block, weights: torch.dtype | None, shape: torch.Size, dtyp
         embedding_BTD = torch.empty(*doc_ids_shape, shape[-1], dtype=dtype, requires_grad=True)
         more = block.also_given(embedding_BTD, 0)
         with torch.autocast("cpu", autocast) if autocast else nullcontext():
-            out, report = run(block, streams, None, torch.zeros(doc_ids_shape, dtype=torch.int64), *more)
+            try:
+                out, report = run(block, streams, None, torch.zeros(doc_ids_shape, dtype=torch.int64), *more)
+            except TorchDynamoException:
+                return None
         (out.sum() + sum(report.losses.values())).backward()
     forward, backward = graphs
     return _passes(forward, backward, [streams, embedding_BTD], out)

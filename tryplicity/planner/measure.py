@@ -8,12 +8,11 @@ a fraction of a second on any machine. A dispatch mode sees each tensor come and
 from __future__ import annotations
 
 import copy
-import gc
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +20,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import flop_registry
 
-from tryplicity.components import Layer, Report, Router
-from tryplicity.functional import count_grouped_flops, grouped_product_works
-from tryplicity.model import last_hidden, next_token_loss
+from tryplicity.functional import count_grouped_flops
 from tryplicity.planner.shapes import Shape, ShapeMode, shape_like
-from tryplicity.promises import check_mean
-
-if TYPE_CHECKING:
-    from tryplicity.hardware import Hardware
-    from tryplicity.model import Block, Model
 
 aten = torch.ops.aten
 BLOCK = 512  # torch's allocators hand out memory in multiples of this
@@ -292,127 +284,3 @@ def measure(stage: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor], pa
         backward_flops += forward_flops
     cost = Cost(kept, forward_peak, backward_peak, made, made_at_peak, int(forward_flops), int(backward_flops))
     return cost, [Shape(torch.empty(shape, dtype=dtype, device="meta")) for shape, dtype in like]
-
-
-def bytes_of_a_row(model: Model) -> int:
-    """What a training step holds of each of its sequences from its beginning to its end: tokens, documents, the
-    targets of each objective, and the loss of each token in fp32."""
-    ids_BT = Shape(torch.empty(1, model.spec.context_length, dtype=torch.int64, device="meta"))
-    doc_ids_BT, next_BT = shape_like(ids_BT), shape_like(ids_BT)
-    with ShapeMode():
-        targets = model.targets(ids_BT, next_BT, doc_ids_BT)
-    held = {id(t): t for t in (ids_BT, doc_ids_BT, next_BT, *targets.values())}
-    return sum(t.numel() * t.element_size() for t in held.values()) + 4 * ids_BT.numel()
-
-
-#: tokens of a micro-batch up to which it is measured as it is
-DIRECT = 2**15
-
-
-def measure_stages(model: Model, hardware: Hardware, weights: str, gradients_exist: bool) -> list[Cost]:
-    """The embedding, each block, and the losses of one micro-batch, in order; alike blocks are measured once.
-
-    weights: "fp32" or "bf16", as in `Facts.measured`. A micro-batch of many sequences is extrapolated from two
-    small ones: all costs are a constant and a share for each sequence.
-    """
-    collecting = gc.isenabled()
-    gc.disable()  # a layer's circular garbage would be gone whenever the collector happens to run
-    try:
-        return _measure(model, hardware, weights, gradients_exist)
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _measure(model: Model, hardware: Hardware, weights: str, gradients_exist: bool) -> list[Cost]:
-    context, batch = model.spec.context_length, hardware.batch
-    if batch <= 4 or batch * context <= DIRECT:
-        return _measure_batch(model, hardware, batch, weights, gradients_exist)
-    small = max(2, DIRECT // 2 // context)
-    few, more = (_measure_batch(model, hardware, n, weights, gradients_exist) for n in (small, 2 * small))
-    share = (batch - small) / small
-    return [Cost(*(round(x + (y - x) * share) for x, y in zip(astuple(a), astuple(b), strict=True)))
-            for a, b in zip(few, more, strict=True)]
-
-
-def _measure_batch(model: Model, hardware: Hardware, batch: int, weights: str, gradients_exist: bool) -> list[Cost]:
-    spec = model.spec
-    autocast = torch.bfloat16 if weights == "fp32" and hardware.precision == "bf16" else None
-    dtype = torch.bfloat16 if weights == "bf16" else None
-    for tried in {torch.float32, autocast or dtype or torch.float32}:
-        grouped_product_works("cpu", tried)  # decided by trying it, with data
-    ids_BT = Shape(torch.empty(batch, spec.context_length, dtype=torch.int64, device="meta"))
-    doc_ids_BT = shape_like(ids_BT)
-    ends = without_data(nn.ModuleList([
-        model.embedding, model.norm, model.layers[0].residual, model.heads,
-        model.objectives, *([] if model.unembedding is None else [model.unembedding])]), dtype)
-    embedding, norm, residual, heads, objectives = ends[:5]
-    parameters = list(ends.parameters())
-
-    def start(ids_BT: Tensor) -> list[Tensor]:
-        x_BTD = embedding(ids_BT)
-        return [residual.expand(x_BTD if autocast is None else x_BTD.to(autocast))]  # as the model does
-
-    def losses(streams: Tensor) -> list[Tensor]:
-        h_BTD = last_hidden(norm(residual.reduce(streams)), spec.logits_multiplier)
-        table_VD = embedding.weight if model.unembedding is None else ends[-1].weight
-        total, _ = next_token_loss(h_BTD, table_VD, ids_BT, objectives, Report(), spec.logits_softcap)
-        return [total, *(check_mean(head, head(h_BTD, head.targets(ids_BT, ids_BT, doc_ids_BT), table_VD)).total
-                         for head in heads.values())]
-
-    # a tied table has its gradient from the losses before the embedding's own backward pass
-    first, (streams,) = measure(start, [ids_BT], parameters, autocast=autocast,
-                                gradients_exist=gradients_exist or model.unembedding is None)
-    embedding_BTD = Shape(torch.empty(batch, spec.context_length, spec.hidden_size, dtype=streams.dtype, device="meta"))
-    costs: list[Cost] = [first]
-    known: dict[Any, tuple[Cost, Shape]] = {}
-    for layer, block_spec in enumerate(spec.layers):
-        kind = (repr(block_spec), streams.shape, streams.dtype)
-        if kind not in known:
-            block = without_data(model.layers[layer], dtype)
-            cost, out = _measure_block(block, streams, embedding_BTD, doc_ids_BT, autocast, gradients_exist,
-                                       hardware.activation_checkpointing)
-            if spec.training.compile == "on":
-                cost = _as_compiled(cost, model.layers[layer], streams, doc_ids_BT, dtype, autocast, gradients_exist,
-                                    hardware.activation_checkpointing)
-            known[kind] = cost, out
-        cost, streams = known[kind]
-        # the gradients of a shared block are made at the last of its layers, and added to at the others
-        again = model.layers.first[layer] in model.layers.first[layer + 1:]
-        costs.append(replace(cost, made=0) if again else cost)
-    last, _ = measure(losses, [_leaf(streams)], parameters, autocast=autocast,
-                      gradients_exist=gradients_exist)
-    if gradients_exist and model.unembedding is None:
-        last = replace(last, left=embedding.weight.numel() * embedding.weight.element_size())
-    return [*costs, last]
-
-
-def _as_compiled(cost: Cost, block: Block, streams: Shape, doc_ids_BT: Tensor, dtype: torch.dtype | None,
-                 autocast: torch.dtype | None, gradients_exist: bool, checkpointing: bool) -> Cost:
-    from tryplicity.planner.compiled import passes_of, with_compiler  # which import the compiler
-
-    passes = passes_of(block, dtype, streams.shape, streams.dtype, doc_ids_BT.shape, autocast)
-    return with_compiler(cost, passes, gradients_exist, checkpointing)
-
-
-def _leaf(like: Shape) -> Tensor:
-    return shape_like(like).requires_grad_()
-
-
-def _measure_block(block: Block, streams: Shape, embedding_BTD: Shape, doc_ids_BT: Tensor,
-                   autocast: torch.dtype | None, gradients_exist: bool, checkpointing: bool) -> tuple[Cost, Shape]:
-    routers = [m for m in block.modules() if isinstance(m, Router)]
-    padded_share = sum(r.mean_k / r.max_k for r in routers) / len(routers) if routers else 1.0
-
-    more = block.also_given(_leaf(embedding_BTD), 0)
-
-    def run(streams: Tensor, *embedding: Tensor) -> list[Tensor]:
-        out, report = block(streams, None, doc_ids_BT, *embedding, *more[1:])
-        return [out, *report.losses.values()]
-
-    cost, (out, *_) = measure(run, [_leaf(streams), *more[:1]], list(block.parameters()), autocast=autocast,
-                              gradients_exist=gradients_exist, checkpointing=checkpointing,
-                              padded_share=padded_share)
-    extra = sum(m.extra_flops(doc_ids_BT.numel()) for m in block.modules() if isinstance(m, Layer))
-    return replace(cost, flops_forward=cost.flops_forward + extra,
-                   flops_backward=cost.flops_backward + (3 if checkpointing else 2) * extra), out

@@ -16,6 +16,7 @@ from tryplicity.planner.speed import estimate_speed
 if TYPE_CHECKING:
     from tryplicity.hardware import Hardware
     from tryplicity.model import Model
+    from tryplicity.planner.stages import Blocks
     from tryplicity.registry import Registry
 
 #: a speed this much above another is one: estimates are no better
@@ -60,11 +61,12 @@ def variants(hardware: Hardware) -> Iterator[Hardware]:
 def neighbours(model: Model, planned: Plan, registry: Registry) -> list[Neighbour]:
     """Every variant under every strategy that can be used here, the fastest that fit first; of those as fast the one
     that is nearest to what was asked for, then the one with the most room."""
-    found = []
+    found: list[Neighbour] = []
+    blocks: Blocks = "eager" if planned.blocks == "eager" else "at most"  # the compiler is not asked dozens of times
     for hardware in variants(planned.hardware):
-        facts = gather_facts(model, hardware, planned.counts)
+        facts = gather_facts(model, hardware, planned.counts, blocks)
         costs = facts.measured("fp32", hardware.accumulation > 1 or hardware.devices > 1)
-        options, refused = plan_strategies(model, facts, hardware, registry)
+        options, refused = plan_strategies(model, facts, hardware, registry, blocks)
         for option in options:
             if option.memory is not None and option.name not in refused:
                 speed = estimate_speed(flops_of_a_token(costs, facts), facts.tokens, option.memory, hardware)

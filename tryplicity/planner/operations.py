@@ -146,7 +146,21 @@ def _sort(x, *args, **kwargs):
 
 
 def _searchsorted(x, values, *, out_int32=False, right=False, side=None, sorter=None):
-    return _new(values, torch.int32 if out_int32 else torch.int64)
+    return torch.empty(values.shape, dtype=torch.int32 if out_int32 else torch.int64, device=META)
+
+
+def _bucketize(values, boundaries, *, out_int32=False, right=False):
+    return _searchsorted(boundaries, values, out_int32=out_int32)
+
+
+def _pad(x, pad, value=0):
+    """pad: before and after, from the last dimension on; below zero it cuts. A mere cut is a copy of what is left, and
+    torch's own rule would import the compiler for it."""
+    if max(pad) > 0:
+        return aten.constant_pad_nd.default(x, pad, value)
+    for dim, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True), 1):
+        x = x.narrow(-dim, -before, x.shape[-dim] + before + after)
+    return _new(x)
 
 
 def _index(x, indices):
@@ -225,6 +239,8 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.sort.default: _sort,
     aten.sort.stable: _sort,
     aten.searchsorted.Tensor: _searchsorted,
+    aten.constant_pad_nd.default: _pad,
+    aten.bucketize.Tensor: _bucketize,
     aten.gather.default: lambda x, dim, index, **_: _new(index, x.dtype, torch.contiguous_format),
     aten.index.Tensor: _index,
     aten.index_select.default: lambda x, dim, index: _empty(*x.shape[:dim], index.numel(), *x.shape[dim:][1:], like=x),
@@ -246,6 +262,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.mkldnn_rnn_layer_backward.default: _lstm_backward,
     aten.softplus_backward.default: _like_first,
     aten.tril.default: _like_first,
+    aten.flip.default: _like_first,
     aten.triu.default: _like_first,
     aten._grouped_mm.default: _grouped_mm,
     aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,

@@ -8,7 +8,8 @@ from typing import Any
 
 from tryplicity.configs import Problem, said
 from tryplicity.errors import UserError
-from tryplicity.spec.loader import YamlFile, check_kind, find_file, read_yaml
+from tryplicity.spec.installed import check_kind, find_file
+from tryplicity.spec.loader import YamlFile, read_yaml
 
 KEY = "base"
 #: of the base, what says nothing of a model that differs from it

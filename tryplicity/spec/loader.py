@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ import yaml
 
 from tryplicity.configs import Path as Keys
 from tryplicity.configs import Problem, path_text, said
-from tryplicity.errors import PluginFault, UserError, did_you_mean, nearest
-from tryplicity.registry import Registry
+from tryplicity.errors import PluginFault, UserError
 
 
 class _Loader(yaml.SafeLoader):
@@ -78,13 +76,13 @@ class YamlFile:
         path = Path(self.file)
         return path.parent.absolute() if path.is_file() else Path.cwd()
 
-    def _setting(self, path: Keys) -> str | None:
+    def setting(self, path: Keys) -> str | None:
         """The setting that gave a path its value, if one did."""
-        return next((self.settings[part] for part in _parts(path) if part in self.settings), None)
+        return next((self.settings[part] for part in beginnings(path) if part in self.settings), None)
 
     def _known(self, path: Keys) -> int:
         """How much of a path stands in this file."""
-        return next((len(part) for part in _parts(path) if part in self.keys or part in self.values), 0)
+        return next((len(part) for part in beginnings(path) if part in self.keys or part in self.values), 0)
 
     def _known_at_all(self, path: Keys) -> int:
         """How much of it stands in this file, or in those that it starts from."""
@@ -92,14 +90,14 @@ class YamlFile:
 
     def _alias(self, path: Keys) -> Keys | None:
         """The longest part of a path that is an alias."""
-        return next((part for part in _parts(path) if part in self.aliases), None)
+        return next((part for part in beginnings(path) if part in self.aliases), None)
 
     def _position(self, problem: Problem) -> tuple[int, int]:
         """Line and column of a problem, or of the nearest thing around it that stands in the file."""
         path = problem.path
         while alias := self._alias(path):
             path = (*self.aliases[alias], *path[len(alias):])
-        for part in _parts(path):
+        for part in beginnings(path):
             by_key = problem.at_key or part != path
             for table in (self.keys, self.values) if by_key else (self.values, self.keys):
                 if part in table:
@@ -108,7 +106,7 @@ class YamlFile:
 
     def place(self, problem: Problem) -> str:
         """'file:line:column' of a problem, or '--set path=value' for what came from the command line."""
-        setting = self._setting(problem.path)
+        setting = self.setting(problem.path)
         below = self.below
         if not setting and below is not None and self._known(problem.path) < below._known_at_all(problem.path):
             return below.place(problem)
@@ -125,7 +123,7 @@ class YamlFile:
                 chosen[which] = problem
         lines = []
         for (place, message), problem in chosen.items():
-            set_here, alias = self._setting(problem.path), self._alias(problem.path)
+            set_here, alias = self.setting(problem.path), self._alias(problem.path)
             where = f"{place}: {path_text(problem.path)}" if problem.path else place
             if alias and not set_here:  # all is well where the anchor stands, not where the alias does
                 message += f" (through the alias on line {self._line_of_use(alias)})"
@@ -135,11 +133,11 @@ class YamlFile:
         return kind("\n".join(line for *_, line in sorted(lines)))
 
     def _line_of_use(self, alias: Keys) -> int:
-        outermost = [part for part in _parts(alias) if part in self.aliases][-1]
-        return next(self.keys[part][0] for part in _parts(outermost) if part in self.keys)
+        outermost = [part for part in beginnings(alias) if part in self.aliases][-1]
+        return next(self.keys[part][0] for part in beginnings(outermost) if part in self.keys)
 
 
-def _parts(path: Keys) -> Iterator[Keys]:
+def beginnings(path: Keys) -> Iterator[Keys]:
     """A path, then what it lies in, from the inside out."""
     return (path[:end] for end in range(len(path), 0, -1))
 
@@ -308,160 +306,3 @@ class _Reader:
 
 def _mark(node: yaml.Node) -> tuple[int, int]:
     return node.start_mark.line + 1, node.start_mark.column + 1
-
-
-def apply_settings(source: YamlFile, settings: Iterable[str]) -> None:
-    """`--set blocks.attention.mixer.heads=8`: replace or add values; the value is YAML.
-
-    A number in the path is an entry of a list (`layers.0`); the one after the last appends. Mappings on the
-    way that do not exist are made, but for blocks, whose names are the user's own. What an alias or a merge key
-    copied keeps its own value: said on stderr. Raises UserError with every setting that cannot be applied, one a line.
-    """
-    faults = []
-    for text in settings:
-        name, equals, raw = text.partition("=")
-        keys = [key for key in re.split(r"[.\[\]]+", name.strip()) if key]
-        if not equals or not keys:
-            faults.append(f"--set {text}: expected path=value, such as --set hidden_size=512")
-            continue
-        try:
-            _set(source, keys, _setting_value(raw), text)
-        except UserError as error:
-            faults.append(f"--set {text}: {error}")
-    if faults:
-        raise UserError("\n".join(faults))
-    for note in _left_as_they_were(source):
-        print(f"note: {note}", file=sys.stderr)
-
-
-def _setting_value(raw: str) -> Any:
-    try:
-        return parse_value(raw, "")
-    except UserError as error:
-        reason = re.sub(r"^:1:\d+: (not valid YAML: )?", "", str(error).splitlines()[0])
-        raise UserError(f"{raw!r} is not a valid YAML value: {reason}") from None
-
-
-#: mappings whose keys are names that a user invents: a setting that goes through a name unknown there is a misspelling
-NAMED = {("blocks",)}
-
-
-def _set(source: YamlFile, keys: list[str], value: Any, text: str) -> None:
-    target, path = source.data, ()
-    for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
-        step: str | int = key
-        if isinstance(target, list):
-            step = int(key) if key.isdecimal() else -1
-            if not 0 <= step < len(target) + last:
-                raise UserError(f"{path_text(path)} is a list with entries 0 to {len(target) - 1}"
-                                + (f"; {len(target)} appends" if last else ""))
-            if step == len(target):
-                target.append(None)
-        elif not isinstance(target, dict):
-            raise UserError(f"{path_text(path)} is {said(target)}, with nothing inside; set it as a whole, "
-                            f"such as --set '{path_text(path)}={{{keys[depth]}: ...}}'")
-        elif path in NAMED and not last and key not in target:
-            raise UserError(f"there is no {path_text((*path, key))}{did_you_mean(key, target)}")
-        path = (*path, step)
-        if last:
-            target[step] = value
-            source.settings[path] = text
-        elif isinstance(target, dict) and target.get(step) is None:
-            target[step] = {}
-            source.settings[path] = text
-        target = target[step]
-
-
-def _left_as_they_were(source: YamlFile) -> Iterator[str]:
-    """What shares a setting's place in the file, through an alias or a merge key, and was not set with it."""
-    for path, text in source.settings.items():
-        node = next((part for part in _parts(path) if part in source.values), ())
-        original = source.aliases.get(node, node)
-        same = [original, *(copy for copy, of in source.aliases.items() if of == original)]
-        others = [one for one in same if one != node and not source._setting((*one, *path[len(node):]))]
-        if node and others:
-            names = ", ".join(map(path_text, others[:3])) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-            yield f"--set {text}: {names} {'keeps its' if len(others) == 1 else 'keep their'} value: an alias is a copy"
-
-
-def read_config(path: str | Path, config_class: type, registry: Registry, settings: Iterable[str] = (),
-                check: Callable[[Any], Iterable[tuple[str, str]]] = lambda config: ()) -> Any:
-    """A YAML file as an instance of a frozen dataclass, checked and resolved like a spec's.
-
-    check: yields (option, message) for what is wrong although each option by itself is right.
-    Raises UserError with every problem of the file, each `file:line:column: path: message`.
-    """
-    source = read_yaml(path)
-    apply_settings(source, settings)
-    problems: list[Problem] = []
-    config = registry.resolve(config_class, source.data, (), problems)
-    if config is not None:
-        problems += [Problem(tuple(option.split(".")), message) for option, message in check(config)]
-    if problems:
-        raise source.error(problems)
-    return config
-
-
-#: what is looked for -> the package that installs such files
-INSTALLED = {"spec": "tryplicity_specs", "hardware": "tryplicity_hardware", "recipe": "tryplicity_recipes"}
-_CALLED = {"spec": "spec", "hardware": "hardware profile", "recipe": "recipe of a corpus"}
-
-
-def installed_files(kind: str) -> dict[str, Path]:
-    """The YAML files that come with the package, by name: `full`, `published/mamba2-2.7b`. kind: "spec", "hardware" or
-    "recipe"."""
-    from importlib import resources
-
-    folder = Path(str(resources.files(INSTALLED[kind]).joinpath("__init__.py"))).parent
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
-
-
-def find_file(name: str | Path, kind: str) -> Path:
-    """A file's path, or the path of an installed one from its name: `full`, `h200`.
-
-    Raises UserError naming the nearest installed file, and all of them, if there is neither.
-    """
-    path, installed = Path(name), installed_files(kind)
-    if is_there(path) and not path.is_dir():  # a pipe too
-        return path
-    if str(name) in installed:
-        return installed[str(name)]
-    if is_there(path):
-        raise UserError(f"{name}: this is a folder; a YAML file is wanted, or an installed {kind}: "
-                        f"{', '.join(sorted(installed))}")
-    other = next((k for k in INSTALLED if k != kind and path.stem in installed_files(k)), None)
-    if other is not None:
-        raise UserError(f"{name}: this is a {_CALLED[other]}, and a {_CALLED[kind]} is wanted here; "
-                        f"installed: {', '.join(sorted(installed))}")
-    hint = did_you_mean(path.stem, installed) if nearest(path.stem, installed) else ""
-    raise UserError(f"{name}: there is no such file, and no installed {kind} of that name{hint}; "
-                    f"installed: {', '.join(sorted(installed))}")
-
-
-def is_there(path: Path) -> bool:
-    """Whether something is at a path. Raises UserError where that cannot be told (a name too long, no right)."""
-    try:
-        return path.exists()
-    except ValueError:  # a NUL in it
-        return False
-    except OSError as error:
-        name = str(path) if len(str(path)) < 60 else f"{str(path)[:57]}..."
-        raise UserError(f"{name}: cannot be looked at: {error.strerror}") from None
-
-
-#: keys that tell one kind of file from the other
-_SIGNS = {"spec": {"vocab_size", "hidden_size", "context_length", "layers", "blocks"},
-          "hardware": {"device", "accelerator", "memory_gb", "tflops", "memory_bandwidth_gbs"},
-          "recipe": {"sources", "judges", "shard_mb", "near_duplicates", "votes"}}
-
-
-def check_kind(source: YamlFile, kind: str) -> None:
-    """Raises UserError where another kind of file is wanted."""
-    if _SIGNS[kind] & set(source.data):
-        return
-    for other in INSTALLED:
-        if other != kind and len(_SIGNS[other] & set(source.data)) > 1:
-            where = {"spec": "give it as SPEC", "hardware": "give it to --hw",
-                     "recipe": "give it to `tryplicity data`"}[other]
-            raise UserError(f"{source.file}: this is a {_CALLED[other]}, and a {_CALLED[kind]} is wanted here; {where}")

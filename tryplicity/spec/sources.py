@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tryplicity.errors import UserError, did_you_mean
-from tryplicity.spec.loader import is_there, parse_value
+from tryplicity.spec.installed import is_there
+from tryplicity.spec.loader import parse_value
 
 if TYPE_CHECKING:
     from tryplicity.parts import Part

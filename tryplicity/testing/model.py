@@ -57,7 +57,7 @@ def planned(trial: Trial) -> None:
     """`build` can plan it: what is counted is what is there, and memory, FLOPs and money follow."""
     from tryplicity.hardware import load_hardware
     from tryplicity.planner import plan
-    from tryplicity.planner.measure import measure_stages
+    from tryplicity.planner.stages import measure_stages
     from tryplicity.promises import check_promises
 
     model, hardware = assemble(trial.spec), load_hardware("cpu", trial.registry)

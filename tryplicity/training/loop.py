@@ -30,6 +30,7 @@ from tryplicity.training.session import Session, Stepped
 from tryplicity.training.stages import data_of_phases
 from tryplicity.training.starting import Start, keep, scored_before
 from tryplicity.training.threads import Threads
+from tryplicity.training.watchers import Heard, Unheard, Watcher
 from tryplicity.world import World
 
 
@@ -93,54 +94,6 @@ class Together:
         return self.signal is not None
 
 
-class Watcher:
-    """Is told how a training goes on; this one keeps it to itself."""
-
-    def step(self, progress: TrainingProgress, metrics: dict[str, Any], spent: float, seconds_left: float) -> None:
-        """A step is done; spent: the share of the budget; seconds_left: until all is done, the last scoring too."""
-
-    def note(self, text: str) -> None:
-        """Something of interest happened: another stage, a sleep."""
-
-    def scoring(self, share: float, seconds_left: float) -> None:
-        """At the end, so much of the held-out part is scored."""
-
-
-class Unheard:
-    """Stands on the other ranks for what rank 0 alone writes to or calls."""
-
-    def write(self, line: dict[str, Any]) -> None:
-        pass
-
-    def call(self, hook: str, **arguments: Any) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class _Heard(Watcher):
-    """Passes on to another until that cannot write any more: a terminal that is gone costs no training."""
-
-    def __init__(self, watcher: Watcher) -> None:
-        self.watcher = watcher
-
-    def _tell(self, what: str, *arguments: Any) -> None:
-        try:
-            getattr(self.watcher, what)(*arguments)
-        except OSError:
-            self.watcher = Watcher()
-
-    def step(self, *arguments: Any) -> None:
-        self._tell("step", *arguments)
-
-    def note(self, *arguments: Any) -> None:
-        self._tell("note", *arguments)
-
-    def scoring(self, *arguments: Any) -> None:
-        self._tell("scoring", *arguments)
-
-
 @guarded()
 def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: Plugins, *,
           phase_data: Mapping[int, Prepared] | None = None, resume: bool = False,
@@ -158,7 +111,7 @@ def train(build: Build, prepared: Prepared, run: Run, budget: Budget, plugins: P
     """
     training = build.spec.training
     world = world or World(device=torch.device(build.hardware.torch_device))
-    watcher = _Heard(watcher if watcher and world.first_rank else Watcher())
+    watcher = Heard(watcher if watcher and world.first_rank else Watcher())
     plugins = plugins if world.first_rank else Unheard()
     measured.begin(world.device)
     data = data_of_phases(build.spec, prepared, phase_data or {})

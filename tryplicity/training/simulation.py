@@ -30,7 +30,7 @@ from tryplicity.hardware import Hardware, load_hardware
 from tryplicity.model import Model, assemble
 from tryplicity.planner.fake import autocast_as_on_a_gpu, fake_group
 from tryplicity.planner.ledger import Ledger
-from tryplicity.planner.measure import bytes_of_a_row
+from tryplicity.planner.stages import bytes_of_a_row
 from tryplicity.plugins import load_plugins
 from tryplicity.registry import Registry
 from tryplicity.spec import Spec, find_file, load_spec

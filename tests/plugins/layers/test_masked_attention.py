@@ -125,7 +125,7 @@ def planned(registry, context):
 
     from tryplicity.hardware import load_hardware
     from tryplicity.model import assemble as assemble_model
-    from tryplicity.planner.measure import measure_stages
+    from tryplicity.planner.stages import measure_stages
     from tryplicity.spec import load_spec
 
     spec = load_spec(str(Path(__file__).parents[2] / "small.yaml"), registry,
@@ -145,7 +145,7 @@ def test_the_plan_of_a_window_grows_with_the_length_alone(registry):
     """Work as well as memory: twice the text, twice the products of a layer with a window."""
     from tryplicity.hardware import load_hardware
     from tryplicity.model import assemble as assemble_model
-    from tryplicity.planner.measure import measure_stages
+    from tryplicity.planner.stages import measure_stages
     from tryplicity.spec import load_spec, parse_yaml
 
     def planned(context, options):
