@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tryplicity import Document, LeftOut, Source, UserError, escaped
 from tryplicity_plugins.sources import harvest, python_docs
-from tryplicity_plugins.sources.python_docs_chat import _C_MODULES, Meaning, _c_meanings, _package_meanings
+from tryplicity_plugins.sources.python_names import C_MODULES, Meaning, c_meanings, package_meanings
 
 VERSION = 2     # raise when the same files would give other documents
 
@@ -57,9 +57,9 @@ class PythonReference(Source):
         self.left_out = LeftOut("items")
         for number, (package, root) in enumerate(python_docs._installed(self.config.packages, self.left_out)):
             self.read_share = number / len(self.config.packages)
-            pages = [_package_meanings(package, root, _page_text)]
+            pages = [package_meanings(package, root, _page_text)]
             if package == "python":
-                pages = [_language(root), *pages, _c_modules(), _c_meanings(_page_text, _written_in_c())]
+                pages = [_language(root), *pages, _c_modules(), c_meanings(_page_text, _written_in_c())]
             for meaning in (meaning for part in pages for meaning in part):
                 if meaning.name not in found:
                     found.add(meaning.name)
@@ -110,7 +110,7 @@ def _signature(documented: object) -> str | None:
 def _written_in_c() -> tuple[str, ...]:
     """The public modules of this interpreter that have no Python file (posix is os), and those with parts in C."""
     root = python_docs._root("python")
-    found = set(_C_MODULES)
+    found = set(C_MODULES)
     for name in sorted(sys.stdlib_module_names):
         in_python = (root / f"{name}.py").is_file() or (root / name).is_dir()
         if not in_python and not name.startswith(("_", "xx", "posix")):

@@ -70,7 +70,7 @@ class _Moves(Exception):
 
 
 def _room(value: Any, rows: int, tokens: int) -> Any:
-    room = value.fixed(rows, tokens) if isinstance(value, State) else None
+    room: Any = value.fixed(rows, tokens) if isinstance(value, State) else None
     if isinstance(value, Tensor) and value.ndim and len(value) == 1:
         room = value.new_zeros(rows, *value.shape[1:])
     elif type(value) in _HOLDERS:
