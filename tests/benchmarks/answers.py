@@ -35,7 +35,8 @@ def main() -> None:
     from tryplicity.inference.engine import Engine
     from tryplicity.named import resolve
     from tryplicity.search import citations
-    from tryplicity.search.index import PassageIndex, build_index
+    from tryplicity.search.building import build_index
+    from tryplicity.search.index import PassageIndex
     from tryplicity.server.ask import AskBody, Turn
     from tryplicity.server.conversations import Conversation
     from tryplicity.training.process import limit_spinning, tune_malloc

@@ -24,8 +24,9 @@ from pathlib import Path
 from tests.search.test_questions import hits, library
 from tryplicity import Document, load_plugins
 from tryplicity.data import parse_source
+from tryplicity.search.building import build_index
 from tryplicity.search.cutting import cut
-from tryplicity.search.index import PassageIndex, build_index
+from tryplicity.search.index import PassageIndex
 from tryplicity.spec import parse_value
 
 QUESTIONS = Path(__file__).parents[1] / "search" / "questions.yaml"

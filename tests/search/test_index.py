@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from tryplicity import Document, UserError
 from tryplicity.search import index as index_module
-from tryplicity.search.index import PassageIndex, build_index, ensure_index
+from tryplicity.search.building import build_index, ensure_index
+from tryplicity.search.index import PassageIndex
 from tryplicity.search.query import terms
 
 
@@ -276,7 +277,7 @@ def test_killed_in_the_middle_leaves_no_index(tmp_path):
     program = textwrap.dedent("""
         import sys, time
         from tryplicity import Document
-        from tryplicity.search.index import build_index
+        from tryplicity.search.building import build_index
         def documents():
             for n in range(10**9):
                 if n == 3000:

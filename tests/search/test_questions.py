@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from tryplicity.data import parse_source
-from tryplicity.search.index import PassageIndex, build_index
+from tryplicity.search.building import build_index
+from tryplicity.search.index import PassageIndex
 
 QUESTIONS = yaml.safe_load((Path(__file__).parent / "questions.yaml").read_text(encoding="utf-8"))
 

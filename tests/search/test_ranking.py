@@ -7,7 +7,8 @@ import pytest
 from tests.search.test_index import doc, ids
 from tryplicity import LeftOut
 from tryplicity.search import index as index_module
-from tryplicity.search.index import PassageIndex, build_index
+from tryplicity.search.building import build_index
+from tryplicity.search.index import PassageIndex
 from tryplicity.search.query import LONGEST_QUESTION, MOST_TERMS, terms
 
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tryplicity import Document
-from tryplicity.search.index import PassageIndex, build_index
+from tryplicity.search.building import build_index
+from tryplicity.search.index import PassageIndex
 from tryplicity.search.words import content_words, folded, humps, joined, parted, runs, stem, words
 
 

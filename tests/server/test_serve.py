@@ -152,7 +152,7 @@ def test_a_search_that_cannot_be_made_ready_does_not_keep_the_model_away(started
 
 def test_the_passages_of_an_index_are_found_and_asked_from(started, chat_run, tmp_path):
     from tryplicity import Document
-    from tryplicity.search.index import build_index
+    from tryplicity.search.building import build_index
 
     documents = [Document("list.append", "list.append(x) adds an item to the end.", "text", "list.html"),
                  Document("tuple", "A tuple is an immutable sequence of items.", "text", "tuple.html")]

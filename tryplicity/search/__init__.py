@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_HOMES = {"build_index": "index", "ensure_index": "index", "PassageIndex": "index", "DEFAULT_SOURCE": "index",
+_HOMES = {"build_index": "building", "ensure_index": "building", "PassageIndex": "index", "DEFAULT_SOURCE": "building",
           "cut": "cutting", "check": "citations", "Checked": "citations", "MARK": "citations",
           "messages": "answer", "quotation": "answer"}
 __all__ = [*_HOMES]

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tryplicity.search.index import DEFAULT_SOURCE, PassageIndex, build_index, ensure_index
+from tryplicity.search.building import DEFAULT_SOURCE, build_index, ensure_index
+from tryplicity.search.index import PassageIndex
 
 if TYPE_CHECKING:
     from tryplicity.progress import Progress
