@@ -89,3 +89,11 @@ def test_autocast_casts_both_sides():
     out.float().sum().backward()
     assert weight.grad.dtype == torch.float32
     torch.testing.assert_close(out.float(), plain(x, weight.detach(), [8, 16]), rtol=3e-2, atol=6e-2)
+
+
+@pytest.mark.parametrize("sizes", [(32, 48), (30, 50)])
+def test_operators_keep_torchs_rules(sizes):
+    x, weight = torch.randn(40, sizes[0], requires_grad=True), torch.randn(3, sizes[1], sizes[0], requires_grad=True)
+    ends = torch.tensor([8, 24, 32], dtype=torch.int32)
+    torch.library.opcheck(functional._grouped_rows, (x, weight.mT, ends))
+    torch.library.opcheck(functional._grouped_outer, (torch.randn(40, sizes[1]), x.detach(), ends))

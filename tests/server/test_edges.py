@@ -8,14 +8,13 @@ from tryplicity.server.api import RenameBody
 from tryplicity.server.ask import AskBody
 from tryplicity.server.asked import (
     ChatBody,
-    InputItem,
     ResponseFormat,
-    ResponsesBody,
     TextBody,
     dialogue,
     forced,
     without_nulls,
 )
+from tryplicity.server.asked_responses import InputItem, ResponsesBody
 from tryplicity.server.conversations import CitedPassage, Conversation, Message, title_of
 from tryplicity.server.errors import ApiError
 from tryplicity.server.limits import parse, read_json

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from sanic.response import HTTPResponse, json
 
 from tryplicity.server import routing
-from tryplicity.server.asked import IDLE, NO_RESPONSES, WHY, ResponsesBody, without_nulls
+from tryplicity.server.asked import IDLE, without_nulls
+from tryplicity.server.asked_responses import NO_RESPONSES, WHY, ResponsesBody
 from tryplicity.server.errors import ApiError
 from tryplicity.server.limits import parse
 from tryplicity.server.openai import Words, check_model, check_schema, conversation, obfuscation, room

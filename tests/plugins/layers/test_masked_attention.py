@@ -159,3 +159,14 @@ def test_the_plan_of_a_window_grows_with_the_length_alone(registry):
         for figure in ("kept", "backward", "flops_forward", "flops_backward"):
             assert getattr(long, figure) < 2.05 * getattr(short, figure), figure
         assert short.flops_forward < 0.15 * planned(2**14, "softcap: 5.0").flops_forward
+
+
+@pytest.mark.parametrize("lay", [torch.clone, lambda t: t.transpose(1, 2).contiguous().transpose(1, 2)])
+def test_operators_keep_torchs_rules(monkeypatch, lay):
+    """As they lie in memory too, however queries and keys do: what a compiler believes of results it does not see."""
+    chosen(monkeypatch, "blocks")
+    q, k, v = (lay(torch.randn(2, heads, T, 8)).requires_grad_() for heads in (4, 2, 2))
+    torch.library.opcheck(module._blockwise, (q, k, v, DOCS["runs"], 5, None, 0.8))
+    y = module._blockwise(q, k, v, None, None, None, None)
+    given = [t.detach() for t in (lay(torch.randn_like(y)), y, q, k, v)]
+    torch.library.opcheck(module._blockwise_backward, (*given, None, None, None, None))
