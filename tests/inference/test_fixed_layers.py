@@ -9,7 +9,6 @@ import torch
 
 from tests.exchange.models import configs
 from tests.inference.test_fixed import PROMPTS, greedy, read, write
-from tests.planner.test_compiled_memory import SMALL
 from tryplicity import load_plugins
 from tryplicity.components import tensors
 from tryplicity.inference.fixed import FixedSteps
@@ -24,6 +23,11 @@ FURTHER = {"gqa": [{"heads": 4, "window": 7, "softcap": 3.0}],
            "two_mixers": [{"held": held} for held in ("state", "list", "tuple", "dict")]}
 MIXERS = [{"type": name, **options} for name in REGISTRY.names("mixer")
           for options in (*getattr(REGISTRY.get("mixer", name), "trials", ()), *FURTHER.get(name, ()))]
+SMALL = ["hidden_size=64", "vocab_size=300", "context_length=128", "expect=null", "heads=[]",
+         "blocks.memory.mixer.state_size=16", "blocks.memory.mixer.head_dim=16", "blocks.attention.mixer.heads=4",
+         "blocks.attention.mixer.kv_heads=2", "blocks.attention.mixer.head_dim=16",
+         *(f"blocks.{block}.feed_forward.{size}" for block in ("memory", "attention")
+           for size in ("experts=16", "inner_size=32", "shared_inner_size=32"))]
 SHIPPED = {"tiny": ["vocab_size=300", "expect=null"], "5090": SMALL, "full": SMALL}
 AS_IS = ["linear=linear", "layers=[memory, attention]"]  # rounding stays rounding
 
