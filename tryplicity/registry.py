@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -245,6 +246,6 @@ class Registry:
             except Exception:  # a Config that pydantic cannot read: a spec that uses it is told
                 schema = {"type": "object"}
             schema["properties"] = {"type": {"const": component.name}, **schema.get("properties", {})}
-            schema["description"] = (component.__doc__ or "").strip()
+            schema["description"] = inspect.cleandoc(component.__doc__ or "")
             defs[f"{component.family}.{component.name}"] = schema
         return defs
