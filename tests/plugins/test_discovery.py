@@ -367,7 +367,7 @@ HOOKS = [name for name in vars(hookspecs) if name.startswith("tryplicity_")]
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_has_an_example_that_works(hook, plugin_file, tmp_path, capsys):
     """The example in its docstring, with the names it supposes, is a plugin, and the hook can be called."""
-    doc = inspect.getsource(getattr(hookspecs, hook)).split('"""')[1]  # whose indentation __doc__ has lost, from 3.13 on
+    doc = inspect.getsource(getattr(hookspecs, hook)).split('"""')[1]  # from 3.13 on __doc__ is not indented
     example = textwrap.dedent("\n".join(line for line in doc.splitlines() if line.startswith(" " * 8) or not line))
     supposed = """
         from unittest.mock import MagicMock
