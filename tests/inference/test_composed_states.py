@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from tests.registries import unshared
 from tryplicity import Mixer, PluginFault, State, load_plugins
 from tryplicity.components import Rows
 from tryplicity.inference.engine import Engine, Request
@@ -129,7 +130,7 @@ class Forgetful(Odd):
 
 @pytest.fixture(scope="module")
 def with_odd():
-    registry = load_plugins().registry
+    registry = unshared()
     for cls in (Odd, Forgetful):
         registry.add(cls, "plugin stranger")
     return registry

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.inference.conftest import run_of
-from tryplicity import load_plugins
+from tests.registries import unshared
 from tryplicity.components import Activation
 from tryplicity.errors import Refused, UserError
 from tryplicity.inference.exported import export
@@ -169,7 +169,7 @@ class Counting(Activation):
 
 
 def test_a_buffer_of_any_dtype_is_in_the_file_or_refused(make_run, tmp_path, monkeypatch):
-    registry = load_plugins().registry  # one of our own, which a stranger may join
+    registry = unshared()
     registry.add(Counting, "plugin stranger")
     settings = ("linear=bitlinear", "blocks.attention.feed_forward.activation=test_counting")
     run = make_run(*settings, registry=registry)
