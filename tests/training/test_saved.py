@@ -3,6 +3,7 @@ is told before anything is used."""
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,3 +80,16 @@ def test_weights_of_before_there_was_an_index(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match=r"model\.safetensors: cannot be read as safetensors"):
         saved_weights(tmp_path)
+
+
+def test_files_are_let_go_of_and_mapped_anew_where_something_is_read_again(tmp_path):
+    save_file({"x": torch.arange(3.0)}, tmp_path / "model.safetensors")
+    saved = saved_weights(tmp_path)
+
+    def mapped():
+        return str(tmp_path / "model.safetensors") in Path("/proc/self/maps").read_text()
+
+    for _ in range(2):
+        assert saved["x"].tolist() == [0, 1, 2] and mapped()
+        saved.let_go()
+        assert not mapped() and saved.names == {"x"} and saved.shape("x") == [3]

@@ -111,8 +111,8 @@ class SavedTensors:
 
     metadata: Mapping[str, str] = {}
 
-    def __init__(self, path: Path, entries: Mapping[str, Entry]) -> None:
-        self.path, self.entries = path, entries
+    def __init__(self, path: Path, entries: Mapping[str, Entry], files: Iterable[_Mapped] = ()) -> None:
+        self.path, self.entries, self._files = path, entries, tuple(files)
         self.names = set(entries)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -123,9 +123,30 @@ class SavedTensors:
         """Known without reading the tensor."""
         return list(self.entries[name].shape)
 
-    def close(self) -> None:
-        """Let go of the files, whose pages else count as this process's; nothing can be read after."""
-        self.entries = {}
+    def let_go(self) -> None:
+        """Of the files' pages, which else count as this process's. What is read after that is mapped anew."""
+        for file in self._files:
+            file.let_go()
+
+
+class _Mapped:
+    """A safetensors file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened: Any = None
+
+    @property
+    def opened(self) -> Any:
+        if self._opened is None:
+            self._opened = safe_open(self.path, framework="pt")
+        return self._opened
+
+    def let_go(self) -> None:
+        self._opened = None
+
+    def reader(self, key: str) -> Callable[[], Tensor]:
+        return lambda: self.opened.get_tensor(key)
 
 
 def saved_weights(checkpoint: Path) -> SavedTensors:
@@ -145,33 +166,30 @@ def indexed(checkpoint: Path, section: str) -> SavedTensors:
         for name in sorted({piece["file"] for entry in said.values() for piece in entry["pieces"]}):
             if Path(name).name != name:
                 raise ValueError(f"{name!r} is no name of a file in it")
-            files[name] = safe_open(checkpoint / name, framework="pt")
-        keys = {name: set(file.keys()) for name, file in files.items()}
-        return SavedTensors(checkpoint, {name: _entry(entry, files, keys) for name, entry in said.items()})
+            files[name] = _Mapped(checkpoint / name)
+        keys = {name: set(file.opened.keys()) for name, file in files.items()}
+        return SavedTensors(checkpoint, {name: _entry(entry, files, keys) for name, entry in said.items()},
+                            files.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RecursionError) as error:
         raise UserError(f"{index}: cannot be read ({' '.join(str(error).split())}); take another checkpoint") from None
 
 
-def _entry(said: Mapping[str, Any], files: Mapping[str, Any], keys: Mapping[str, set[str]]) -> Entry:
+def _entry(said: Mapping[str, Any], files: Mapping[str, _Mapped], keys: Mapping[str, set[str]]) -> Entry:
     """Of the index. Raises ValueError where it does not fit the files or the pieces do not make up the whole."""
     shape, pieces, covered = tuple(said["shape"]), [], 0
     for piece in said["pieces"]:
         file, key, offsets, size = piece["file"], piece["key"], tuple(piece["offsets"]), tuple(piece["shape"])
-        if key not in keys[file] or (found := tuple(files[file].get_slice(key).get_shape())) != size:
+        if key not in keys[file] or (found := tuple(files[file].opened.get_slice(key).get_shape())) != size:
             raise ValueError(f"{file} has no {key} of shape {list(size)}")
         if len(offsets) != len(shape) or len(found) != len(shape) or any(
                 not 0 <= start <= start + length <= whole
                 for start, length, whole in zip(offsets, size, shape, strict=True)):
             raise ValueError(f"{key} of {file} does not lie in the whole")
-        pieces.append(Piece(offsets, size, _reader(files[file], key)))
+        pieces.append(Piece(offsets, size, files[file].reader(key)))
         covered += torch.Size(size).numel()
     if covered != torch.Size(shape).numel():
         raise ValueError("a piece is missing")
     return Entry(_BY_NAME[said["dtype"]], shape, tuple(pieces))
-
-
-def _reader(file: Any, key: str) -> Callable[[], Tensor]:
-    return lambda: file.get_tensor(key)
 
 
 def _of_file(checkpoint: Path, path: Path) -> SavedTensors:
@@ -181,19 +199,20 @@ def _of_file(checkpoint: Path, path: Path) -> SavedTensors:
 def open_files(folder: Path, paths: Iterable[Path]) -> SavedTensors:
     """All tensors of some safetensors files, which have different names. Raises UserError."""
     entries: dict[str, Entry] = {}
-    for path in paths:
+    files = [_Mapped(path) for path in paths]
+    for file in files:
+        path = file.path
         try:
-            file = safe_open(path, framework="pt")
-            for key in file.keys():  # noqa: SIM118 (no mapping)
+            for key in file.opened.keys():  # noqa: SIM118 (no mapping)
                 if key in entries:
                     raise UserError(f"{path}: {key} is in another file of {folder} too; remove one of them")
-                slice_ = file.get_slice(key)
+                slice_ = file.opened.get_slice(key)
                 shape = tuple(slice_.get_shape())
                 entries[key] = Entry(_BY_NAME[slice_.get_dtype()], shape,
-                                     (Piece((0,) * len(shape), shape, _reader(file, key)),))
+                                     (Piece((0,) * len(shape), shape, file.reader(key)),))
         except (SafetensorError, OSError, KeyError) as error:
             raise UserError(f"{path}: cannot be read as safetensors: {error}") from None
-    return SavedTensors(folder, entries)
+    return SavedTensors(folder, entries, files)
 
 
 def in_memory(checkpoint: Path, tensors: Iterable[tuple[str, Tensor]]) -> SavedTensors:

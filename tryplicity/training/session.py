@@ -95,7 +95,7 @@ class Session:
         newest = checkpoint.newest(run.checkpoints, world) if resume else None
         if start is not None and newest is None:
             self.taken = take(start, self.model, self.strategy, self.optimizer, world)
-            start.weights.close()
+            start.weights.let_go()
         if newest is not None:
             data = self.progress.data
             _check_belongs(newest, self.progress, run, build, other_data)
