@@ -88,6 +88,21 @@ def _straight_through(rounded: Tensor, x: Tensor) -> Tensor:
     return rounded.detach() + (x - x.detach())
 
 
+def rounded_weight(weight: Tensor) -> Tensor:
+    """Every weight as -scale, 0 or scale, with the gradient of the weight itself."""
+    if torch.compiler.is_compiling():  # torch 2.11 loses the gradients of a Function that changes its result in place
+        return _straight_through(ternary_weight(weight), weight)
+    return _TernaryWeight.apply(weight)
+
+
+def rounded_input(x: Tensor) -> Tensor:
+    """`int8_input`, with the gradient of the norm."""
+    if torch.compiler.is_compiling():
+        steps, step = integer_input(x)
+        return (steps * step).to(x.dtype)
+    return _Int8Input.apply(x) if torch.is_grad_enabled() else int8_input(x)[0]
+
+
 def integer_input(x: Tensor) -> tuple[Tensor, Tensor]:
     """The steps of `int8_input` themselves, integers up to 127 either way, and the size of a step [..., 1], a
     constant; with the gradient of the norm."""
@@ -149,10 +164,10 @@ class BitLinear(Linear):
         return "weights and inputs rounded, in their own dtype again when they are multiplied"
 
     def effective_weight(self, weight: Tensor) -> Tensor:
-        return self.faded(weight, _TernaryWeight.apply(weight))
+        return self.faded(weight, rounded_weight(weight))
 
     def effective_input(self, x: Tensor) -> Tensor:
-        return self.faded(x, _Int8Input.apply(x) if torch.is_grad_enabled() else int8_input(x)[0])
+        return self.faded(x, rounded_input(x))
 
     def packed_like(self) -> dict[str, Tensor]:
         stack = () if self.experts is None else (self.experts,)

@@ -17,8 +17,8 @@ from tryplicity_plugins.layers.bitlinear import (
     NORM_EPS,
     BitLinear,
     _straight_through,
-    _TernaryWeight,
     _wide,
+    rounded_weight,
     ternary,
     ternary_weight,
 )
@@ -44,7 +44,7 @@ class UnnormedBitLinear(BitLinear):
         self._scale: Tensor | None = None  # [..., 1, O] of what is packed
 
     def effective_weight(self, weight: Tensor) -> Tensor:
-        rounded = torch.cat([_TernaryWeight.apply(part) for part in weight.split(self.parts, -2)], -2)
+        rounded = torch.cat([rounded_weight(part) for part in weight.split(self.parts, -2)], -2)
         return self.faded(weight, rounded)
 
     def effective_input(self, x: Tensor) -> Tensor:
