@@ -58,7 +58,9 @@ class Walk:
             names.setdefault(code.co_filename, set()).add(code.co_qualname.replace(".<locals>", ""))
         print(f"{way}: {len(lines)} files, {sum(map(len, lines.values()))} lines")
         for name, own in sorted(lines.items()) if files else ():
-            print(f"    {Path(name).relative_to(CORE.parent)} {len(own)}: {', '.join(sorted(names[name]))}")
+            place = next(Path(folder, Path(name).relative_to(package)) for folder, package in
+                         (("tryplicity", CORE), ("plugins", PLUGINS)) if Path(name).is_relative_to(package))
+            print(f"    {place} {len(own)}: {', '.join(sorted(names[name]))}")
 
 
 def hidden_size(registry: Any) -> Walk:
