@@ -14,8 +14,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # the lower bound of setup.cfg's torch>=
 OLDEST := $(shell sed -n 's/^ *torch>=\([0-9.]*\).*/\1/p' setup.cfg).0
-# what nightly tries between the oldest and the tested one
-BETWEEN := 2.12.0
+# what nightly tries besides the oldest and the tested one
+OTHERS := 2.12.0 2.14.1
 
 ifdef VIRTUAL_ENV
 VENV := $(VIRTUAL_ENV)
@@ -49,7 +49,7 @@ nightly: $(VENV)/.tryplicity-test $(VENV)/.tryplicity-smollm2 .venv-clients/.ins
 	$(BIN)/python -m pytest -m "slow or browser or not slow"
 	$(MAKE) mutation VENV=$(VENV)
 	$(MAKE) test-oldest
-	$(MAKE) test-torch TORCH=torch==$(BETWEEN)
+	for other in $(OTHERS); do $(MAKE) test-torch TORCH=torch==$$other || exit 1; done
 
 browser: $(VENV)/.tryplicity-test
 	$(BIN)/python -m pytest -m browser
