@@ -41,7 +41,11 @@ def test_the_oldest_torch_that_is_admitted_is_tested_in_its_own_environment_and_
     assert ".venv-oldest/bin/python -m pytest" in oldest and "/somewhere" not in oldest
     nightly = commands("nightly")
     assert ".venv-oldest/bin/python -m pytest" in nightly
-    between = re.search(r"^BETWEEN := (\d+)\.(\d+)", (ROOT / "Makefile").read_text(), re.MULTILINE).groups()
+    makefile = (ROOT / "Makefile").read_text()
     low, high = (tuple(map(int, bound.split(".")[:2])) for bound in bounds)
-    assert low < tuple(map(int, between)) < high
-    assert f'.venv-{".".join(between)}.0/bin/python -m pytest' in nightly
+    others = re.search(r"^OTHERS := (.+)", makefile, re.MULTILINE)[1].split()
+    usual = re.search(r"^TORCH \?= torch==(.+)", makefile, re.MULTILINE)[1]
+    minors = {tuple(map(int, version.split(".")[:2])) for version in (*others, usual)}
+    assert minors == {(2, minor) for minor in range(low[1] + 1, high[1])} and low[0] == high[0] == 2
+    for other in others:
+        assert f".venv-{other}/bin/python -m pytest" in nightly
