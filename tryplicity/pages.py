@@ -117,8 +117,8 @@ def build_page(built: Any, verdict: Any = None) -> None:
                   f"{_count(speed['flops_per_token'])}FLOP a token")
     console.print(f"  {speed['basis']}", style="dim")
     saving = plan["saving"]
-    console.print(f"disk: {saving['disk_gb']:,.2f} GB at most, {saving['checkpoint_gb']:,.2f} a checkpoint and up to "
-                  f"{saving['checkpoints_at_most']} at once")
+    console.print(f"disk: {saving['disk_gb']:,.2f} GB, {saving['checkpoint_gb']:,.2f} a checkpoint and up to "
+                  f"{saving['checkpoints_at_most']} at once, one more after an interruption")
     if hardware.device != "cpu":
         console.print(f"  {saving['machine_memory_gb']:,.2f} GB of a machine's own memory while one is written",
                       style="dim")

@@ -163,13 +163,13 @@ class Saving:
     """Bytes of one on the disk: weights, buffers and optimizer state; and of the machines' memory, all of them
     together, while it is written."""
     most: int
-    """How many are there at once, with the one that is being written."""
+    """How many are there at once, with the one that is being written; after an interruption its own, too."""
     weights: int
     """Bytes of the file of weights that the end leaves."""
 
     @property
     def disk(self) -> int:
-        """Bytes at most."""
+        """Bytes of all that is there at once, in a run that is not interrupted."""
         return self.checkpoint * self.most + self.weights
 
 
