@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tryplicity import UserError, World
 from tryplicity.model import assemble
 from tryplicity.spec import load_spec
 from tryplicity.training import starting
+from tryplicity.training.loop import Watcher
 from tryplicity.training.metrics import read_lines
 
 OTHER_MIXER = "blocks.memory.mixer={type: gqa, heads: 2, kv_heads: 1, head_dim: 16}"
@@ -132,3 +134,17 @@ def test_places_that_are_none(before, tmp_path):
                          (newest, "the checkpoint is damaged")):
         with pytest.raises(UserError, match=words):
             starting.opened(place)
+
+
+def test_the_weights_begun_from_are_not_held_while_it_trains(go):
+    first = go("first", steps=1)
+    start = starting.opened(first.folder)
+    mapped = []
+
+    class Look(Watcher):
+        def step(self, *arguments):
+            mapped.append(str(first.weights) in Path("/proc/self/maps").read_text())
+
+    assert str(first.weights) in Path("/proc/self/maps").read_text()
+    go("second", steps=1, start=start, watcher=Look())
+    assert mapped == [False] and start.weights.names
